@@ -1,0 +1,1 @@
+"""Where speed is judged: what `make bench` starts, loads, compares and writes down."""

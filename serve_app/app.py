@@ -1,0 +1,68 @@
+"""The composition root: `build` turns the settings into a Ray Serve application.
+
+`import_path: serve_app.app:build` of a Serve config file names it.
+"""
+
+from ray import serve
+from ray.serve import Application
+from ray.serve.config import AutoscalingConfig, BackpressureConfig, RequestRouterConfig
+
+from serve_app.checkpoint import read_checkpoint
+from serve_app.config import DeploymentOptions, HttpConfig, ModelConfig, ServerConfig
+from serve_app.ingress import Ingress
+from serve_app.replica import EmbeddingReplica
+
+# A call that waits for a replica is polled for, not woken. Serve's own pauses (25 ms, doubled up to 500 ms) are longer
+# than a batch takes.
+_ROUTER = RequestRouterConfig(initial_backoff_s=0.005, backoff_multiplier=1.5, max_backoff_s=0.05)
+
+
+def build(config: ServerConfig) -> Application:
+    """Build the application from the `args:` of a Serve config file.
+
+    Raises:
+        ModelLoadError: a model's files are not there or not of a kind that can be served.
+        ValueError: an autoscaling option does not exist.
+    """
+    return compose(config, replica=EmbeddingReplica)
+
+
+def compose(config: ServerConfig, *, replica: type) -> Application:
+    """Put together the ingress, and for each model that embeds a deployment of `replica`."""
+    models = {
+        model.name: _model(model, replica, config.http)
+        for model in config.models
+        if read_checkpoint(model.source, revision=model.revision).embeds
+    }
+    return _ingress(config).bind(config, models)
+
+
+def _model(model: ModelConfig, replica: type, http: HttpConfig) -> Application:
+    options = _options(model.deployment, http) | {"user_config": model.batch_settings}
+    return serve.deployment(replica).options(name=model.deployment_name, **options).bind(model)
+
+
+def _ingress(config: ServerConfig) -> serve.Deployment:
+    """Make the ingress deployment, with limits of Serve's that are never met.
+
+    What Serve refuses it refuses in plain text and before our code runs. So the ingress keeps its limits itself
+    (`Service.place`), and Serve lets through so much more that every refusal finds a place to be written in.
+    """
+    options = _options(config.ingress, config.http)
+    options["max_ongoing_requests"] = 4 * (config.ingress.max_requests or 25_000)
+    options["max_queued_requests"] = -1
+    return serve.deployment(serve.ingress()(Ingress)).options(name=config.ingress_name, **options)
+
+
+def _options(options: DeploymentOptions, http: HttpConfig) -> dict[str, object]:
+    unknown = set(options.autoscaling_config or {}) - set(AutoscalingConfig.model_fields)
+    if unknown:  # Ray Serve would take no notice of them
+        raise ValueError(f"autoscaling_config: Ray Serve knows no {', '.join(sorted(unknown))}")
+    refusal = BackpressureConfig(status_code=429, retry_after_s=http.retry_after_s)
+    defaults = {
+        "request_router_config": _ROUTER,
+        "backpressure_config": refusal,
+        # A replica that goes may finish what it has accepted; one that has nothing goes at once.
+        "graceful_shutdown_timeout_s": http.request_timeout_s,
+    }
+    return defaults | options.given()

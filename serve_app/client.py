@@ -1,0 +1,284 @@
+"""A model's deployment as the ingress sees it: split, call, retry, and Ray's errors turned into ours.
+
+What waits here is bounded in tokens. A request is cut into jobs of at most one token budget, so that a call is a unit
+of work to Ray Serve. Of one request only as many jobs wait at once as calls may be under way, so that others that come
+later find their place between its jobs. Knows nothing of HTTP or JSON.
+"""
+
+import asyncio
+import math
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+
+from serve_app.batching import split_by_budget
+from serve_app.errors import OverloadedError, UnavailableError
+from serve_app.messages import (
+    EmbedJob,
+    EmbedResult,
+    Failure,
+    ModelAnswer,
+    Refusal,
+    ReplicaState,
+    TokenizedInputs,
+)
+from serve_app.metrics import Metrics
+from serve_app.sender import Answered, LostCallError, Sender
+
+# Embedding is idempotent, so a job whose replica died may be sent again; a job that is there at two deaths more is
+# likely to be their cause.
+_ATTEMPTS = 3
+# Calls to one replica that are under way at once: one computes and one is ready, so that the model need not wait.
+_CALLS_PER_REPLICA = 2
+# How long the number of replicas is trusted.
+_REPLICAS_KNOWN_S = 2.0
+
+
+class Response(Protocol):
+    """What Ray Serve's handle returns at once for a call: something to await or to cancel."""
+
+    def __await__(self) -> Any:
+        """Wait for the answer."""
+
+    def cancel(self) -> None:
+        """Give the call up, in the replica as well."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClientSettings:
+    """What a client is told of its model.
+
+    Attributes:
+        model: the served name.
+        job_tokens: most tokens in a call; an input that is longer goes alone.
+        max_queued_tokens: most tokens accepted and not answered; one request always fits.
+        unavailable_after_s: seconds that a call may wait while there is no replica at all.
+        retry_after_s: what a refused client is told to wait.
+        retry_pause_s: most seconds before a job goes out again.
+    """
+
+    model: str
+    job_tokens: int
+    max_queued_tokens: int
+    unavailable_after_s: float
+    retry_after_s: int
+    retry_pause_s: float = 0.1
+
+
+class ModelClient:
+    """Calls the replicas of one model.
+
+    Args:
+        handle: Ray Serve's `DeploymentHandle` of the model's deployment.
+        settings: see `ClientSettings`.
+        metrics: where jobs are counted.
+    """
+
+    def __init__(self, handle: Any, settings: ClientSettings, *, metrics: Metrics) -> None:
+        self._handle = handle
+        self._settings = settings
+        self._metrics = metrics
+        self._pending_tokens = 0
+        self._sender = Sender(
+            self._call,
+            budget=settings.job_tokens,
+            calls_at_once=_CALLS_PER_REPLICA,
+            attempts=_ATTEMPTS,
+            lost=self._count_retry,
+            pause=self._pause,
+        )
+        self._counting: asyncio.Task[None] | None = None
+        self._counted_at = -math.inf
+
+    async def embed(self, inputs: TokenizedInputs, *, request_id: str) -> ModelAnswer:
+        """Return the vectors of all inputs.
+
+        Raises:
+            OverloadedError: there is no room, here or in a replica.
+            UnavailableError: no replica answers.
+        """
+        most = self._settings.max_queued_tokens
+        if self._pending_tokens and self._pending_tokens + inputs.tokens > most:
+            raise self._overloaded("pending_tokens")
+        self._count_pending(inputs.tokens)
+        self._count_replicas_anew()
+        try:
+            jobs = _split(inputs, job_tokens=self._settings.job_tokens, request_id=request_id)
+            return _join(jobs, await self._run(jobs))
+        finally:
+            self._count_pending(-inputs.tokens)
+
+    async def states(self) -> list[ReplicaState]:
+        """Return the state of every replica that can embed now."""
+        try:
+            answers = await self._handle.broadcast("state").results_async(
+                timeout_s=2, return_exceptions=True
+            )
+        except (TimeoutError, RayActorError, DeploymentUnavailableError):
+            return []
+        return [answer for answer in answers if isinstance(answer, ReplicaState)]
+
+    async def is_ready(self) -> bool:
+        """Return whether a replica can embed now."""
+        return bool(await self.states())
+
+    def _count_pending(self, tokens: int) -> None:
+        self._pending_tokens += tokens
+        self._metrics.pending_changed(model=self._settings.model, tokens=self._pending_tokens)
+
+    async def _run(self, jobs: Sequence[EmbedJob]) -> list[Answered]:
+        """Run jobs, a few at once; the first that fails ends the others."""
+        if len(jobs) == 1:
+            return [await self._send(jobs[0])]
+        answers: dict[int, Answered] = {}
+        to_do = iter(enumerate(jobs))
+
+        async def work() -> None:
+            for number, job in to_do:
+                answers[number] = await self._send(job)
+
+        tasks = [asyncio.create_task(work()) for _ in range(self._sender.calls_at_once)]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+        return [answers[number] for number in range(len(jobs))]
+
+    async def _send(self, job: EmbedJob) -> Answered:
+        try:
+            answered = await self._sender.send(job)
+        except LostCallError:
+            raise self._unavailable("each died while it worked on this request") from None
+        self._metrics.job_finished(
+            model=self._settings.model,
+            tokens=job.inputs.tokens,
+            result=answered.result,
+            queue_s=answered.queue_s,
+        )
+        return answered
+
+    async def _call(self, jobs: Sequence[EmbedJob]) -> Sequence[EmbedResult]:
+        """Make one call, and turn what Ray raises into ours."""
+        try:
+            results = await self._answer(self._handle.embed.remote(jobs))
+        except (RayActorError, UnavailableError):
+            raise LostCallError from None
+        except _NoReplicaError:
+            raise self._unavailable("none is there") from None
+        except BackPressureError:
+            raise self._overloaded("serve_queue") from None
+        except DeploymentUnavailableError:
+            raise self._unavailable("it failed to start") from None
+        if isinstance(results, Refusal):
+            raise self._overloaded("replica_tokens")
+        return results
+
+    def _count_retry(self) -> None:
+        self._metrics.job_retried(model=self._settings.model)
+
+    async def _pause(self) -> None:
+        """Wait a moment, so that not all callers of a dead replica come back at once."""
+        await asyncio.sleep(self._settings.retry_pause_s * random.uniform(0.2, 1))  # noqa: S311  # no secret
+
+    def _count_replicas_anew(self) -> None:
+        """Let the number of calls follow the number of replicas, asked for now and then while there is work."""
+        if time.monotonic() - self._counted_at < _REPLICAS_KNOWN_S or self._counting is not None:
+            return
+        self._counted_at = time.monotonic()
+        self._counting = asyncio.create_task(self._count_replicas())
+
+    async def _count_replicas(self) -> None:
+        try:
+            replicas = len(await self.states())
+            self._sender.calls_at_once = _CALLS_PER_REPLICA * max(replicas, 1)
+        finally:
+            self._counting = None
+
+    async def _answer(self, response: Response) -> Sequence[EmbedResult] | Refusal:
+        """Wait for a call, for as long as there is a replica to wait for.
+
+        A handle waits for ever where no replica exists, so every so often somebody has to look.
+        """
+        waiting = asyncio.ensure_future(_awaited(response))
+        waiting.add_done_callback(_retrieve)
+        try:
+            while True:
+                done, _ = await asyncio.wait([waiting], timeout=self._settings.unavailable_after_s)
+                if done:
+                    return waiting.result()
+                if not await self.states() and not waiting.done():
+                    raise _NoReplicaError
+        finally:
+            if not waiting.done():
+                response.cancel()
+                waiting.cancel()
+
+    def _overloaded(self, reason: str) -> OverloadedError:
+        self._metrics.overloaded(reason=reason)
+        message = f"{self._settings.model} has more work than it can queue. Try again."
+        return OverloadedError(message, "overloaded", retry_after_s=self._settings.retry_after_s)
+
+    def _unavailable(self, why: str) -> UnavailableError:
+        message = f"{self._settings.model} has no replica that answers: {why}."
+        return UnavailableError(
+            message, "model_unavailable", retry_after_s=self._settings.retry_after_s
+        )
+
+
+class _NoReplicaError(Exception):
+    """A call waits, and there is no replica that could take it."""
+
+
+def _retrieve(waiting: asyncio.Future[Any]) -> None:
+    """Look at a call's error, also when its caller has gone; asyncio would log it otherwise, message and all."""
+    if not waiting.cancelled():
+        waiting.exception()
+
+
+async def _awaited(response: Response) -> Sequence[EmbedResult] | Refusal:
+    answer: Sequence[EmbedResult] | Refusal = await response
+    return answer
+
+
+def _split(inputs: TokenizedInputs, *, job_tokens: int, request_id: str) -> list[EmbedJob]:
+    """Cut a request into jobs of at most one token budget, in input order."""
+    runs = split_by_budget(inputs.lengths, budget=job_tokens)
+    if len(runs) == 1:
+        return [EmbedJob(inputs, request_id)]
+    ends = np.concatenate([[0], np.cumsum(inputs.lengths, dtype=np.int64)])
+    return [
+        EmbedJob(
+            TokenizedInputs(
+                inputs.ids[ends[run.start] : ends[run.stop]],
+                inputs.lengths[run],
+                inputs.prompt_length,
+            ),
+            request_id,
+        )
+        for run in runs
+    ]
+
+
+def _join(jobs: Sequence[EmbedJob], answers: Sequence[Answered]) -> ModelAnswer:
+    """Put the jobs' answers together again, in input order."""
+    failures: list[Failure] = []
+    first = 0
+    for job, answer in zip(jobs, answers, strict=True):
+        failures += [
+            replace(failure, index=first + failure.index) for failure in answer.result.failures
+        ]
+        first += len(job.inputs)
+    vectors = [answer.result.vectors for answer in answers]
+    return ModelAnswer(
+        vectors=vectors[0] if len(vectors) == 1 else np.concatenate(vectors),
+        failures=tuple(failures),
+        queue_s=max(answer.queue_s for answer in answers),
+        inference_s=max(answer.result.inference_s for answer in answers),
+    )

@@ -1,0 +1,299 @@
+"""The settings: what `args:` of the Serve config file may say, validated, frozen and documented.
+
+Every field has a default that is right for most people, and its description here is the one that the README's table
+shows. Knows nothing of Ray: options of a deployment are carried by Ray Serve's own names and checked by Serve.
+"""
+
+import re
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+ErrorFormat = Literal["auto", "page", "openai"]
+Dtype = Literal["float32", "float16", "bfloat16"]
+EngineChoice = Literal["auto", "torch", "openvino"]
+TokenIdsMode = Literal["model", "reject"]
+
+
+class Settings(BaseModel):
+    """Base of all settings: frozen, and a key that does not exist is an error that names it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class DeploymentOptions(Settings):
+    """Ray Serve's own options of a deployment, under their own names; what is not set keeps its default."""
+
+    name: Annotated[
+        str | None,
+        Field(
+            pattern=r"^[A-Za-z0-9_.-]+$",
+            description="Name of the deployment in Ray Serve; made from the model's.",
+        ),
+    ] = None
+    num_replicas: Annotated[
+        PositiveInt | Literal["auto"] | None,
+        Field(description="Fixed number of replicas, or `auto`."),
+    ] = None
+    autoscaling_config: Annotated[
+        dict[str, Any] | None,
+        Field(description="Ray Serve's `autoscaling_config`, instead of `num_replicas`."),
+    ] = None
+    max_ongoing_requests: Annotated[
+        PositiveInt, Field(description="Most calls in one replica at once.")
+    ] = 512
+    max_queued_requests: Annotated[
+        int,
+        Field(
+            ge=-1, description="Most calls that wait for a replica; beyond it 429. -1: no limit."
+        ),
+    ] = 1024
+    ray_actor_options: Annotated[
+        dict[str, Any] | None,
+        Field(description="`num_cpus`, `num_gpus`, `resources`, `runtime_env` of a replica."),
+    ] = None
+    user_config: Annotated[
+        dict[str, Any] | None,
+        Field(description="Settings that change without a restart: see `BatchSettings`."),
+    ] = None
+    max_replicas_per_node: PositiveInt | None = None
+    max_surge_percent: Annotated[float | None, Field(ge=0)] = None
+    rolling_update_percentage: Annotated[float | None, Field(gt=0, le=100)] = None
+    graceful_shutdown_timeout_s: PositiveFloat | None = None
+    graceful_shutdown_wait_loop_s: PositiveFloat | None = None
+    health_check_period_s: PositiveFloat | None = None
+    health_check_timeout_s: PositiveFloat | None = None
+    logging_config: dict[str, Any] | None = None
+    request_router_config: dict[str, Any] | None = None
+    placement_group_bundles: list[dict[str, float]] | None = None
+    placement_group_strategy: str | None = None
+
+    @model_validator(mode="after")
+    def _one_way_to_scale(self) -> Self:
+        if (
+            self.num_replicas is not None
+            and self.autoscaling_config is not None
+            and self.num_replicas != "auto"
+        ):
+            raise ValueError("set num_replicas or autoscaling_config, not both")
+        return self
+
+    def given(self) -> dict[str, Any]:
+        """Return what Serve is told: the options that have a value, without those that this project handles itself."""
+        return self.model_dump(exclude_none=True, exclude={"name", "user_config"})
+
+
+class IngressOptions(DeploymentOptions):
+    """Options of the ingress deployment; its limits are kept by the server itself, so that a refusal is our 429."""
+
+    max_ongoing_requests: Annotated[
+        PositiveInt, Field(description="Requests that one ingress replica works on at once.")
+    ] = 1000
+    max_queued_requests: Annotated[
+        int,
+        Field(
+            ge=-1,
+            description="Requests beyond those that may wait in it; after that 429. -1: no limit.",
+        ),
+    ] = 1000
+
+    @model_validator(mode="after")
+    def _has_no_user_config(self) -> Self:
+        if self.user_config is not None:
+            raise ValueError(
+                "user_config: the ingress has no settings that change without a restart"
+            )
+        return self
+
+    @property
+    def max_requests(self) -> int | None:
+        """Most embedding requests in one ingress replica, or None for no limit."""
+        if self.max_queued_requests < 0:
+            return None
+        return self.max_ongoing_requests + self.max_queued_requests
+
+
+class BatchSettings(Settings):
+    """What a running replica takes from `user_config`, without a restart."""
+
+    max_batch_tokens: Annotated[
+        PositiveInt | None,
+        Field(
+            description="Token budget: most padded tokens in a forward pass. Default: 2048 on a CPU, 32768 on a GPU."
+        ),
+    ] = None
+    max_batch_size: Annotated[
+        PositiveInt, Field(description="Most calls that `@serve.batch` puts in one batch.")
+    ] = 256
+    max_queued_tokens: Annotated[
+        PositiveInt,
+        Field(
+            description="Most tokens that wait in one replica, and in one ingress replica; beyond it 429."
+        ),
+    ] = 200_000
+    wedged_after_s: Annotated[
+        PositiveFloat,
+        Field(description="A batch that computes longer than this makes its replica unhealthy."),
+    ] = 120.0
+
+
+class ModelConfig(BatchSettings):
+    """One model that is served."""
+
+    name: Annotated[
+        str, Field(min_length=1, description="What clients ask for and what responses carry.")
+    ]
+    source: Annotated[
+        str,
+        Field(
+            min_length=1,
+            description="A directory, a Hub id, or `package:NAME/PATH` for a directory inside an installed package.",
+        ),
+    ]
+    revision: Annotated[str | None, Field(description="Branch, tag or commit of a Hub id.")] = None
+    trust_remote_code: Annotated[
+        bool, Field(description="Run code that the model's repository brings.")
+    ] = False
+    aliases: Annotated[
+        tuple[str, ...], Field(description="Other names that clients may ask for.")
+    ] = ()
+    device: Annotated[
+        str,
+        Field(
+            pattern=r"^(auto|cpu|cuda(:\d+)?)$",
+            description="`auto` takes a GPU where there is one.",
+        ),
+    ] = "auto"
+    engine: Annotated[
+        EngineChoice,
+        Field(
+            description=(
+                "What computes: `auto` takes `openvino` on a CPU where it is installed and can run the model, else "
+                "`torch`; a GPU is always torch's."
+            )
+        ),
+    ] = "auto"
+    # Measured with MiniLM over 1,000 texts of 3 to 256 tokens against torch in float32, as the least cosine: OpenVINO
+    # 0.99995 in bfloat16 and 0.999997 in float16, torch 0.9998 in bfloat16.
+    dtype: Annotated[
+        Dtype,
+        Field(
+            description=(
+                "Type of the arithmetic. In `bfloat16` the least cosine to float32 over 1,000 texts is 0.9999 with "
+                "OpenVINO and MiniLM, 0.9998 with torch. Without units for it in the processor OpenVINO stays with "
+                "float32."
+            )
+        ),
+    ] = "float32"
+    threads: Annotated[
+        PositiveInt | None,
+        Field(
+            description="CPU threads of the model. Default: the replica's `num_cpus` if 1 or more, else all cores."
+        ),
+    ] = None
+    prompts: Annotated[
+        dict[str, str],
+        Field(description="Prompts by name, added to those that the model's files bring."),
+    ] = {}
+    max_input_tokens: Annotated[
+        PositiveInt | None, Field(description="Lowers the most tokens that an input may have.")
+    ] = None
+    truncate: Annotated[bool, Field(description="What an absent `truncate` means.")] = False
+    token_ids: Annotated[
+        TokenIdsMode,
+        Field(
+            description="Integer inputs: `model` reads them as the model's own ids, `reject` is 400."
+        ),
+    ] = "reject"
+    deployment: Annotated[
+        DeploymentOptions, Field(description="Ray Serve's options of this model's deployment.")
+    ] = DeploymentOptions()
+
+    @model_validator(mode="after")
+    def _user_config_is_valid(self) -> Self:
+        BatchSettings.model_validate(
+            self.deployment.user_config or {}
+        )  # not only when a replica has started
+        return self
+
+    @property
+    def deployment_name(self) -> str:
+        """The deployment's name in Ray Serve: the one set, else the model's with `/` and the like replaced."""
+        return self.deployment.name or re.sub(r"[^A-Za-z0-9_.-]+", "--", self.name)
+
+    @property
+    def batch_settings(self) -> dict[str, Any]:
+        """The part that a running replica takes without a restart, as `user_config`."""
+        return {name: getattr(self, name) for name in BatchSettings.model_fields} | (
+            self.deployment.user_config or {}
+        )
+
+
+class HttpConfig(Settings):
+    """The HTTP side: limits and the shape of errors."""
+
+    error_format: Annotated[
+        ErrorFormat,
+        Field(
+            description="Shape of errors: `auto` sends OpenAI's envelope to its SDKs and the page's to all others."
+        ),
+    ] = "auto"
+    max_client_batch_size: Annotated[
+        PositiveInt, Field(description="Most inputs in a request; beyond it 413.")
+    ] = 2048
+    max_request_tokens: Annotated[
+        PositiveInt, Field(description="Most tokens in a request; beyond it 413.")
+    ] = 300_000
+    max_body_bytes: Annotated[
+        PositiveInt, Field(description="Most bytes in a body; beyond it 413.")
+    ] = 16 * 1024**2
+    body_timeout_s: Annotated[
+        PositiveFloat, Field(description="Seconds a body may take to arrive; then 408.")
+    ] = 30.0
+    request_timeout_s: Annotated[
+        PositiveFloat,
+        Field(description="Seconds a request may take once its body is here; then 504."),
+    ] = 120.0
+    unavailable_after_s: Annotated[
+        PositiveFloat,
+        Field(description="Seconds a request waits for a model without any replica; then 503."),
+    ] = 30.0
+    retry_after_s: Annotated[
+        int, Field(ge=1, le=60, description="`Retry-After` of 429 and 503.")
+    ] = 1
+
+
+class ServerConfig(Settings):
+    """Everything under `args:` of the application."""
+
+    models: Annotated[
+        tuple[ModelConfig, ...], Field(min_length=1, description="The first is the default model.")
+    ]
+    http: HttpConfig = HttpConfig()
+    ingress: IngressOptions = IngressOptions()
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Self:
+        _check_unique(
+            "models", "name or alias", (n for m in self.models for n in {m.name, *m.aliases})
+        )
+        _check_unique(
+            "models",
+            "deployment name",
+            [*(m.deployment_name for m in self.models), self.ingress_name],
+        )
+        return self
+
+    @property
+    def ingress_name(self) -> str:
+        """The ingress deployment's name in Ray Serve."""
+        return self.ingress.name or "ingress"
+
+
+def _check_unique(key: str, what: str, names: Iterable[str]) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise ValueError(f"{key}: the {what} {name!r} is used twice")
+        seen.add(name)

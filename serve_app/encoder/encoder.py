@@ -1,0 +1,92 @@
+"""From the inputs of several jobs to their vectors, through whichever engine computes.
+
+Inputs are padded batch by batch within a token budget, longest first. What fails is tried again in halves, until the
+input at fault stands alone. One thread at a time; imports no library that computes.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Sequence
+
+import numpy as np
+
+from serve_app.batch import Batch, Encoded, Indices
+from serve_app.batching import pad
+from serve_app.checkpoint import Checkpoint
+from serve_app.encoder.engine import EncoderBrokenError, Engine, Features, default_batch_tokens
+from serve_app.messages import TokenizedInputs
+
+logger = logging.getLogger("ray.serve.embeddings")
+
+
+class Encoder:
+    """A loaded model. Made by `load_encoder`; used by one thread at a time.
+
+    Args:
+        engine: what computes.
+        checkpoint: what the model's files say.
+        max_batch_tokens: token budget where `encode` is given none.
+    """
+
+    def __init__(
+        self, engine: Engine, checkpoint: Checkpoint, *, max_batch_tokens: int | None = None
+    ) -> None:
+        assert checkpoint.dimensions is not None, "only models that embed are loaded"
+        self.dimensions: int = checkpoint.dimensions
+        self.device = engine.device
+        self.engine_name = engine.name
+        self._engine = engine
+        self._includes_prompt = checkpoint.include_prompt
+        self._max_batch_tokens = max_batch_tokens or default_batch_tokens(engine.device)
+
+    def encode(
+        self, inputs: Sequence[TokenizedInputs], *, max_batch_tokens: int | None = None
+    ) -> Encoded:
+        """Return the vectors of the inputs of several jobs, one job after the other.
+
+        Args:
+            inputs: the jobs' inputs.
+            max_batch_tokens: most padded tokens in a forward pass, instead of the encoder's own budget.
+
+        Raises:
+            EncoderBrokenError: the device failed, and everything after this would fail too.
+        """
+        batch = Batch(inputs, dimensions=self.dimensions)
+        unreadable = batch.unreadable(
+            vocabulary_size=self._engine.vocabulary_size, may_be_empty=self._engine.reads_empty
+        )
+        batch.fail(np.flatnonzero(unreadable), "inference_failed")
+        budget = max_batch_tokens or self._max_batch_tokens
+        pending = deque(
+            batch.passes(~unreadable, max_batch_tokens=budget, mixes_prompts=self._includes_prompt)
+        )
+        while pending:
+            indices = pending.popleft()
+            if self._try_pass(batch, indices):
+                continue
+            if len(indices) == 1:
+                batch.fail(indices, "inference_failed")
+            else:
+                middle = len(indices) // 2
+                pending.extendleft((indices[middle:], indices[:middle]))
+        return batch.encoded()
+
+    def _try_pass(self, batch: Batch, indices: Indices) -> bool:
+        """Run one forward pass and keep what it gives; return False when it failed."""
+        try:
+            vectors, finite = self._engine.forward(self._features(batch, indices))
+        except EncoderBrokenError:
+            raise
+        except Exception as error:
+            logger.warning("forward pass failed: %s, %d inputs", type(error).__name__, len(indices))
+        else:
+            batch.keep(indices, vectors, finite)
+            return True
+        self._engine.recover()  # out here, where the error no longer holds the pass's tensors
+        return False
+
+    def _features(self, batch: Batch, indices: Indices) -> Features:
+        ids, mask = pad(
+            batch.ids, batch.starts[indices], batch.lengths[indices], pad_id=self._engine.pad_id
+        )
+        return Features(ids, mask, int(batch.prompt_lengths[indices[0]]))

@@ -1,0 +1,225 @@
+"""From a source to an encoder: load the model, choose what computes, check that it computes right, warm it up."""
+
+import importlib.util
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+
+from serve_app.checkpoint import Checkpoint, read_checkpoint
+from serve_app.encoder.encoder import Encoder
+from serve_app.encoder.engine import Engine, default_batch_tokens
+from serve_app.encoder.torch_engine import TorchEngine
+from serve_app.errors import ModelLoadError
+from serve_app.messages import TokenizedInputs
+from serve_app.model_check import PROBES, check_model
+from serve_app.source import resolve
+from serve_app.tokenizer import Tokenizer
+
+logger = logging.getLogger("ray.serve.embeddings")
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+WARM_UP_TOKENS = 512  # where an input has no limit
+# How far a converted model's vectors may be from torch's, as a part of their length. Wide of what rounding does and
+# narrow of what a wrong graph does: that is all that is asked here.
+TOLERANCES = {"f32": 1e-3, "f16": 0.1, "bf16": 0.1}
+# Rotary positions that depend on how long the longest input is: a graph keeps those of the input it was made with.
+CHANGING_POSITIONS = ("dynamic", "longrope")
+
+
+class _CannotConvertError(Exception):
+    """This model stays with torch; the message says why."""
+
+
+def load_encoder(  # noqa: PLR0913  # one for each setting of a model that is about computing
+    source: str,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    device: str = "auto",
+    engine: str = "auto",
+    dtype: str = "float32",
+    threads: int | None = None,
+    max_batch_tokens: int | None = None,
+    warm_up: bool = True,
+) -> Encoder:
+    """Load a model and check that it is what its files say.
+
+    Args:
+        source: a directory, a Hub id, or `package:NAME/PATH`; see `serve_app.source`.
+        revision: branch, tag or commit of a Hub id.
+        trust_remote_code: run code that the model brings.
+        device: `cpu`, `cuda`, `cuda:1`; `auto` takes a GPU where there is one.
+        engine: `torch`, `openvino`, or `auto`, which takes OpenVINO where it is installed and can run the model; a GPU
+            is always torch's.
+        dtype: `float32`, `float16` or `bfloat16`, of the weights and of the arithmetic.
+        threads: CPU threads of the model; as the engine chooses when None.
+        max_batch_tokens: token budget; see `default_batch_tokens` for what it is when None.
+        warm_up: run a full token budget and one short input before returning.
+
+    Raises:
+        ModelLoadError: the model is missing, does not embed, is not supported, or fails in the warm-up; or `openvino`
+            was asked for and cannot run it.
+    """
+    checkpoint = read_checkpoint(source, revision=revision)
+    tokenizer = Tokenizer(checkpoint)
+    directory = resolve(source, revision=revision, weights=True)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    budget = max_batch_tokens or default_batch_tokens(device)
+    loader = _Loader(directory, checkpoint, tokenizer, device, trust_remote_code, threads, budget)
+    if engine == "torch" or device != "cpu":
+        chosen: Engine = loader.torch(dtype)
+    else:
+        chosen = loader.openvino_or_torch(dtype, must_be_openvino=engine == "openvino")
+    encoder = Encoder(chosen, checkpoint, max_batch_tokens=max_batch_tokens)
+    if warm_up:
+        _warm_up(encoder, tokenizer, budget)
+    return encoder
+
+
+@dataclass(frozen=True, slots=True)
+class _Loader:
+    """Makes engines of one model."""
+
+    directory: Path
+    checkpoint: Checkpoint
+    tokenizer: Tokenizer
+    device: str
+    trust_remote_code: bool
+    threads: int | None
+    max_batch_tokens: int
+
+    def torch(self, dtype: str) -> TorchEngine:
+        model = _load_model(
+            self.directory,
+            trust_remote_code=self.trust_remote_code,
+            device=self.device,
+            dtype=DTYPES[dtype],
+        )
+        check_model(model, self.checkpoint, self.tokenizer)
+        return TorchEngine(model, self.checkpoint)
+
+    def openvino_or_torch(self, dtype: str, *, must_be_openvino: bool) -> Engine:
+        model: TorchEngine | None = None
+        try:
+            _check_convertible(self.checkpoint)
+            model = self.torch("float32")
+            return self._openvino(model, dtype)
+        except _CannotConvertError as error:
+            if must_be_openvino:
+                raise ModelLoadError(
+                    f"{self.directory}: engine openvino cannot run it: {error}"
+                ) from error
+            logger.info("%s: engine torch, because %s", self.directory, error)
+        return model if model is not None and dtype == "float32" else self.torch(dtype)
+
+    def _openvino(self, model: TorchEngine, dtype: str) -> Engine:
+        from serve_app.encoder.openvino_engine import OpenVinoEngine, load_graph
+
+        _check_positions(model.modules[0].model.config, self.checkpoint)
+        inputs = self._probes()
+        expected = Encoder(model, self.checkpoint).encode(inputs)
+        if expected.failures:
+            raise _CannotConvertError("it fails in torch too")
+        problem = ""
+        for anew in (False, True):
+            try:
+                graph = load_graph(model, self.directory, anew=anew)
+                engine = OpenVinoEngine(graph, model, dtype=dtype, threads=self.threads)
+            except Exception as error:
+                problem = f"{type(error).__name__}: {error}"
+                continue
+            found = Encoder(engine, self.checkpoint).encode(inputs)
+            if not found.failures and _agree(
+                found.vectors, expected.vectors, TOLERANCES[engine.precision]
+            ):
+                logger.info("%s: engine openvino in %s", self.directory, engine.precision)
+                return engine
+            problem = "its vectors are not those of torch"
+        raise _CannotConvertError(problem)
+
+    def _probes(self) -> list[TokenizedInputs]:
+        texts = self.tokenizer.encode_texts(
+            PROBES, prompt_name=None, truncate=True, truncate_direction="right"
+        ).inputs
+        longest = min(self.tokenizer.max_input_tokens or WARM_UP_TOKENS, self.max_batch_tokens)
+        return [texts, _repeated(texts, length=longest, count=1)]
+
+
+def _check_convertible(checkpoint: Checkpoint) -> None:
+    """Return when nothing that is known before the weights are loaded speaks against OpenVINO."""
+    if importlib.util.find_spec("openvino") is None:
+        raise _CannotConvertError("openvino is not installed")
+    if not checkpoint.adds_special_tokens:
+        raise _CannotConvertError("it is a StaticEmbedding, which has nothing to gain")
+
+
+def _check_positions(config: Any, checkpoint: Checkpoint) -> None:
+    """Return when a graph does for inputs of every length what torch does.
+
+    Torch refuses a position that the model has no row for; a graph reads zeros.
+    """
+    positions = getattr(config, "max_position_embeddings", None)
+    limit = checkpoint.max_input_tokens
+    if isinstance(positions, int) and positions > 0 and (limit is None or limit > positions):
+        raise _CannotConvertError(f"its inputs may be longer than its {positions} positions")
+    rotary = str(getattr(config, "rope_parameters", None))
+    if any(f"'{kind}'" in rotary for kind in CHANGING_POSITIONS):
+        raise _CannotConvertError("its positions depend on the lengths of the inputs")
+
+
+def _agree(found: Any, expected: Any, tolerance: float) -> bool:
+    distances = np.linalg.norm(found - expected, axis=1)
+    return bool((distances <= tolerance * np.linalg.norm(expected, axis=1)).all())
+
+
+def _load_model(
+    directory: Path, *, trust_remote_code: bool, device: str, dtype: torch.dtype
+) -> SentenceTransformer:
+    for pickled in directory.rglob("pytorch_model*.bin"):
+        if not any(pickled.parent.glob("*.safetensors")):
+            raise ModelLoadError(
+                f"{pickled}: pickled weights are not loaded; save the model as safetensors"
+            )
+    try:
+        model = SentenceTransformer(
+            str(directory),
+            device=device,
+            local_files_only=True,
+            trust_remote_code=trust_remote_code,
+            model_kwargs={"use_safetensors": True, "dtype": dtype},
+        )
+    except Exception as error:
+        raise ModelLoadError(
+            f"{directory} cannot be loaded: {type(error).__name__}: {error}"
+        ) from error
+    if isinstance(model[0], StaticEmbedding):  # takes no arguments for its loading
+        model.to(dtype)
+    return model
+
+
+def _warm_up(encoder: Encoder, tokenizer: Tokenizer, max_batch_tokens: int) -> None:
+    """Run one short input and a full token budget, so that the first request finds memory and kernels ready."""
+    probe = tokenizer.encode_texts(
+        PROBES, prompt_name=None, truncate=True, truncate_direction="right"
+    ).inputs
+    longest = min(tokenizer.max_input_tokens or WARM_UP_TOKENS, max_batch_tokens)
+    for length, count in ((int(probe.lengths[0]), 1), (longest, max_batch_tokens // longest)):
+        inputs = _repeated(probe, length=length, count=count)
+        if failures := encoder.encode([inputs], max_batch_tokens=max_batch_tokens).failures:
+            raise ModelLoadError(
+                f"the model gave {failures[0].code} for an input of {length} tokens in the warm-up"
+            )
+
+
+def _repeated(inputs: TokenizedInputs, *, length: int, count: int) -> TokenizedInputs:
+    """Return inputs of one length, made of the ids of others over and over."""
+    return TokenizedInputs(np.resize(inputs.ids, count * length), np.full(count, length, np.int32))

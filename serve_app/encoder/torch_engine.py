@@ -1,0 +1,118 @@
+"""The engine that is always there: sentence-transformers' own modules, run by torch, on a CPU or a GPU."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Normalize
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+
+from serve_app.checkpoint import Checkpoint
+from serve_app.encoder.engine import EncoderBrokenError, Features, Finite
+from serve_app.messages import Vectors
+
+CUDA_OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation: the device goes on
+
+
+class TorchEngine:
+    """A SentenceTransformer as an engine; see `Engine` for its attributes and methods.
+
+    Args:
+        model: the SentenceTransformer, on its device.
+        checkpoint: what its files say.
+
+    Attributes:
+        modules: those of the model, less a Normalize at the end.
+        reads_token_types: the first of them is given token types, all 0.
+        includes_prompt: the pooling counts the prompt's tokens.
+        dimensions: components of its vectors.
+    """
+
+    name = "torch"
+
+    def __init__(self, model: SentenceTransformer, checkpoint: Checkpoint) -> None:
+        self.device = str(model.device)
+        self.modules = _without_trailing_normalize(list(model.eval().children()))
+        self.reads_empty = isinstance(self.modules[0], StaticEmbedding)
+        self.pad_id: int = getattr(model.tokenizer, "pad_token_id", None) or 0
+        self.reads_token_types = "token_type_ids" in getattr(
+            model.tokenizer, "model_input_names", ()
+        )
+        self.vocabulary_size = _vocabulary_size(self.modules[0])
+        self.includes_prompt = checkpoint.include_prompt
+        self.dimensions = checkpoint.dimensions
+
+    def forward(self, features: Features) -> tuple[Vectors, Finite]:
+        """Return the vectors of one pass, and which of them are finite."""
+        try:
+            return self._forward(self._tensors(features))
+        except Exception as error:
+            if _breaks_the_device(error):
+                raise EncoderBrokenError(type(error).__name__) from error
+            raise
+
+    def recover(self) -> None:
+        """Give the device's memory back."""
+        if self.device.startswith("cuda"):
+            torch.cuda.empty_cache()
+
+    def _tensors(self, features: Features) -> dict[str, Any]:
+        """Return what the first module reads, as the tokenizer of sentence-transformers would make it."""
+        ids, mask = features.ids, features.mask
+        if self.reads_empty:
+            lengths = mask.sum(axis=1)
+            offsets = np.cumsum(lengths) - lengths
+            return {"input_ids": self._tensor(ids[mask == 1]), "offsets": self._tensor(offsets)}
+        tensors: dict[str, Any] = {
+            "input_ids": self._tensor(ids),
+            "attention_mask": self._tensor(mask),
+        }
+        if self.reads_token_types:
+            tensors["token_type_ids"] = torch.zeros_like(tensors["input_ids"])
+        if not self.includes_prompt:
+            tensors["prompt_length"] = features.prompt_length
+        return tensors
+
+    def _tensor(self, array: npt.NDArray[np.int64]) -> torch.Tensor:
+        return torch.from_numpy(array).to(self.device)
+
+    def _forward(self, tensors: dict[str, Any]) -> tuple[Vectors, Finite]:
+        with torch.inference_mode():
+            embeddings = run(self.modules, tensors)["sentence_embedding"]
+            vectors = embeddings[:, : self.dimensions].float()
+            finite = torch.isfinite(vectors).all(dim=1)
+            return vectors.cpu().numpy(), finite.cpu().numpy()
+
+
+def run(modules: list[Any], tensors: dict[str, Any]) -> dict[str, Any]:
+    """Return what modules of sentence-transformers make of features, one after the other."""
+    for module in modules:
+        tensors = module(tensors)
+    return tensors
+
+
+def _without_trailing_normalize(modules: list[Any]) -> list[Any]:
+    """Return the modules less a Normalize at the end: unit length is made where vectors are written."""
+    while (
+        isinstance(modules[-1], Normalize)
+        and modules[-1].module_output_name == "sentence_embedding"
+    ):
+        modules = modules[:-1]
+    return modules
+
+
+def _vocabulary_size(first: Any) -> int:
+    if isinstance(first, StaticEmbedding):
+        return int(first.num_embeddings)
+    return int(first.model.get_input_embeddings().weight.shape[0])
+
+
+def _breaks_the_device(error: Exception) -> bool:
+    """Tell whether a CUDA error stays: all do except those for want of memory."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return False
+    if isinstance(error, torch.AcceleratorError):
+        return getattr(error, "error_code", None) != CUDA_OUT_OF_MEMORY
+    return "CUDA error" in str(error) and "ALLOC_FAILED" not in str(error)

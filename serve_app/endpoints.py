@@ -1,0 +1,181 @@
+"""The handlers of the HTTP side: from a Starlette request to the service, and from its answer to bytes.
+
+Knows nothing of Ray or torch.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from serve_app.config import HttpConfig
+from serve_app.errors import (
+    PayloadTooLargeError,
+    RequestTimeoutError,
+    UnavailableError,
+)
+from serve_app.messages import EmbedResponse
+from serve_app.metrics import CONTENT_TYPE
+from serve_app.middleware import record_of
+from serve_app.protocol import EmbeddingRequest, Health, ModelCard, ModelList, parse_request
+from serve_app.request_log import RequestRecord
+from serve_app.service import ServedModel, Service
+from serve_app.vectors import write_response
+
+# Answers with more numbers than this are written in a thread: it takes some milliseconds.
+_INLINE_NUMBERS = 300_000
+
+Scrape = Callable[[], Awaitable[bytes]]
+
+
+class Endpoints:
+    """The handlers, and what they work with.
+
+    Args:
+        service: where embedding requests go.
+        settings: limits and waits.
+        scrape: gathers the metrics of all replicas as Prometheus text.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        *,
+        settings: HttpConfig,
+        scrape: Scrape,
+    ) -> None:
+        self._service = service
+        self._settings = settings
+        self._scrape = scrape
+        self._started = int(time.time())
+
+    async def embeddings(self, request: Request) -> Response:
+        """`POST /v1/embeddings`."""
+        record = record_of(request.scope)
+        with self._service.place():
+            return await self._embed(request, record)
+
+    async def _embed(self, request: Request, record: RequestRecord) -> Response:
+        body = await read_body(
+            request,
+            max_bytes=self._settings.max_body_bytes,
+            timeout_s=self._settings.body_timeout_s,
+        )
+        asked = parse_request(body)
+        record.inputs = len(asked.items)
+        record.model = self._service.find(asked.model).name
+        answer = await self._service.embed(asked, request_id=record.request_id)
+        record.tokens = answer.prompt_tokens
+        content = await _write(answer, asked)
+        return Response(
+            content, media_type="application/json", headers=_timing_headers(answer, record)
+        )
+
+    async def models(self, _request: Request) -> Response:
+        """`GET /v1/models`: every model under its name and under each of its aliases."""
+        names = [(name, m) for m in self._service.models for name in (m.name, *m.config.aliases)]
+        cards = [self._card(name, model) for name, model in names]
+        return _json(ModelList(data=cards))
+
+    async def model(self, request: Request) -> Response:
+        """`GET /v1/models/{id}`."""
+        name = request.path_params["id"]
+        return _json(self._card(name, self._service.named(name)))
+
+    def _card(self, name: str, model: ServedModel) -> ModelCard:
+        tokenizer = model.tokenizer
+        return ModelCard(
+            id=name,
+            created=self._started,
+            owned_by=model.name.split("/")[0],
+            embeds=model.embedder is not None,
+            dimensions=model.dimensions,
+            max_input_tokens=tokenizer.max_input_tokens if tokenizer else None,
+            prompts=list(tokenizer.prompt_names) if tokenizer else [],
+        )
+
+    async def health(self, _request: Request) -> Response:
+        """`GET /health`: this process can answer."""
+        return _json(Health())
+
+    async def ready(self, _request: Request) -> Response:
+        """`GET /ready`: every model has a replica that can embed."""
+        names = await self._service.not_ready()
+        if names:
+            message = f"No replica can embed with: {', '.join(names)}."
+            raise UnavailableError(
+                message, "model_unavailable", retry_after_s=self._settings.retry_after_s
+            )
+        return _json(Health())
+
+    async def metrics(self, _request: Request) -> Response:
+        """`GET /metrics`: the series of all replicas, whichever answers."""
+        return Response(await self._scrape(), media_type=CONTENT_TYPE)
+
+
+async def read_body(request: Request, *, max_bytes: int, timeout_s: float) -> bytes:
+    """Read a body that has a limit in size and time.
+
+    Raises:
+        PayloadTooLargeError: it is longer, by its own word or by count; no more of it is read.
+        RequestTimeoutError: it was not all here in time.
+    """
+    declared = request.headers.get("content-length", "")
+    # Eighteen digits say enough, and int() takes no number that is thousands of digits long.
+    if declared.isdecimal() and int(declared[:18]) > max_bytes:
+        raise _too_large(max_bytes)
+    chunks: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout(timeout_s):
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > max_bytes:
+                    raise _too_large(max_bytes)
+                chunks.append(chunk)
+    except TimeoutError:
+        message = f"The body was not complete after {timeout_s:g} s."
+        raise RequestTimeoutError(message, "request_timeout") from None
+    return b"".join(chunks)
+
+
+def _too_large(max_bytes: int) -> PayloadTooLargeError:
+    message = f"The body is longer than {max_bytes} bytes. Send fewer inputs in a request."
+    return PayloadTooLargeError(message, "payload_too_large")
+
+
+async def _write(answer: EmbedResponse, asked: EmbeddingRequest) -> bytes:
+    def write() -> bytes:
+        return write_response(
+            answer.embeddings,
+            encoding_format=asked.encoding_format or "float",
+            model=answer.model,
+            prompt_tokens=answer.prompt_tokens,
+        )
+
+    if answer.embeddings.size < _INLINE_NUMBERS:
+        return write()
+    return await asyncio.to_thread(write)
+
+
+def _timing_headers(answer: EmbedResponse, record: RequestRecord) -> dict[str, str]:
+    headers = {
+        "x-compute-tokens": str(answer.prompt_tokens),
+        "x-total-time": _milliseconds(record.elapsed_s),
+        "x-tokenization-time": _milliseconds(answer.tokenization_s),
+        "x-queue-time": _milliseconds(answer.queue_s),
+        "x-inference-time": _milliseconds(answer.inference_s),
+    }
+    if answer.truncated_inputs:
+        headers["x-truncated-inputs"] = str(answer.truncated_inputs)
+    return headers
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds * 1000:.2f}"
+
+
+def _json(model: Health | ModelCard | ModelList) -> Response:
+    return Response(model.model_dump_json(), media_type="application/json")

@@ -1,0 +1,168 @@
+"""The ingress deployment: where HTTP requests and `DeploymentHandle` callers come in.
+
+A thin shell: it holds the service, the HTTP application and a client per model. Tokenizes, and never touches torch.
+"""
+
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from ray import serve
+from starlette.types import ASGIApp
+
+from serve_app.asgi import build_asgi_app
+from serve_app.checkpoint import read_checkpoint
+from serve_app.client import ClientSettings, ModelClient
+from serve_app.config import HttpConfig, ModelConfig, ServerConfig
+from serve_app.messages import EmbedResponse
+from serve_app.metrics import Metrics, Snapshot, exposition
+from serve_app.protocol import build_request
+from serve_app.request_log import RequestLog, hide_expected_tracebacks
+from serve_app.service import ServedModel, Service
+from serve_app.tokenizer import Tokenizer
+
+# Tokens of a call where the settings leave the budget to the device: a CPU's default budget, and a GPU's gate puts
+# several such jobs into one batch.
+_JOB_TOKENS = 2048
+
+
+class Ingress:
+    """The service, for callers over HTTP and from Python.
+
+    Args:
+        config: all settings.
+        handles: the deployment of each embedding model, by model name.
+    """
+
+    def __init__(self, config: ServerConfig, handles: Mapping[str, Any]) -> None:
+        self._config = config
+        self._metrics = Metrics()
+        self._clients = {
+            model.name: _client(handles[model.name], model, config.http, self._metrics)
+            for model in config.models
+            if model.name in handles
+        }
+        models = [_served(model, self._clients.get(model.name)) for model in config.models]
+        for model in models:
+            self._metrics.model_served(
+                model=model.name,
+                embeds=model.embedder is not None,
+                dtype=model.config.dtype,
+                dimensions=model.dimensions,
+            )
+        self._log = RequestLog(self._metrics)
+        hide_expected_tracebacks()
+        self._service = Service(
+            models,
+            limits=config.http,
+            metrics=self._metrics,
+            max_requests=config.ingress.max_requests,
+        )
+        context = serve.get_replica_context()
+        self._name = context.replica_id.unique_id
+        self._peers = serve.get_deployment_handle(
+            context.deployment, context.app_name, _check_exists=False
+        )
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        """Return the HTTP application; Ray Serve calls this after the constructor."""
+        return build_asgi_app(
+            self._service,
+            settings=self._config.http,
+            log=self._log,
+            scrape=self._scrape,
+            adds_request_id=False,  # Ray Serve adds the header to every response, and would double ours
+        )
+
+    async def embed(
+        self,
+        input: str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]],  # noqa: A002  # the field
+        *,
+        model: str | None = None,
+        prompt_name: str | None = None,
+        dimensions: int | None = None,
+        normalize: bool = True,
+        truncate: bool | None = None,
+        truncate_direction: Literal["right", "left"] = "right",
+    ) -> EmbedResponse:
+        """Embed from Python: `await handle.embed.remote(["a text"])`, with the checks and limits of HTTP.
+
+        Args:
+            input: one or many texts, or token ids; a flat list of integers is one input.
+            model: a served name or alias; None is the first model.
+            prompt_name: a prompt of the model, put before each input.
+            dimensions: how many components to keep; None keeps all.
+            normalize: whether vectors get unit length.
+            truncate: whether inputs that are too long are cut; None takes the model's setting.
+            truncate_direction: the side that is cut.
+
+        Returns:
+            The vectors as one float32 array, and what they cost.
+
+        Raises:
+            ServiceError: the same errors as over HTTP, with `status`, `code`, `param` and `message`.
+        """
+        record = self._log.begin(uuid.uuid4().hex, method="CALL", route="embed")
+        status = 200
+        try:
+            with self._service.place():
+                request = build_request(
+                    input=input,
+                    model=model,
+                    prompt_name=prompt_name,
+                    dimensions=dimensions,
+                    normalize=normalize,
+                    truncate=truncate,
+                    truncate_direction=truncate_direction,
+                )
+                record.inputs, record.model = len(request.items), self._service.find(model).name
+                answer = await self._service.embed(request, request_id=record.request_id)
+                record.tokens = answer.prompt_tokens
+                return answer
+        except Exception as error:
+            failure = self._log.fail(record, error)
+            status = failure.status
+            raise failure from None
+        finally:
+            self._log.end(record, status=status)
+
+    async def snapshot(self) -> tuple[str, Snapshot]:
+        """Return this replica's id and what it counts, for a scrape that another ingress replica answers."""
+        return self._name, self._metrics.snapshot()
+
+    async def _scrape(self) -> bytes:
+        answers = await self._peers.broadcast("snapshot").results_async(
+            timeout_s=3, return_exceptions=True
+        )
+        ingresses = dict(answer for answer in answers if isinstance(answer, tuple))
+        # Also before the others know of this replica.
+        ingresses[self._name] = self._metrics.snapshot()
+        models = {name: await client.states() for name, client in self._clients.items()}
+        return exposition(ingresses, models)
+
+
+def _client(handle: Any, model: ModelConfig, http: HttpConfig, metrics: Metrics) -> ModelClient:
+    settings = ClientSettings(
+        model=model.name,
+        job_tokens=model.max_batch_tokens or _JOB_TOKENS,
+        max_queued_tokens=model.max_queued_tokens,
+        unavailable_after_s=http.unavailable_after_s,
+        retry_after_s=http.retry_after_s,
+    )
+    return ModelClient(handle, settings, metrics=metrics)
+
+
+def _served(model: ModelConfig, client: ModelClient | None) -> ServedModel:
+    checkpoint = read_checkpoint(model.source, revision=model.revision)
+    tokenizer = None
+    if client is not None:
+        tokenizer = Tokenizer(
+            checkpoint, max_input_tokens=model.max_input_tokens, prompts=model.prompts
+        )
+    return ServedModel(
+        config=model,
+        dimensions=checkpoint.dimensions,
+        tokenizer=tokenizer,
+        embedder=client,
+        reason=checkpoint.reason,
+    )

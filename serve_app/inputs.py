@@ -1,0 +1,103 @@
+"""What a client may send as its inputs: one text or many, the token ids of one input or of many.
+
+Checks kinds and emptiness, which need no model, and names the item at fault. Knows nothing of other fields.
+"""
+
+from typing import Annotated, Any
+
+from pydantic import PlainValidator, ValidationInfo, WithJsonSchema
+
+from serve_app.errors import InvalidRequestError
+
+Texts = list[str]
+TokenIdLists = list[list[int]]
+
+_INTEGERS: dict[str, Any] = {
+    "type": "array",
+    "minItems": 1,
+    "items": {"type": "integer", "minimum": 0},
+}
+_SCHEMA: dict[str, Any] = {
+    "anyOf": [
+        {"type": "string", "minLength": 1},
+        {"type": "array", "minItems": 1, "items": {"type": "string", "minLength": 1}},
+        _INTEGERS,
+        {"type": "array", "minItems": 1, "items": _INTEGERS},
+        {"type": "null"},
+    ],
+}
+
+
+def plain(value: Any) -> Any:
+    """Make JSON's kinds of what Python callers send: tuples, and numpy's arrays and scalars."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if isinstance(value, tuple):
+        value = list(value)
+    if not isinstance(value, list) or set(map(type, value)) <= {str, int}:
+        return value
+    return [plain(item) for item in value]
+
+
+# What an item can be, in words for errors. Exact types: a bool is no token id, though Python calls it an int.
+_KINDS: dict[type, str] = {str: "a string", int: "an integer", list: "a list"}
+
+
+def _check_inputs(value: Any, info: ValidationInfo) -> Any:
+    """Check an `input` at C speed, and look for the item at fault only where there is one.
+
+    Not left to pydantic's unions: they try every kind and note every item that does not fit, which took 3.5 s and
+    0.8 GB for 8 MB of token ids.
+    """
+    param = str(info.field_name)
+    if value is None:
+        return None
+    if not isinstance(value, str | list):
+        message = f"{param} must be a string, a list of strings, or token ids."
+        raise InvalidRequestError(message, "invalid_type", param)
+    if not value:
+        raise InvalidRequestError(
+            f"{param} is empty; send at least one text.", "empty_input", param
+        )
+    if isinstance(value, list):
+        _check_items(value, param)
+    return value
+
+
+def _check_items(items: list[Any], param: str) -> None:
+    """Check that all items are of one kind, that none is empty, and that lists hold integers."""
+    kinds = set(map(type, items))
+    if len(kinds) > 1 or not kinds <= _KINDS.keys():
+        raise _kind_error(items, param)
+    if kinds != {int} and not all(items):
+        at = f"{param}[{next(index for index, item in enumerate(items) if not item)}]"
+        raise InvalidRequestError(f"{at} is empty.", "empty_input", at)
+    if kinds == {list}:
+        for index, ids in enumerate(items):
+            if set(map(type, ids)) != {int}:
+                at = f"{param}[{index}]"
+                message = f"{at} holds a token id that is no integer."
+                raise InvalidRequestError(message, "invalid_token_id", at)
+
+
+def _kind_error(items: list[Any], param: str) -> InvalidRequestError:
+    """Name the first item that does not belong into the list."""
+    first = type(items[0])
+    index, kind = next(
+        (index, kind)
+        for index, kind in enumerate(map(type, items))
+        if kind not in _KINDS or kind is not first
+    )
+    at = f"{param}[{index}]"
+    if kind not in _KINDS:
+        message = f"{at} must be a string, an integer token id, or a list of them."
+        return InvalidRequestError(message, "invalid_type", at)
+    message = f"{at} is {_KINDS[kind]} and {param}[0] is {_KINDS[first]}; send a list of one kind."
+    return InvalidRequestError(message, "mixed_types", at)
+
+
+Inputs = Annotated[
+    str | Texts | list[int] | TokenIdLists | None,
+    PlainValidator(_check_inputs),
+    WithJsonSchema(_SCHEMA),
+]

@@ -1,0 +1,221 @@
+"""`make serve`: start the server on this machine, say how it is coming along, and in the end stop all of it.
+
+A thin shell around `serve run`. Imports neither Ray nor anything that does: it has to check and to answer within a
+second, long before those are loaded.
+"""
+
+import argparse
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from serve_app.config import ServerConfig
+from serve_app.environment import (
+    choose_environment,
+    haproxy_binary,
+    haproxy_files,
+    haproxy_problem,
+    is_free,
+    read_env_file,
+)
+from serve_app.errors import ModelLoadError
+from serve_app.session import Session
+from serve_app.source import find_here
+from serve_app.startup import (
+    Address,
+    Progress,
+    StartError,
+    dashboard_token,
+    dashboard_url,
+    serve_details,
+    wait_until_ready,
+)
+
+_EVERY_ADDRESS = ("0.0.0.0", "::", "")  # noqa: S104 - compared with, not bound to
+_TICK_S = 0.25
+# Longer than `serve run` itself waits for Serve's shutdown: 30 s (ray/serve/_private/client.py).
+_GRACE_S = 45.0
+_WELCOME = """
+Ready. In another terminal:
+
+  curl {url}/v1/embeddings -H 'Content-Type: application/json' -d '{{"input": "test input"}}'
+
+Documentation: {url}/docs
+Logs:          {logs}
+New settings:  RAY_AUTH_MODE=token {serve} deploy FILE -a {dashboard}
+Ctrl-C stops everything that was started here.
+"""
+
+
+class PrepareError(Exception):
+    """Why nothing was started; the message is for the person at the terminal."""
+
+
+class Stop:
+    """Counts the requests to stop: Ctrl-C, a termination, a terminal that was closed."""
+
+    def __init__(self) -> None:
+        self.requests = 0
+
+    def __call__(self, _signal: int, _frame: FrameType | None) -> None:
+        """Note one request; a signal handler."""
+        self.requests += 1
+
+
+def read_config(text: str) -> Address:
+    """Check a Serve config file as far as that goes without Ray, and return where it will be served.
+
+    Raises:
+        PrepareError: it is wrong; the message names the key.
+    """
+    config = _mapping(yaml.safe_load(text))
+    apps = [_mapping(app) for app in config.get("applications") or []]
+    if not apps:
+        raise PrepareError("it has no `applications`")
+    for app in apps:
+        if app.get("import_path") == "serve_app.app:build":
+            _check_args(app.get("args") or {})
+    options = _mapping(config.get("http_options"))
+    host = str(options.get("host", ""))
+    return Address(
+        host="localhost" if host in _EVERY_ADDRESS else host,
+        port=int(options.get("port", 8000)),
+        prefix=str(apps[0].get("route_prefix") or "").rstrip("/"),
+    )
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    # Ray Serve's own schema will name what is wrong.
+    return value if isinstance(value, dict) else {}
+
+
+def _check_args(args: Any) -> None:
+    try:
+        config = ServerConfig.model_validate(args)
+    except ValidationError as error:
+        # A list whose item is wrong is called too short besides.
+        wrong = [e for e in error.errors() if e["type"] != "too_short"] or error.errors()
+        told = [f"args.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in wrong]
+        raise PrepareError("; ".join(told)) from error
+    if os.environ.get("RAY_ADDRESS"):
+        return  # the models lie on that cluster's machines
+    for model in config.models:
+        try:
+            find_here(model.source)
+        except ModelLoadError as error:
+            raise PrepareError(f"model {model.name}: {error}") from error
+
+
+def follow(session: Session, stop: Stop) -> None:
+    """Show what the command writes from now on, until a request to stop.
+
+    Raises:
+        StartError: it ended by itself.
+    """
+    with session.log.open("rb") as log:
+        log.seek(0, os.SEEK_END)
+        while not stop.requests:
+            sys.stdout.write(log.read().decode(errors="replace"))
+            sys.stdout.flush()
+            if session.has_ended():
+                raise StartError("The server ended by itself.")
+            time.sleep(_TICK_S)
+
+
+def _prepare(config: str, env_file: str) -> tuple[Address, dict[str, str]]:
+    try:
+        address = read_config(Path(config).read_text())
+    except (OSError, ValueError, yaml.YAMLError, PrepareError) as error:
+        raise PrepareError(f"{config}: {error}") from error
+    if os.environ.get("RAY_ADDRESS"):
+        _say(f"RAY_ADDRESS is set: going to that cluster, whose own settings apply, not {env_file}")
+        return address, dict(os.environ)
+    if not is_free(address.port, "" if address.host == "localhost" else address.host):
+        raise PrepareError(
+            f"Port {address.port} is taken, or not allowed to you. Stop what listens there, or set "
+            f"another `port` under `http_options` of {config}."
+        )
+    try:
+        settings = read_env_file(Path(env_file).read_text())
+    except (OSError, ValueError) as error:
+        raise PrepareError(f"{env_file}: {error}") from error
+    env, why = choose_environment(
+        settings,
+        os.environ,
+        lambda env: haproxy_problem(env, binary=haproxy_binary, is_free=is_free),
+    )
+    if why is not None:
+        _say(f"Through Ray's own proxy, which is slower than HAProxy: {why}.")
+    return address, env
+
+
+def _serve(config: str, address: Address, env: Mapping[str, str], stop: Stop) -> None:
+    log = Path("build") / f"serve-{address.port}.log"
+    # Without an address Ray would join a cluster that runs on this machine, which has settings of its own.
+    where = [] if env.get("RAY_ADDRESS") else ["--address", "local"]
+    command = [sys.executable, "-m", "ray.serve.scripts", "run", *where, config]
+    _say(f"Starting {config}; what Ray says of it goes to {log}")
+    session = Session.start(command, env, log)
+    try:
+        if wait_until_ready(
+            session,
+            address,
+            stopping=lambda: stop.requests > 0,
+            details=lambda: serve_details(session.output(), dashboard_token(env)),
+            say=Progress(_say),
+        ):
+            serve = Path(sys.executable).with_name("serve")
+            dashboard = dashboard_url(session.output())
+            text = _WELCOME.format(
+                url=address.url, logs=_log_folder(env), serve=serve, dashboard=dashboard
+            )
+            _say(text)
+            follow(session, stop)
+    finally:
+        _say("Stopping; another Ctrl-C does it at once")
+        asked = stop.requests
+        left = session.stop(lambda: stop.requests > asked, grace_s=_GRACE_S)
+        _say(f"Still running: {left}" if left else "Stopped")
+
+
+def _log_folder(env: Mapping[str, str]) -> Path:
+    base = env.get("RAY_TMPDIR") or env.get("TMPDIR") or "/tmp"  # noqa: S108 - where Ray puts it
+    return Path(base, "ray", "session_latest", "logs", "serve").resolve()
+
+
+def main() -> int:
+    """Run the command: 0 after a request to stop, 1 if the server failed, 2 if it could not be started."""
+    parser = argparse.ArgumentParser(prog="python -m serve_app.launch")
+    parser.add_argument("--config", default="serve_config.yaml", help="a Serve config file")
+    parser.add_argument("--env", default="throughput.env", help="a file of environment variables")
+    args = parser.parse_args()
+    stop = Stop()
+    # Handlers, because a signal that is ignored here, as in a background job, would be ignored in `serve run` too.
+    for request in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(request, stop)
+    try:
+        address, env = _prepare(args.config, args.env)
+        # Of our own, because the default is one that all users share; short, because a socket's path has to be.
+        with tempfile.TemporaryDirectory(prefix="serve-", dir="/tmp") as folder:
+            _serve(args.config, address, haproxy_files(folder) | env, stop)
+    except (PrepareError, StartError) as error:
+        print(error, file=sys.stderr)
+        return 2 if isinstance(error, PrepareError) else 1
+    return 0
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,143 @@
+"""What crosses the handle between the ingress and a model's replica.
+
+Frozen, small, and made of buffers: token ids travel as one int32 array and vectors as one float32 array, never as lists
+of numbers. Knows nothing of tensors, JSON or Ray.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+TokenIds = npt.NDArray[np.int32]
+Vectors = npt.NDArray[np.float32]
+
+FailureCode = Literal["inference_failed", "non_finite_embedding"]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedInputs:
+    """The token ids of some inputs, one after the other in one buffer.
+
+    Attributes:
+        ids: all ids, special tokens and prompt included, int32 [sum(lengths)].
+        lengths: ids of each input, int32 [inputs].
+        prompt_length: how many leading ids of every input belong to the prompt, as
+            `sentence_transformers.models.Transformer` counts them for poolings with `include_prompt: false`; 0 without
+            a prompt.
+    """
+
+    ids: TokenIds
+    lengths: TokenIds
+    prompt_length: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """All tokens, without padding."""
+        return len(self.ids)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedJob:
+    """The work of one call to a replica: inputs of one request, at most one token budget of them."""
+
+    inputs: TokenizedInputs
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """One input that has no vector: `index` counts within its job."""
+
+    index: int
+    code: FailureCode
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedResult:
+    """A job's answer.
+
+    Attributes:
+        vectors: what the model's modules give before any trailing Normalize, float32 [inputs, dimensions]; the rows of
+            failed inputs are not meaningful.
+        failures: the inputs without a vector, in order.
+        inference_s: seconds that the batch which held the job took.
+        batch_inputs: inputs in the batch that held this job.
+        padded_tokens: this job's share of the tokens that the model computed, padding included.
+    """
+
+    vectors: Vectors
+    failures: tuple[Failure, ...]
+    inference_s: float
+    batch_inputs: int
+    padded_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A job that a replica did not take because too many tokens wait there already."""
+
+    queued_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaState:
+    """What only a replica knows of itself, asked for at a scrape.
+
+    Attributes:
+        replica: the replica's id within the cluster.
+        queued_jobs: jobs that wait for the model.
+        queued_tokens: their tokens.
+        busy_seconds: seconds the model has computed since the replica started.
+        memory_bytes: resident memory of the replica's process.
+    """
+
+    replica: str
+    queued_jobs: int
+    queued_tokens: int
+    busy_seconds: float
+    memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelAnswer:
+    """All of a request's vectors, put together from its jobs.
+
+    Attributes:
+        vectors: as in `EmbedResult`, float32 [inputs, dimensions].
+        failures: the inputs without a vector; `index` counts within the request.
+        queue_s: the longest wait of a job, its way to the replica and back included.
+        inference_s: the longest batch that held a job.
+    """
+
+    vectors: Vectors
+    failures: tuple[Failure, ...]
+    queue_s: float
+    inference_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedResponse:
+    """What a caller from Python gets.
+
+    Attributes:
+        embeddings: float32 [inputs, dimensions], in input order.
+        model: the served model's name.
+        prompt_tokens: tokens that the model read: after truncation, with special and prompt tokens, without padding.
+        truncated_inputs: how many inputs were cut.
+        tokenization_s: seconds spent on turning text into ids.
+        queue_s: seconds spent on waiting for the model.
+        inference_s: seconds spent in the model.
+    """
+
+    embeddings: Vectors
+    model: str
+    prompt_tokens: int
+    truncated_inputs: int
+    tokenization_s: float
+    queue_s: float
+    inference_s: float

@@ -1,0 +1,101 @@
+"""What surrounds every request: its id, its record, and the turning of errors into replies.
+
+Pure ASGI. Knows nothing of models, of Ray or of torch.
+"""
+
+import uuid
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve_app.config import ErrorFormat
+from serve_app.errors import ServiceError
+from serve_app.replies import error_reply, is_sane_request_id
+from serve_app.request_log import RequestLog, RequestRecord
+
+_SCOPE_KEY = "serve_app.request"
+CLIENT_GONE = 499
+
+
+def record_of(scope: Scope) -> RequestRecord:
+    """Return the record that `RequestMiddleware` has put into the scope."""
+    record = scope[_SCOPE_KEY]
+    assert isinstance(record, RequestRecord)
+    return record
+
+
+class RequestMiddleware:
+    """Gives each request its id and its record, and writes its log line and metrics when it ends.
+
+    Args:
+        app: what it surrounds.
+        log: where the request is written and counted.
+        adds_request_id: whether the response's `x-request-id` is ours to add; Ray Serve adds it itself.
+    """
+
+    def __init__(self, app: ASGIApp, *, log: RequestLog, adds_request_id: bool) -> None:
+        self._app = app
+        self._log = log
+        self._adds_request_id = adds_request_id
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request, or pass on what is none."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        sent_id = Headers(scope=scope).get("x-request-id", "")
+        request_id = sent_id if is_sane_request_id(sent_id) else uuid.uuid4().hex
+        record = self._log.begin(request_id, method=scope["method"])
+        scope[_SCOPE_KEY] = record
+        status = CLIENT_GONE
+
+        async def send_noting_status(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                if self._adds_request_id:
+                    MutableHeaders(scope=message)["x-request-id"] = record.request_id
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_noting_status)
+        finally:
+            self._log.end(record, status=status)
+
+
+class ErrorMiddleware:
+    """Answers every error in the contract's shape; what is not one of ours is a 500 and a line in the log."""
+
+    def __init__(self, app: ASGIApp, *, log: RequestLog, error_format: ErrorFormat) -> None:
+        self._app = app
+        self._log = log
+        self._error_format = error_format
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        has_started = False
+
+        async def send_noting_start(message: Message) -> None:
+            nonlocal has_started
+            has_started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_noting_start)
+        except ClientDisconnect:
+            return  # nobody is left to answer; the log line says 499
+        except Exception as error:
+            if has_started:
+                raise
+            await self._reply(self._log.fail(record_of(scope), error), scope, send)
+
+    async def _reply(self, error: ServiceError, scope: Scope, send: Send) -> None:
+        status, headers, body = error_reply(
+            error, error_format=self._error_format, request_headers=scope["headers"]
+        )
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})

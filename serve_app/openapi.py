@@ -1,0 +1,235 @@
+"""The documentation that the server carries: `/openapi.json` and a page to browse it that works without internet.
+
+The document is generated from the pydantic models, with every error and header that a route can answer. The page's
+assets, Swagger UI 5, come from the package fastapi-offline, which is read and not imported. Knows nothing of Ray.
+"""
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+from pydantic.json_schema import models_json_schema
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+
+from serve_app import __version__, errors
+from serve_app.config import HttpConfig
+from serve_app.errors import NotFoundError, ServiceError
+from serve_app.protocol import (
+    EmbeddingRequest,
+    EmbeddingResponse,
+    ErrorBody,
+    Health,
+    ModelCard,
+    ModelList,
+    OpenAIErrorBody,
+)
+from serve_app.service import ServedModel
+
+ASSETS: Final = {"swagger-ui-bundle.js": "text/javascript", "swagger-ui.css": "text/css"}
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<title>Embeddings API</title>
+<link rel="stylesheet" href="docs/swagger-ui.css">
+</head>
+<body>
+<div id="api"></div>
+<script src="docs/swagger-ui-bundle.js"></script>
+<script>SwaggerUIBundle({url: "openapi.json", dom_id: "#api", validatorUrl: null})</script>
+</body>
+</html>
+"""
+
+_ANSWERS = (
+    EmbeddingResponse,
+    ModelCard,
+    ModelList,
+    Health,
+    ErrorBody,
+    OpenAIErrorBody,
+)
+
+Json = dict[str, Any]
+
+# What any route can answer, and what the embeddings route can besides.
+_ANYWHERE: tuple[type[ServiceError], ...] = (errors.MethodNotAllowedError, errors.InternalError)
+_EMBEDDING: tuple[type[ServiceError], ...] = (
+    errors.InvalidRequestError,
+    errors.ModelNotFoundError,
+    errors.RequestTimeoutError,
+    errors.BatchSizeError,
+    errors.PayloadTooLargeError,
+    errors.TokenizationError,
+    errors.InferenceError,
+    errors.NotAnEmbeddingModelError,
+    errors.OverloadedError,
+    errors.UnavailableError,
+    errors.DeadlineError,
+)
+
+
+def _header(text: str, **schema: Any) -> Json:
+    return {"description": text, "schema": schema}
+
+
+_REQUEST_ID = {
+    "x-request-id": _header("The client's own if it sent a sane one.", type="string"),
+}
+_TIMINGS = {
+    "x-compute-tokens": _header("Tokens that the model read.", type="integer"),
+    "x-total-time": _header("Milliseconds in all.", type="number"),
+    "x-tokenization-time": _header("Milliseconds spent on tokenizing.", type="number"),
+    "x-queue-time": _header("Milliseconds spent on waiting for the model.", type="number"),
+    "x-inference-time": _header("Milliseconds spent in the model.", type="number"),
+    "x-truncated-inputs": _header("Inputs that were cut; absent if none.", type="integer"),
+}
+_VARY = {
+    "vary": _header("The request header that decides the error's shape.", type="string"),
+}
+_RETRY_AFTER = {
+    "retry-after": _header("Seconds to wait.", type="integer", minimum=1, maximum=60),
+}
+_SHOULD_RETRY = {
+    "x-should-retry": _header("It would fail again.", type="string", enum=["false"]),
+}
+_ALLOW = {"allow": _header("The methods of this path.", type="string")}
+
+
+class Documentation:
+    """Handlers of the documentation's routes.
+
+    Args:
+        models: what is served, for the names and prompts that the document lists.
+        settings: the limits that the document states.
+    """
+
+    def __init__(self, models: Sequence[ServedModel], settings: HttpConfig) -> None:
+        self._schema = orjson.dumps(build_schema([m.name for m in models], settings))
+        self._assets = _assets_directory()
+
+    async def schema(self, _request: Request) -> Response:
+        """`GET /openapi.json`."""
+        return Response(self._schema, media_type="application/json")
+
+    async def page(self, _request: Request) -> Response:
+        """`GET /docs`."""
+        return Response(_PAGE, media_type="text/html")
+
+    async def asset(self, request: Request) -> Response:
+        """`GET /docs/{asset}`: the page's script and style."""
+        name = request.path_params["asset"]
+        if name not in ASSETS:
+            raise NotFoundError("There is no such path here; see /docs.", "not_found")
+        return FileResponse(self._assets / name, media_type=ASSETS[name])
+
+
+def _assets_directory() -> Path:
+    spec = importlib.util.find_spec("fastapi_offline")
+    assert spec is not None  # a dependency of this project
+    assert spec.origin is not None
+    return Path(spec.origin).parent / "static"
+
+
+def build_schema(models: Sequence[str], settings: HttpConfig) -> Json:
+    """Return the OpenAPI 3.1 document of all routes."""
+    _, definitions = models_json_schema(
+        [(EmbeddingRequest, "validation"), *((answer, "serialization") for answer in _ANSWERS)],
+        ref_template="#/components/schemas/{model}",
+    )
+    embeddings = _operation(
+        "embeddings", "Embed one or many inputs", EmbeddingResponse, _EMBEDDING, headers=_TIMINGS
+    )
+    embeddings["description"] = _limits(models, settings)
+    embeddings["requestBody"] = {"required": True, "content": _json_content(EmbeddingRequest)}
+    model = _operation("model", "One model", ModelCard, [errors.ModelNotFoundError])
+    model["parameters"] = [
+        {"name": "id", "in": "path", "required": True, "schema": {"type": "string"},
+         "description": "A served name or alias; slashes may be sent raw or as %2F."}
+    ]  # fmt: skip
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "Embeddings API", "version": __version__},
+        "paths": {
+            "/v1/embeddings": {"post": embeddings},
+            "/embeddings": {"post": {**embeddings, "operationId": "embeddings_alias"}},
+            "/v1/models": {"get": _operation("models", "All models", ModelList)},
+            "/v1/models/{id}": {"get": model},
+            "/health": {"get": _operation("health", "This process can answer", Health)},
+            "/ready": {
+                "get": _operation(
+                    "ready", "Every model can embed", Health, [errors.UnavailableError]
+                )
+            },
+            "/metrics": {"get": _operation("metrics", "Prometheus text of all replicas", None)},
+        },
+        "components": {"schemas": definitions["$defs"]},
+    }
+
+
+def _limits(models: Sequence[str], settings: HttpConfig) -> str:
+    return (
+        f"Models: {', '.join(models)}. At most {settings.max_client_batch_size} inputs, "
+        f"{settings.max_request_tokens} tokens and {settings.max_body_bytes} bytes in a request."
+    )
+
+
+def _operation(
+    name: str,
+    summary: str,
+    answer: type | None,
+    failures: Sequence[type[ServiceError]] = (),
+    *,
+    headers: Json | None = None,
+) -> Json:
+    content = _json_content(answer) if answer else {"text/plain": {"schema": {"type": "string"}}}
+    ok = {
+        "description": "OK",
+        "headers": _REQUEST_ID | (headers or {}),
+        "content": content,
+    }
+    by_status: dict[int, list[type[ServiceError]]] = {}
+    for failure in (*failures, *_ANYWHERE):
+        by_status.setdefault(failure.status, []).append(failure)
+    answers = {str(status): _failure(found) for status, found in sorted(by_status.items())}
+    return {"operationId": name, "summary": summary, "responses": {"200": ok, **answers}}
+
+
+def _failure(failures: Sequence[type[ServiceError]]) -> Json:
+    """Describe what one status means; two errors can share it."""
+    schemas = [{"$ref": f"#/components/schemas/{m.__name__}"} for m in (ErrorBody, OpenAIErrorBody)]
+    return {
+        "description": "; ".join(failure.error for failure in failures),
+        "headers": _failure_headers(failures),
+        "content": {
+            "application/json": {"schema": {"oneOf": schemas}, "examples": _examples(failures)}
+        },
+    }
+
+
+def _failure_headers(failures: Sequence[type[ServiceError]]) -> Json:
+    headers = _REQUEST_ID | _VARY
+    for failure in failures:
+        if issubclass(failure, errors.OverloadedError | errors.UnavailableError):
+            headers = headers | _RETRY_AFTER
+        if failure is errors.MethodNotAllowedError:
+            headers = headers | _ALLOW
+        if not failure.may_retry:
+            headers = headers | _SHOULD_RETRY
+    return headers
+
+
+def _examples(failures: Sequence[type[ServiceError]]) -> Json:
+    return {
+        failure.__name__: {"value": {"error": failure.error, "error_type": failure.error_type,
+                                     "message": "...", "type": failure.openai_type, "param": None, "code": "..."}}
+        for failure in failures
+    }  # fmt: skip
+
+
+def _json_content(model: type) -> Json:
+    return {"application/json": {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}}

@@ -1,0 +1,187 @@
+"""A model's deployment: one replica holds one model, and batches what comes.
+
+A thin shell: the gate says who may go, `@serve.batch` puts those into one batch, the model's thread encodes it. Knows
+nothing of HTTP, text or metrics.
+"""
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+from typing import Any
+
+import psutil
+import ray
+from pydantic import ValidationError
+from ray import serve
+
+from serve_app.config import BatchSettings, ModelConfig
+from serve_app.encoder import (
+    Encoded,
+    Encoder,
+    EncoderBrokenError,
+    default_batch_tokens,
+    load_encoder,
+)
+from serve_app.errors import UnavailableError
+from serve_app.gate import Gate, GateFullError
+from serve_app.messages import EmbedJob, EmbedResult, Failure, Refusal, ReplicaState
+from serve_app.model_thread import ModelThread, ModelThreadError
+
+logger = logging.getLogger("ray.serve.embeddings")
+
+
+class EmbeddingReplica:
+    """One loaded model behind a gate.
+
+    Args:
+        model: its settings.
+
+    Raises:
+        ModelLoadError: the model cannot be loaded; the replica does not start.
+    """
+
+    def __init__(self, model: ModelConfig) -> None:
+        self._model = model
+        self._settings: BatchSettings = model
+        self._thread = ModelThread()
+        self._thread.start()
+        # Loaded by the thread that will compute: OpenMP and CUDA keep state for each thread.
+        self._encoder: Encoder = self._thread.submit(self._load).result()
+        self._gate = Gate(budget=self._budget, max_queued_tokens=model.max_queued_tokens)
+        self._broken = ""
+        self._name = serve.get_replica_context().replica_id.unique_id
+
+    def _load(self) -> Encoder:
+        model = self._model
+        return load_encoder(
+            model.source,
+            revision=model.revision,
+            trust_remote_code=model.trust_remote_code,
+            device=model.device,
+            engine=model.engine,
+            dtype=model.dtype,
+            threads=model.threads or _granted_threads(),
+            max_batch_tokens=model.max_batch_tokens,
+        )
+
+    @property
+    def _budget(self) -> int:
+        return self._settings.max_batch_tokens or default_batch_tokens(self._encoder.device)
+
+    def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Take new batch settings from Ray Serve's `user_config`, without a restart.
+
+        Settings that are wrong are logged and not taken: an exception would have Ray Serve replace a replica that is
+        well by one that cannot start.
+        """
+        own = self._model.model_dump(include=set(BatchSettings.model_fields))
+        try:
+            self._settings = BatchSettings.model_validate(own | user_config)
+        except ValidationError as error:
+            wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            logger.error("user_config is not taken: %s", wrong)  # noqa: TRY400  # no traceback
+            return
+        self._gate.budget = self._budget
+        self._gate.max_queued_tokens = self._settings.max_queued_tokens
+        self._gate.open()
+        # Two batches are under way at once, and Serve warns where they could hold more calls than it lets in.
+        most = max(self._model.deployment.max_ongoing_requests // 2, 1)
+        self._encode.set_max_batch_size(min(self._settings.max_batch_size, most))
+        logger.info("batch settings: %s", self._settings.model_dump())
+
+    async def embed(self, jobs: Sequence[EmbedJob]) -> Sequence[EmbedResult] | Refusal:
+        """Encode the jobs of one call, when it is its turn.
+
+        Raises:
+            UnavailableError: the model is broken for good; this replica will be replaced.
+        """
+        try:
+            async with self._gate.enter(sum(job.inputs.tokens for job in jobs)):
+                results: Sequence[EmbedResult] = await self._encode(jobs)
+                return results
+        except GateFullError as full:
+            return Refusal(full.queued_tokens)
+        except (EncoderBrokenError, ModelThreadError) as error:
+            self._broken = str(error)
+            kind, fields = type(error).__name__, {"request_id": jobs[0].request_id}
+            logger.error("the model is broken: %s", kind, extra=fields)  # noqa: TRY400  # no traceback
+            raise UnavailableError(
+                "The model's replica is being replaced.", "model_unavailable"
+            ) from None
+
+    # Two batches at once: one that computes and one that is ready, in the queue of the model's thread.
+    @serve.batch(  # type: ignore[untyped-decorator]
+        max_batch_size=256, batch_wait_timeout_s=0.0, max_concurrent_batches=2
+    )
+    async def _encode(self, calls: list[Sequence[EmbedJob]]) -> list[Sequence[EmbedResult]]:
+        """Encode the jobs of several calls as one batch on the model's thread."""
+        jobs = [job for call in calls for job in call]
+        seconds = 0.0
+
+        def encode() -> Encoded:
+            nonlocal seconds
+            started = time.perf_counter()
+            encoded = self._encoder.encode(
+                [job.inputs for job in jobs], max_batch_tokens=self._budget
+            )
+            seconds = time.perf_counter() - started
+            return encoded
+
+        encoded = await asyncio.wrap_future(self._thread.submit(encode))
+        results = iter(_results(jobs, encoded, seconds))
+        return [[next(results) for _ in call] for call in calls]
+
+    def state(self) -> ReplicaState | None:
+        """Tell what only this replica knows, or None when it cannot embed; for scrapes and `/ready`."""
+        try:
+            self.check_health()
+        except ModelThreadError:
+            return None
+        return ReplicaState(
+            replica=self._name,
+            queued_jobs=self._gate.queued_jobs,
+            queued_tokens=self._gate.queued_tokens,
+            busy_seconds=self._thread.busy_seconds,
+            memory_bytes=psutil.Process().memory_info().rss,
+        )
+
+    def check_health(self) -> None:
+        """Return while the model can compute; Ray Serve replaces a replica whose check raises.
+
+        Raises:
+            ModelThreadError: the model's thread is dead or wedged, or its device is broken.
+        """
+        if self._broken:
+            raise ModelThreadError(self._broken)
+        self._thread.check(wedged_after_s=self._settings.wedged_after_s)
+
+
+def _granted_threads() -> int:
+    """Return the CPU threads of a model: Ray's grant if it is a whole core or more, else all cores.
+
+    A fraction says how replicas are packed onto a machine, not that a model should compute with less than one.
+    """
+    cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 0)
+    return int(cpus) if cpus >= 1 else (os.cpu_count() or 1)
+
+
+def _results(jobs: Sequence[EmbedJob], encoded: Encoded, seconds: float) -> list[EmbedResult]:
+    """Cut a batch's answer into its jobs'."""
+    ends = accumulate((len(job.inputs) for job in jobs), initial=0)
+    return [
+        EmbedResult(
+            vectors=encoded.vectors[start:stop],
+            failures=tuple(
+                Failure(f.index - start, f.code)
+                for f in encoded.failures
+                if start <= f.index < stop
+            ),
+            inference_s=seconds,
+            batch_inputs=len(encoded.vectors),
+            padded_tokens=int(encoded.padded_tokens[start:stop].sum()),
+        )
+        for start, stop in pairwise(ends)
+    ]

@@ -1,0 +1,152 @@
+"""Which jobs go to a model next, and together: oldest first, one token budget a call, a few calls at once.
+
+What waits is not frozen: a call that may start takes along all that fits its budget by then, whoever asked for it, so
+that under load a call carries a whole batch and the cost of a call is shared. With no other call under way a job goes
+at once. A job whose replica died goes again, and then alone: it may be what the replica died of.
+
+Plain asyncio on one loop. Knows nothing of Ray or of the model.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from serve_app.batching import take_batch
+from serve_app.messages import EmbedJob, EmbedResult
+
+Call = Callable[[Sequence[EmbedJob]], Awaitable[Sequence[EmbedResult]]]
+
+
+class LostCallError(Exception):
+    """A call's replica died; what it carried may be sent again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A job's result, and the seconds that it waited for the model: here, on its way, and in the replica."""
+
+    result: EmbedResult
+    queue_s: float
+
+
+@dataclass(slots=True, eq=False)
+class _Ticket:
+    job: EmbedJob
+    answer: asyncio.Future[Answered]
+    since: float
+    losses: int = 0
+
+
+class Sender:
+    """A queue of jobs before the calls to a model's replicas.
+
+    Args:
+        call: makes one call; raises `LostCallError` when its replica died, anything else fails the jobs.
+        budget: most tokens in a call; a job that is larger goes alone.
+        calls_at_once: most calls under way; may be set anew at any time.
+        attempts: how often a job may be sent.
+        lost: called for each job that is sent again.
+        pause: waits before a job is sent again.
+    """
+
+    def __init__(
+        self,
+        call: Call,
+        *,
+        budget: int,
+        calls_at_once: int,
+        attempts: int,
+        lost: Callable[[], None],
+        pause: Callable[[], Awaitable[None]],
+    ) -> None:
+        self.calls_at_once = calls_at_once
+        self._call = call
+        self._budget = budget
+        self._attempts = attempts
+        self._lost = lost
+        self._pause = pause
+        self._waiting: deque[_Ticket] = deque()
+        self._under_way: set[asyncio.Task[None]] = set()
+
+    async def send(self, job: EmbedJob) -> Answered:
+        """Return a job's result; a caller that is cancelled leaves at once and holds up nobody.
+
+        Raises:
+            LostCallError: every replica that was given the job died.
+            Exception: what the call raised.
+        """
+        answer: asyncio.Future[Answered] = asyncio.get_running_loop().create_future()
+        ticket = _Ticket(job, answer, time.perf_counter())
+        self._waiting.append(ticket)
+        self._start_calls()
+        try:
+            return await answer
+        finally:
+            if answer.cancelled():
+                self._forget_cancelled()
+
+    def _start_calls(self) -> None:
+        while self._waiting and len(self._under_way) < self.calls_at_once:
+            tickets = self._take()
+            task = asyncio.create_task(self._run(tickets))
+            self._under_way.add(task)
+            task.add_done_callback(self._call_ended)
+            for ticket in tickets:
+                ticket.answer.add_done_callback(partial(_end_if_left, task, tickets))
+
+    def _take(self) -> list[_Ticket]:
+        """Take the jobs of the next call; one that was lost before goes alone."""
+        if self._waiting[0].losses:
+            return [self._waiting.popleft()]
+        costs = []
+        for ticket in self._waiting:
+            if ticket.losses:
+                break
+            costs.append(ticket.job.inputs.tokens)
+        return [self._waiting.popleft() for _ in range(take_batch(costs, budget=self._budget))]
+
+    def _call_ended(self, task: asyncio.Task[None]) -> None:
+        self._under_way.discard(task)
+        self._start_calls()
+
+    async def _run(self, tickets: Sequence[_Ticket]) -> None:
+        try:
+            results = await self._call([ticket.job for ticket in tickets])
+        except LostCallError as error:
+            await self._send_again(tickets, error)
+        except Exception as error:
+            _fail(tickets, error)
+        else:
+            now = time.perf_counter()
+            for ticket, result in zip(tickets, results, strict=True):
+                if not ticket.answer.done():
+                    queue_s = max(now - ticket.since - result.inference_s, 0.0)
+                    ticket.answer.set_result(Answered(result, queue_s))
+
+    async def _send_again(self, tickets: Sequence[_Ticket], error: LostCallError) -> None:
+        for ticket in tickets:
+            ticket.losses += 1
+        _fail([ticket for ticket in tickets if ticket.losses >= self._attempts], error)
+        await self._pause()
+        for ticket in reversed(tickets):
+            if not ticket.answer.done():
+                self._lost()
+                self._waiting.appendleft(ticket)
+
+    def _forget_cancelled(self) -> None:
+        self._waiting = deque(t for t in self._waiting if not t.answer.cancelled())
+
+
+def _fail(tickets: Sequence[_Ticket], error: Exception) -> None:
+    for ticket in tickets:
+        if not ticket.answer.done():
+            ticket.answer.set_exception(error)
+
+
+def _end_if_left(task: asyncio.Task[None], tickets: Sequence[_Ticket], _: object) -> None:
+    """End a call that nobody waits for any more."""
+    if all(ticket.answer.cancelled() for ticket in tickets):
+        task.cancel()

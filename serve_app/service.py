@@ -1,0 +1,268 @@
+"""One embedding request, from validated input to vectors: which model, the limits, the ids, the answer.
+
+HTTP and `DeploymentHandle` callers meet here. Knows neither Starlette nor Ray: a model is reached through `Embedder`.
+"""
+
+import asyncio
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+from serve_app.config import HttpConfig, ModelConfig
+from serve_app.errors import (
+    BatchSizeError,
+    DeadlineError,
+    InferenceError,
+    InvalidRequestError,
+    ModelNotFoundError,
+    NotAnEmbeddingModelError,
+    OverloadedError,
+    ServiceError,
+)
+from serve_app.messages import EmbedResponse, Failure, ModelAnswer, TokenizedInputs
+from serve_app.metrics import Metrics
+from serve_app.protocol import EmbeddingRequest
+from serve_app.tokenizer import Tokenized, Tokenizer
+from serve_app.vectors import finish, non_finite_rows
+
+# A request of more characters is tokenized in a thread: up to here the tokenizer takes less than a millisecond or two.
+_INLINE_CHARACTERS = 10_000
+
+_TOKENIZING_THREADS = 2
+
+_FAILURES = {
+    "inference_failed": "The model failed on {item}.",
+    "non_finite_embedding": "The model gave a vector that is not finite for {item}.",
+}
+
+
+class Embedder(Protocol):
+    """A model's deployment, as the service sees it."""
+
+    async def embed(self, inputs: TokenizedInputs, *, request_id: str) -> ModelAnswer:
+        """Return the vectors of all inputs, or raise one of ours."""
+
+    async def is_ready(self) -> bool:
+        """Return whether a replica can embed now."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A model of the configuration, with what it takes to serve it.
+
+    Attributes:
+        config: its settings.
+        dimensions: native dimensions; None for a model that does not embed.
+        tokenizer: None for a model that does not embed.
+        embedder: None for a model that does not embed.
+        reason: why it embeds or does not.
+    """
+
+    config: ModelConfig
+    dimensions: int | None
+    tokenizer: Tokenizer | None
+    embedder: Embedder | None
+    reason: str
+
+    @property
+    def name(self) -> str:
+        """What responses call it."""
+        return self.config.name
+
+
+class Service:
+    """All models, and the way of a request through them.
+
+    Args:
+        models: the first is the default.
+        limits: what a request may ask for.
+        metrics: where inputs are counted.
+        max_requests: most embedding requests at once; None for no limit.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[ServedModel],
+        *,
+        limits: HttpConfig,
+        metrics: Metrics,
+        max_requests: int | None = None,
+    ) -> None:
+        self.models = tuple(models)
+        self._limits = limits
+        self._metrics = metrics
+        self._max_requests = max_requests
+        self._requests = 0
+        # Few, because each takes memory and a core, and the library spreads a large batch over cores by itself.
+        self._tokenizing = ThreadPoolExecutor(_TOKENIZING_THREADS, thread_name_prefix="tokenize")
+        self._by_name: Mapping[str, ServedModel] = dict(_names(self.models))
+
+    def find(self, name: str | None) -> ServedModel:
+        """Return the model that a request asks for; absent, empty and the page's literal "null" mean the first.
+
+        Raises:
+            ModelNotFoundError: no model is served under that name.
+        """
+        return self.named(name) if name and name != "null" else self.models[0]
+
+    def named(self, name: str) -> ServedModel:
+        """Return the model of a name or alias.
+
+        Raises:
+            ModelNotFoundError: no model is served under that name.
+        """
+        try:
+            return self._by_name[name]
+        except KeyError:
+            served = ", ".join(model.name for model in self.models)
+            message = f"The model does not exist here. Served: {served}."
+            raise ModelNotFoundError(message, "model_not_found", "model") from None
+
+    async def not_ready(self) -> list[str]:
+        """Return the embedding models that no replica can embed with now."""
+        embedding = [(m.name, m.embedder) for m in self.models if m.embedder is not None]
+        ready = await asyncio.gather(*(embedder.is_ready() for _, embedder in embedding))
+        return [name for (name, _), is_ready in zip(embedding, ready, strict=True) if not is_ready]
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """Hold one of the places that the service has for requests, from before a body is read.
+
+        Raises:
+            OverloadedError: all are taken.
+        """
+        if self._max_requests is not None and self._requests >= self._max_requests:
+            self._metrics.overloaded(reason="ingress_requests")
+            message = "The server works on as many requests as it takes at once. Try again."
+            raise OverloadedError(message, "overloaded", retry_after_s=self._limits.retry_after_s)
+        self._requests += 1
+        try:
+            yield
+        finally:
+            self._requests -= 1
+
+    async def embed(self, request: EmbeddingRequest, *, request_id: str) -> EmbedResponse:
+        """Embed one request.
+
+        Raises:
+            ServiceError: whatever keeps any input from its vector; `param` names the field or the item.
+        """
+        seconds = self._limits.request_timeout_s
+        try:
+            async with asyncio.timeout(seconds) as deadline:
+                return await self._embed(request, request_id)
+        except TimeoutError:
+            if not deadline.expired():
+                raise  # somebody else's, and none of the errors that were foreseen
+            message = f"The request was not done after {seconds:g} s, the server's own limit."
+            raise DeadlineError(message, "deadline_exceeded") from None
+        except ServiceError as error:
+            raise _named_as_sent(error, request) from None
+
+    async def _embed(self, request: EmbeddingRequest, request_id: str) -> EmbedResponse:
+        model = self.find(request.model)
+        if model.tokenizer is None or model.embedder is None:
+            message = f"{model.name} is served here, but not for embeddings: {model.reason}."
+            raise NotAnEmbeddingModelError(message, "not_an_embedding_model", "model")
+        self._check_fields(request, model)
+        model.tokenizer.check_prompt(request.prompt_name)
+        self._check_batch_size(len(request.items))
+        started = time.perf_counter()
+        tokenized = await self._tokenize(request, model.tokenizer, truncate=model.config.truncate)
+        tokenization_s = time.perf_counter() - started
+        self._metrics.inputs_tokenized(
+            model=model.name, truncated=tokenized.truncated, seconds=tokenization_s
+        )
+        self._check_tokens(tokenized.inputs.tokens)
+        answer = await model.embedder.embed(tokenized.inputs, request_id=request_id)
+        _raise_for(answer.failures)
+        # A replica reports these as failures. Looked at again, as clients read NaN as a vector like any other.
+        _raise_for(
+            [Failure(row, "non_finite_embedding") for row in non_finite_rows(answer.vectors)]
+        )
+        vectors = finish(
+            answer.vectors, dimensions=request.dimensions, normalize=request.normalize is not False
+        )
+        return EmbedResponse(
+            embeddings=vectors,
+            model=model.name,
+            prompt_tokens=tokenized.inputs.tokens,
+            truncated_inputs=tokenized.truncated,
+            tokenization_s=tokenization_s,
+            queue_s=answer.queue_s,
+            inference_s=answer.inference_s,
+        )
+
+    def _check_fields(self, request: EmbeddingRequest, model: ServedModel) -> None:
+        native = model.dimensions
+        if request.dimensions is not None and native and request.dimensions > native:
+            message = f"dimensions must be from 1 to {native} for {model.name}."
+            raise InvalidRequestError(message, "invalid_dimensions", "dimensions")
+        if isinstance(request.items[0], list) and model.config.token_ids == "reject":
+            message = (
+                f"{model.name} takes text here, not token ids. Send strings; an OpenAI client that tokenizes has a "
+                "switch for it (LangChain: check_embedding_ctx_length=False)."
+            )
+            raise InvalidRequestError(message, "token_ids_not_accepted", "input")
+
+    def _check_batch_size(self, inputs: int) -> None:
+        most = self._limits.max_client_batch_size
+        if inputs > most:
+            message = f"this request has {inputs} inputs; at most {most} are taken. Split the list."
+            raise BatchSizeError(message, "batch_size_exceeded", "input")
+
+    def _check_tokens(self, tokens: int) -> None:
+        most = self._limits.max_request_tokens
+        if tokens > most:
+            message = f"this request has {tokens} tokens in all; at most {most} are taken. Split the list."
+            raise BatchSizeError(message, "max_tokens_per_request", "input")
+
+    async def _tokenize(
+        self, request: EmbeddingRequest, tokenizer: Tokenizer, *, truncate: bool
+    ) -> Tokenized:
+        """Turn the inputs into ids, in a thread if there is much of it."""
+        items = request.items
+        encode = tokenizer.encode_texts if isinstance(items[0], str) else tokenizer.encode_ids
+        if request.truncate is not None:
+            truncate = request.truncate
+
+        def run() -> Tokenized:
+            return encode(
+                items,  # type: ignore[arg-type]  # the items' kind chose the method
+                prompt_name=request.prompt_name,
+                truncate=truncate,
+                truncate_direction=request.direction,
+            )
+
+        if sum(map(len, items)) < _INLINE_CHARACTERS:
+            return run()
+        return await asyncio.get_running_loop().run_in_executor(self._tokenizing, run)
+
+
+def _names(models: Sequence[ServedModel]) -> Iterator[tuple[str, ServedModel]]:
+    for model in models:
+        for name in (model.name, *model.config.aliases):
+            yield name, model
+
+
+def _raise_for(failures: Sequence[Failure]) -> None:
+    if failures:
+        first = failures[0]
+        item = f"input[{first.index}]"
+        raise InferenceError(_FAILURES[first.code].format(item=item), first.code, item)
+
+
+def _named_as_sent(error: ServiceError, request: EmbeddingRequest) -> ServiceError:
+    """Name the item in an error as the client wrote it: `inputs[3]`, or `input` for one that came without a list."""
+    name, param, message = request.input_name, error.param, error.message
+    if param == "input":
+        param = name
+    elif param is not None and param.startswith("input["):
+        ours, sent = ("input[0]", name) if request.is_single else ("input[", f"{name}[")
+        param, message = param.replace(ours, sent), message.replace(ours, sent)
+    if param == error.param:
+        return error
+    return type(error)(message, error.code, param, error.retry_after_s)

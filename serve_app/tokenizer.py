@@ -1,0 +1,247 @@
+"""Texts, prompts and token ids of an input to the ids that the model reads, and what is cut when they are too many.
+
+Gives the ids that sentence-transformers gives. Knows nothing of torch, transformers, requests or batches.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Literal
+
+import numpy as np
+
+from serve_app.checkpoint import Checkpoint
+from serve_app.errors import InvalidRequestError, ModelLoadError, TokenizationError
+from serve_app.messages import TokenizedInputs
+from serve_app.text_encoding import MARGIN, TextEncoding, parts
+from serve_app.tokenizer_file import load_tokenizer_file
+
+TruncateDirection = Literal["right", "left"]
+
+
+@dataclass(frozen=True, slots=True)
+class Tokenized:
+    """What the tokenizer made of some inputs: their ids, and how many of the inputs were cut."""
+
+    inputs: TokenizedInputs
+    truncated: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Prompt:
+    """A prompt: its text, its bare ids, and its length as sentence-transformers' pooling counts it."""
+
+    text: str
+    ids: Sequence[int]
+    length: int
+
+
+NO_PROMPT = _Prompt("", (), 0)
+
+
+class Tokenizer:
+    """A model's tokenizer. It does not change after its construction, and any number of threads may use it at once.
+
+    Args:
+        checkpoint: the model, as its files describe it.
+        max_input_tokens: lowers the most tokens of an input; never raises it.
+        prompts: prompts by name, added to the model's own and put before them.
+
+    Raises:
+        ModelLoadError: the model does not embed, brings no `tokenizer.json`, or leaves no room for text.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        max_input_tokens: int | None = None,
+        prompts: Mapping[str, str] | None = None,
+    ) -> None:
+        if not checkpoint.embeds:
+            raise ModelLoadError(
+                f"{checkpoint.directory} is no embedding model: {checkpoint.reason}"
+            )
+        file = load_tokenizer_file(checkpoint)
+        self._tokenizer = file.tokenizer
+        self._prefix, self._suffix = file.prefix, file.suffix
+        self._special_ids = file.special_ids
+        self._vocabulary_size = file.vocabulary_size
+        self._adds_special_tokens = checkpoint.adds_special_tokens
+        limits = [n for n in (max_input_tokens, checkpoint.max_input_tokens) if n is not None]
+        self._max_input_tokens = min(limits, default=None)
+        if limits and min(limits) <= len(self._prefix) + len(self._suffix):
+            raise ModelLoadError(
+                f"{checkpoint.directory}: {min(limits)} tokens in an input leave no room beside the special tokens"
+            )
+        self._texts = TextEncoding(
+            file.tokenizer,
+            adds_special_tokens=checkpoint.adds_special_tokens,
+            max_input_tokens=self._max_input_tokens,
+        )
+        prompts = {**checkpoint.prompts, **(prompts or {})}
+        self._prompts = {name: self._prompt(text) for name, text in prompts.items()}
+
+    @property
+    def max_input_tokens(self) -> int | None:
+        """Most tokens that an input may have, special tokens and prompt included; None for no limit."""
+        return self._max_input_tokens
+
+    @property
+    def prompt_names(self) -> tuple[str, ...]:
+        """The names that `prompt_name` may have."""
+        return tuple(self._prompts)
+
+    @property
+    def vocabulary_size(self) -> int:
+        """One more than the largest id that the tokenizer knows."""
+        return self._vocabulary_size
+
+    def check_prompt(self, name: str | None) -> None:
+        """Return if there is such a prompt; None asks for none.
+
+        Raises:
+            InvalidRequestError: there is not.
+        """
+        self._find_prompt(name)
+
+    def encode_texts(
+        self,
+        texts: Sequence[str],
+        *,
+        prompt_name: str | None,
+        truncate: bool,
+        truncate_direction: TruncateDirection,
+    ) -> Tokenized:
+        """Return the ids of texts.
+
+        Raises:
+            InvalidRequestError: there is no such prompt.
+            TokenizationError: a text is too long and `truncate` is false, or it cannot be tokenized.
+        """
+        prompt = self._find_prompt(prompt_name)
+        prompted = [prompt.text + text for text in texts] if prompt.text else list(texts)
+        # An excerpt from the left would lose the prompt.
+        from_left = truncate and truncate_direction == "left"
+        reach = None if from_left and prompt.text else self._texts.reach
+        inputs: list[list[int]] = []
+        for part in parts(prompted):
+            first = len(inputs)
+            inputs += self._texts.encode(part, first=first, reach=reach, from_left=from_left)
+            if not truncate:  # the first that is too long ends it, whatever else there is
+                for index in self._too_long(inputs[first:]):
+                    is_whole = reach is None or len(part[index]) <= reach
+                    raise self._context_error(
+                        first + index, len(inputs[first + index]), is_whole=is_whole
+                    )
+        too_long = self._too_long(inputs)
+        for index in too_long:
+            kept = 0
+            if truncate_direction == "left":
+                kept = len(self._prefix) + (
+                    self._prompt_tokens(prompted[index], prompt) if prompt.text else 0
+                )
+            inputs[index] = self._cut(inputs[index], kept, truncate_direction)
+        return Tokenized(_pack(inputs, prompt.length), len(too_long))
+
+    def encode_ids(
+        self,
+        inputs: Sequence[Sequence[int]],
+        *,
+        prompt_name: str | None,
+        truncate: bool,
+        truncate_direction: TruncateDirection,
+    ) -> Tokenized:
+        """Return the ids of inputs that are the model's own ids already, with the special tokens and the prompt added.
+
+        Raises:
+            InvalidRequestError: there is no such prompt, or the vocabulary has no such id.
+            TokenizationError: an input is too long and `truncate` is false.
+        """
+        prompt = self._find_prompt(prompt_name)
+        for index, ids in enumerate(inputs):
+            self._check_range(ids, index)
+        head = [*self._prefix, *prompt.ids]
+        complete = [[*head, *ids, *self._suffix] for ids in inputs]
+        too_long = self._too_long(complete)
+        for index in too_long:
+            if not truncate:
+                raise self._context_error(index, len(complete[index]), is_whole=True)
+            complete[index] = self._cut(complete[index], len(head), truncate_direction)
+        return Tokenized(_pack(complete, prompt.length), len(too_long))
+
+    def _too_long(self, inputs: Sequence[Sequence[int]]) -> list[int]:
+        """Return which inputs have too many tokens."""
+        limit = self._max_input_tokens
+        return [] if limit is None else [i for i, ids in enumerate(inputs) if len(ids) > limit]
+
+    def _context_error(self, index: int, tokens: int, *, is_whole: bool) -> TokenizationError:
+        param = f"input[{index}]"
+        count = f"{tokens}" if is_whole else f"more than {tokens - MARGIN}"
+        return TokenizationError(
+            f"This model's maximum context length is {self._max_input_tokens} tokens, however you requested "
+            f"{count} tokens in {param}. Shorten it, or set truncate to true.",
+            "context_length_exceeded",
+            param,
+        )
+
+    def _cut(self, ids: list[int], kept: int, direction: TruncateDirection) -> list[int]:
+        """Take from ids what is too much, and keep the special tokens at both ends.
+
+        Args:
+            ids: all ids of one input.
+            kept: how many leading ids stay when the left side is cut: the special tokens' and the prompt's.
+            direction: the side that is cut.
+        """
+        limit = self._max_input_tokens
+        assert limit is not None, "nothing is too long where there is no limit"
+        most = limit - len(self._suffix)
+        head = most if direction == "right" else min(kept, most)
+        return ids[:head] + ids[len(ids) - (limit - head) :]
+
+    def _prompt(self, text: str) -> _Prompt:
+        """Measure a prompt as `Transformer._get_prompt_length` does: cut, less a special token at its end."""
+        if not text:
+            return NO_PROMPT
+        ids = self._texts.encode([text])[0]
+        bare = ids[len(self._prefix) : len(ids) - len(self._suffix)]
+        if not self._adds_special_tokens:
+            return _Prompt(text, bare, 0)
+        if self._max_input_tokens is not None and len(ids) > self._max_input_tokens:
+            ids = self._cut(ids, 0, "right")
+        return _Prompt(text, bare, len(ids) - (bool(ids) and ids[-1] in self._special_ids))
+
+    def _find_prompt(self, name: str | None) -> _Prompt:
+        if name is None:
+            return NO_PROMPT  # also where the model's files name a default: none is applied that was not asked for
+        if name not in self._prompts:
+            known = ", ".join(self._prompts) or "none"
+            raise InvalidRequestError(
+                f"this model has no such prompt; it has: {known}", "unknown_prompt", "prompt_name"
+            )
+        return self._prompts[name]
+
+    def _prompt_tokens(self, prompted: str, prompt: _Prompt) -> int:
+        """Count the tokens that are the prompt's alone; one that reaches into the text is the text's."""
+        encoding = self._tokenizer.encode(prompted, add_special_tokens=False)
+        ends = (end for _, end in encoding.offsets)
+        return next((n for n, end in enumerate(ends) if end > len(prompt.text)), len(encoding.ids))
+
+    def _check_range(self, ids: Sequence[int], index: int) -> None:
+        try:
+            array = np.fromiter(ids, np.int64, len(ids))
+        except OverflowError:
+            array = np.array([-1])
+        if array.size and not 0 <= array.min() <= array.max() < self._vocabulary_size:
+            param = f"input[{index}]"
+            raise InvalidRequestError(
+                f"{param} has a token id outside 0 to {self._vocabulary_size - 1}, the ids of this model",
+                "invalid_token_id",
+                param,
+            )
+
+
+def _pack(inputs: Sequence[Sequence[int]], prompt_length: int) -> TokenizedInputs:
+    lengths = np.fromiter(map(len, inputs), np.int32, len(inputs))
+    ids = np.fromiter(chain.from_iterable(inputs), np.int32, int(lengths.sum()))
+    return TokenizedInputs(ids, lengths, prompt_length)

@@ -1,0 +1,78 @@
+"""After the model: dimensions, unit length, and the bytes of the answer.
+
+Works on float32 buffers from end to end: base64 is a slice of the buffer, and floats are written by orjson in the
+shortest form that reads back as the same float32. Knows nothing about requests.
+"""
+
+import base64
+
+import numpy as np
+import orjson
+
+from serve_app.messages import Vectors
+
+# Vectors that orjson writes at once. It holds the interpreter's lock while it does, so that a thread alone does not
+# free the event loop: 2,048 vectors of 1,024 floats stopped it for 50 ms in one piece, and for 10 ms in these.
+_PIECE = 64
+
+
+def finish(vectors: Vectors, *, dimensions: int | None, normalize: bool) -> Vectors:
+    """Keep the first components, then bring each row to unit length.
+
+    A row of zeros stays as it is, as in `torch.nn.functional.normalize`.
+
+    Args:
+        vectors: float32 [inputs, native dimensions]; not changed.
+        dimensions: how many components to keep; None keeps all.
+        normalize: whether rows get unit length.
+
+    Returns:
+        float32 [inputs, dimensions], contiguous.
+    """
+    kept = np.ascontiguousarray(vectors[:, :dimensions])
+    if not normalize:
+        return kept
+    lengths = np.sqrt(np.einsum("ij,ij->i", kept, kept, dtype=np.float64))
+    scaled: Vectors = (kept / np.maximum(lengths, 1e-12)[:, None]).astype(np.float32)
+    return scaled
+
+
+def non_finite_rows(vectors: Vectors) -> list[int]:
+    """Return the indices of rows with a NaN or an infinity."""
+    return [int(i) for i in np.flatnonzero(~np.isfinite(vectors).all(axis=1))]
+
+
+def write_response(
+    vectors: Vectors, *, encoding_format: str, model: str, prompt_tokens: int
+) -> bytes:
+    """Write the JSON of an embeddings response.
+
+    Args:
+        vectors: float32 [inputs, dimensions], contiguous, finite.
+        encoding_format: `float`, or `base64` for little-endian float32 in the standard alphabet, padded.
+        model: the served model's name.
+        prompt_tokens: tokens that the model read.
+    """
+    rows = _base64_rows(vectors) if encoding_format == "base64" else list(vectors)
+    entries = [
+        {"embedding": row, "index": index, "object": "embedding"} for index, row in enumerate(rows)
+    ]
+    pieces = [
+        orjson.dumps(entries[start : start + _PIECE], option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]
+        for start in range(0, len(entries), _PIECE)
+    ]
+    end = {
+        "model": model,
+        "object": "list",
+        "usage": {"prompt_tokens": prompt_tokens, "total_tokens": prompt_tokens},
+    }
+    return b'{"data":[%b],%b' % (b",".join(pieces), orjson.dumps(end)[1:])
+
+
+def _base64_rows(vectors: Vectors) -> list[str]:
+    buffer = np.ascontiguousarray(vectors, dtype="<f4").data.cast("B")
+    size = 4 * vectors.shape[1]
+    return [
+        base64.b64encode(buffer[start : start + size]).decode("ascii")
+        for start in range(0, size * len(vectors), size)
+    ]

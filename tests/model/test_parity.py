@@ -1,0 +1,183 @@
+"""Our vectors equal those of `SentenceTransformer.encode`, within 1e-5 in float32."""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sentence_transformers import SentenceTransformer
+
+from serve_app.messages import TokenizedInputs, Vectors
+from serve_app.tokenizer import Tokenizer
+from tests.checkpoints import CORPUS, LONG_TEXT, NASTY_TEXTS
+from tests.model.conftest import TORCH_ONLY, Loaded, TinyModels
+from tests.model.tiny import MAX_SEQ_LENGTH, MODELS, PROMPTS
+
+MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+READABLE = ["the quick brown fox", "fox", "a dog and a fox, and then some more"]
+TEXTS = [*NASTY_TEXTS, LONG_TEXT, *READABLE]
+
+
+def assert_same(ours: Vectors, theirs: Vectors) -> None:
+    """Compare within the tolerance that is promised."""
+    assert ours.dtype == np.float32
+    assert ours.shape == theirs.shape
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_texts_have_the_same_vectors(model: Loaded) -> None:
+    """Texts of all lengths and scripts, in one batch here and one by one there."""
+    assert_same(model.embed(TEXTS), model.expect(TEXTS))
+
+
+@pytest.mark.parametrize("prompt_name", ["document", *PROMPTS])
+def test_a_prompt_has_the_same_effect(model: Loaded, prompt_name: str) -> None:
+    """It is put before the text, cut with it on the right, and left out of the pooling where the model says so."""
+    ours = model.embed(TEXTS, prompt_name=prompt_name)
+
+    assert_same(ours, model.expect(TEXTS, prompt_name=prompt_name))
+
+
+def test_a_prompt_changes_the_vectors(model: Loaded) -> None:
+    """The comparison above would notice a prompt that is not applied."""
+    without = model.embed(["the fox"], prompt_name="document")
+
+    assert np.abs(model.embed(["the fox"], prompt_name="query") - without).max() > 1e-3
+
+
+@pytest.mark.parametrize("name", sorted(MODELS.keys() - {"default-prompt"} - TORCH_ONLY))
+def test_a_text_cut_on_the_left_has_the_same_vector(
+    tiny: TinyModels, name: str, engine: str
+) -> None:
+    """As with `truncation_side="left"` of the tokenizer there, for models that have a limit and no default prompt."""
+    model = tiny(name, engine=engine)
+    texts = [*TEXTS, LONG_TEXT + " and more"]
+
+    ours = model.embed(texts, truncate_direction="left")
+
+    with truncation_side(model.reference.tokenizer, "left"):
+        theirs = model.expect(texts)
+    assert_same(ours, theirs)
+    assert not np.allclose(ours[-1], model.embed(texts)[-1], atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["mean", "no-prompt-mean", "roberta", "xlm-roberta", "lasttoken"])
+def test_a_text_cut_on_the_left_keeps_its_prompt(tiny: TinyModels, name: str, engine: str) -> None:
+    """The vector is that of the prompt and the tail of the text, as sentence-transformers makes it of both."""
+    model = tiny(name, engine=engine)
+    text, tail = text_and_tail(model, prompt_name="query")
+
+    ours = model.embed([text], prompt_name="query", truncate_direction="left")
+
+    assert_same(ours, model.expect([tail], prompt_name="query"))
+    assert not np.allclose(ours, model.embed([text], prompt_name="query"), atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["cls-normalize", "dense-normalize", "max", "static-normalize"])
+@pytest.mark.parametrize("dimensions", [None, 5])
+def test_unit_length_and_fewer_dimensions_are_made_from_the_raw_vectors(
+    tiny: TinyModels, name: str, dimensions: int | None
+) -> None:
+    """First the first components, then unit length, whether or not the model ends in a Normalize."""
+    model = tiny(name)
+    whole = SentenceTransformer(str(model.directory), device="cpu", truncate_dim=dimensions)
+
+    cut = model.embed(READABLE)[:, :dimensions]
+
+    assert_same(
+        cut / np.linalg.norm(cut, axis=1, keepdims=True),
+        whole.encode(READABLE, normalize_embeddings=True),
+    )
+
+
+@given(data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_batches_of_any_make_up_give_the_same_vectors(
+    tiny: TinyModels, engine: str, data: st.DataObject
+) -> None:
+    """Any texts in any order, in any jobs with any prompts, within any budget: every row is its text's vector."""
+    names = ["mean-normalize", "no-prompt-mean", "lasttoken"]
+    names += ["static"] if engine == "torch" else []
+    model = tiny(data.draw(st.sampled_from(names)), engine=engine)
+    items = st.lists(st.integers(0, len(TEXTS) - 1), max_size=6)
+    jobs = data.draw(
+        st.lists(st.tuples(st.sampled_from(["document", *PROMPTS]), items), max_size=4)
+    )
+    budget = data.draw(st.integers(1, 200))
+
+    encoded = model.encoder.encode(
+        [ids_of(model, name, chosen) for name, chosen in jobs], max_batch_tokens=budget
+    )
+
+    expected = [expected_rows(model, name)[index] for name, chosen in jobs for index in chosen]
+    assert encoded.failures == ()
+    assert len(encoded.vectors) == len(encoded.padded_tokens) == len(expected)
+    if expected:
+        assert_same(encoded.vectors, np.stack(expected))
+
+
+def test_the_embedded_default_is_the_published_model(minilm: Loaded) -> None:
+    """The package holds the weights of sentence-transformers/all-MiniLM-L6-v2, byte for byte."""
+    weights = (minilm.directory / "model.safetensors").read_bytes()
+
+    assert hashlib.sha256(weights).hexdigest() == MINILM_SHA256
+
+
+@pytest.mark.parametrize("prompt_name", [None, "query"])
+def test_the_embedded_default_gives_the_same_vectors(
+    minilm: Loaded, prompt_name: str | None
+) -> None:
+    """The real model, on texts of all kinds, also such as are cut."""
+    assert minilm.tokenizer.max_input_tokens == 256
+    texts = [*TEXTS, LONG_TEXT * 3, *(f"a sentence of its own, number {n}" for n in range(20))]
+
+    ours = minilm.embed(texts, prompt_name=prompt_name)
+
+    assert_same(ours, minilm.expect(texts, prompt_name=prompt_name))
+
+
+@contextmanager
+def truncation_side(tokenizer: Any, side: str) -> Iterator[None]:
+    """Make sentence-transformers' tokenizer cut on this side."""
+    tokenizer.truncation_side = side
+    try:
+        yield
+    finally:
+        tokenizer.truncation_side = "right"
+
+
+def text_and_tail(model: Loaded, *, prompt_name: str) -> tuple[str, str]:
+    """Return a text that is too long, and the words at its end that just fill the model with the prompt before them."""
+    words = CORPUS[0].replace(",", "").split() * 4
+    unlimited = Tokenizer(replace(model.checkpoint, max_input_tokens=None))
+    pairs = [(words[:end], words[start:end]) for end in range(60, 70) for start in range(30, end)]
+    tails = unlimited.encode_texts(
+        [" ".join(tail) for _, tail in pairs],
+        prompt_name=prompt_name,
+        truncate=False,
+        truncate_direction="right",
+    )
+    text, tail = pairs[tails.inputs.lengths.tolist().index(MAX_SEQ_LENGTH)]
+    return " ".join(text), " ".join(tail)
+
+
+def ids_of(model: Loaded, prompt_name: str, chosen: list[int]) -> TokenizedInputs:
+    """Return the ids of some of the texts."""
+    return model.tokenizer.encode_texts(
+        [TEXTS[index] for index in chosen],
+        prompt_name=prompt_name,
+        truncate=True,
+        truncate_direction="right",
+    ).inputs
+
+
+@cache
+def expected_rows(model: Loaded, prompt_name: str) -> Vectors:
+    """Return sentence-transformers' vectors of all texts, computed once."""
+    return model.expect(TEXTS, prompt_name=prompt_name)

