@@ -8,13 +8,13 @@ import pytest
 
 from serve_app.session import Session, session_members
 
+# Interrupts wait until it waits for them, so that one that comes early is not lost and does not break a line.
 OBEYS = """
-import signal, time
+import signal
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
 print("\\x1b[36mup\\x1b[0m", flush=True)
-try:
-    signal.pause()
-except KeyboardInterrupt:
-    print("bye", flush=True)
+signal.sigwait({signal.SIGINT})
+print("bye", flush=True)
 """
 # A command that leaves its stubborn child in a process group of its own, as Ray leaves its workers.
 LEAVES_A_CHILD = """
@@ -41,7 +41,7 @@ while True:
 def start(script: str, tmp_path: Path) -> Session:
     """Start a Python script and wait until it says that it is up."""
     session = Session.start([sys.executable, "-c", script], os.environ, tmp_path / "logs" / "log")
-    wait_until(lambda: "up" in session.output())
+    wait_until(lambda: "up\n" in session.output())
     return session
 
 
