@@ -74,13 +74,19 @@ class Batch:
         return unreadable if may_be_empty else unreadable | (self.lengths == 0)
 
     def passes(
-        self, readable: npt.NDArray[np.bool_], *, max_batch_tokens: int, mixes_prompts: bool
+        self,
+        readable: npt.NDArray[np.bool_],
+        *,
+        max_batch_tokens: int,
+        pass_tokens: float,
+        mixes_prompts: bool,
     ) -> Iterator[Indices]:
         """Cut the readable inputs into forward passes within the token budget.
 
         Args:
             readable: which inputs, [inputs].
             max_batch_tokens: most padded tokens in a pass.
+            pass_tokens: what a pass costs beside its tokens, in tokens.
             mixes_prompts: inputs whose prompts differ in length may share a pass.
 
         Yields:
@@ -89,7 +95,10 @@ class Batch:
         kinds = np.zeros_like(self.prompt_lengths) if mixes_prompts else self.prompt_lengths
         for kind in np.unique(kinds[readable]):
             members = np.flatnonzero(readable & (kinds == kind))
-            for chosen in padded_batches(self.lengths[members], max_batch_tokens=max_batch_tokens):
+            batches = padded_batches(
+                self.lengths[members], max_batch_tokens=max_batch_tokens, pass_tokens=pass_tokens
+            )
+            for chosen in batches:
                 yield members[chosen]
 
     def keep(self, indices: Indices, vectors: Vectors, finite: npt.NDArray[np.bool_]) -> None:

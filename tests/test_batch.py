@@ -19,7 +19,9 @@ def job(*inputs: list[int], prompt_length: int = 0) -> TokenizedInputs:
 def passes(batch: Batch, *, budget: int, mixes_prompts: bool = True) -> list[Indices]:
     """Return the forward passes of all inputs."""
     readable = np.ones(len(batch.lengths), np.bool_)
-    return list(batch.passes(readable, max_batch_tokens=budget, mixes_prompts=mixes_prompts))
+    return list(
+        batch.passes(readable, max_batch_tokens=budget, pass_tokens=5, mixes_prompts=mixes_prompts)
+    )
 
 
 def test_jobs_are_joined_in_their_order() -> None:

@@ -1,4 +1,5 @@
-from itertools import pairwise
+from collections.abc import Sequence
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
@@ -10,6 +11,15 @@ from serve_app.batching import pad, padded_batches, split_by_budget, take_batch
 costs = st.lists(st.integers(0, 50), max_size=40)
 some_costs = st.lists(st.integers(0, 50), min_size=1, max_size=40)
 budgets = st.integers(1, 100)
+pass_costs = st.floats(0, 100)
+
+
+def cut(lengths: list[int], *, budget: int, pass_tokens: float) -> list[list[int]]:
+    """Return the indices of each padded batch."""
+    batches = padded_batches(
+        np.array(lengths, np.int32), max_batch_tokens=budget, pass_tokens=pass_tokens
+    )
+    return [batch.tolist() for batch in batches]
 
 
 @given(some_costs, budgets)
@@ -66,31 +76,65 @@ def test_no_two_neighbouring_runs_would_fit_together(costs: list[int], budget: i
     assert all(total + first > budget for total, first in zip(sums, firsts, strict=True))
 
 
-@given(costs, budgets)
-def test_padded_batches_hold_every_input_once(costs: list[int], budget: int) -> None:
+@given(costs, budgets, pass_costs)
+def test_padded_batches_hold_every_input_once(
+    costs: list[int], budget: int, pass_tokens: float
+) -> None:
     """Sorting loses and doubles nothing."""
-    batches = list(padded_batches(np.array(costs, np.int32), max_batch_tokens=budget))
+    batches = cut(costs, budget=budget, pass_tokens=pass_tokens)
 
-    assert sorted(int(i) for batch in batches for i in batch) == list(range(len(costs)))
+    assert sorted(i for batch in batches for i in batch) == list(range(len(costs)))
 
 
-@given(some_costs, budgets)
-def test_a_padded_batch_fits_the_budget_with_its_padding(costs: list[int], budget: int) -> None:
+@given(some_costs, budgets, pass_costs)
+def test_a_padded_batch_fits_the_budget_with_its_padding(
+    costs: list[int], budget: int, pass_tokens: float
+) -> None:
     """Longest length times inputs stays within the budget, unless one input alone is longer."""
-    batches = padded_batches(np.array(costs, np.int32), max_batch_tokens=budget)
-
-    for batch in batches:
+    for batch in cut(costs, budget=budget, pass_tokens=pass_tokens):
         longest = max(costs[i] for i in batch)
         assert longest * len(batch) <= budget or len(batch) == 1
 
 
-@given(some_costs, budgets)
-def test_the_longest_inputs_come_first(costs: list[int], budget: int) -> None:
+@given(some_costs, budgets, pass_costs)
+def test_the_longest_inputs_come_first(costs: list[int], budget: int, pass_tokens: float) -> None:
     """What does not fit the memory fails in the first batch and not in the last."""
-    batches = padded_batches(np.array(costs, np.int32), max_batch_tokens=budget)
+    batches = cut(costs, budget=budget, pass_tokens=pass_tokens)
 
     lengths = [costs[i] for batch in batches for i in batch]
     assert lengths == sorted(lengths, reverse=True)
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=9), pass_costs)
+def test_no_other_cut_of_the_sorted_inputs_costs_less(
+    lengths: list[int], pass_tokens: float
+) -> None:
+    """Where all fit the budget, against every way to cut."""
+    descending = sorted(lengths, reverse=True)
+
+    def cost(batches: Sequence[Sequence[int]]) -> float:
+        return sum(max(batch) * len(batch) + pass_tokens for batch in batches)
+
+    found = cut(lengths, budget=1000, pass_tokens=pass_tokens)
+
+    every_way = (
+        [descending[start:stop] for start, stop in pairwise([0, *edges, len(lengths)])]
+        for count in range(len(lengths))
+        for edges in combinations(range(1, len(lengths)), count)
+    )
+    assert cost([[lengths[i] for i in batch] for batch in found]) == pytest.approx(
+        min(map(cost, every_way))
+    )
+
+
+def test_inputs_of_all_lengths_are_cut_with_little_padding() -> None:
+    """Lengths are told apart in classes, so that thousands of inputs are cut as well as few."""
+    lengths = [1 + n % 512 for n in range(4096)]
+
+    batches = cut(lengths, budget=32_768, pass_tokens=100)
+
+    padded = sum(lengths[batch[0]] * len(batch) for batch in batches)
+    assert padded < 1.05 * sum(lengths)
 
 
 @pytest.mark.parametrize("places", [[0, 1, 2], [2, 0], [1]])

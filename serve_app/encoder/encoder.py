@@ -1,7 +1,7 @@
 """From the inputs of several jobs to their vectors, through whichever engine computes.
 
-Inputs are padded batch by batch within a token budget, longest first. What fails is tried again in halves, until the
-input at fault stands alone. One thread at a time; imports no library that computes.
+Inputs are padded batch by batch within a token budget, cut so that padding and passes cost least together. What fails
+is tried again in halves, until the input at fault stands alone. One thread at a time; imports no library that computes.
 """
 
 import logging
@@ -13,7 +13,13 @@ import numpy as np
 from serve_app.batch import Batch, Encoded, Indices
 from serve_app.batching import pad
 from serve_app.checkpoint import Checkpoint
-from serve_app.encoder.engine import EncoderBrokenError, Engine, Features, default_batch_tokens
+from serve_app.encoder.engine import (
+    DEFAULT_PASS_TOKENS,
+    EncoderBrokenError,
+    Engine,
+    Features,
+    default_batch_tokens,
+)
 from serve_app.messages import TokenizedInputs
 
 logger = logging.getLogger("ray.serve.embeddings")
@@ -26,10 +32,16 @@ class Encoder:
         engine: what computes.
         checkpoint: what the model's files say.
         max_batch_tokens: token budget where `encode` is given none.
+        pass_tokens: what a forward pass costs beside its tokens, in tokens; `load_encoder` measures it.
     """
 
     def __init__(
-        self, engine: Engine, checkpoint: Checkpoint, *, max_batch_tokens: int | None = None
+        self,
+        engine: Engine,
+        checkpoint: Checkpoint,
+        *,
+        max_batch_tokens: int | None = None,
+        pass_tokens: float = DEFAULT_PASS_TOKENS,
     ) -> None:
         assert checkpoint.dimensions is not None, "only models that embed are loaded"
         self.dimensions: int = checkpoint.dimensions
@@ -38,6 +50,7 @@ class Encoder:
         self._engine = engine
         self._includes_prompt = checkpoint.include_prompt
         self._max_batch_tokens = max_batch_tokens or default_batch_tokens(engine.device)
+        self.pass_tokens = pass_tokens
 
     def encode(
         self, inputs: Sequence[TokenizedInputs], *, max_batch_tokens: int | None = None
@@ -56,10 +69,13 @@ class Encoder:
             vocabulary_size=self._engine.vocabulary_size, may_be_empty=self._engine.reads_empty
         )
         batch.fail(np.flatnonzero(unreadable), "inference_failed")
-        budget = max_batch_tokens or self._max_batch_tokens
-        pending = deque(
-            batch.passes(~unreadable, max_batch_tokens=budget, mixes_prompts=self._includes_prompt)
+        passes = batch.passes(
+            ~unreadable,
+            max_batch_tokens=max_batch_tokens or self._max_batch_tokens,
+            pass_tokens=self.pass_tokens,
+            mixes_prompts=self._includes_prompt,
         )
+        pending = deque(passes)
         while pending:
             indices = pending.popleft()
             if self._try_pass(batch, indices):

@@ -240,6 +240,17 @@ def test_a_budget_of_the_call_replaces_the_encoders_own(mean: Loaded) -> None:
     assert encoded.padded_tokens.tolist() == [3, 8, 3, 8]
 
 
+def test_long_and_short_inputs_share_no_pass_where_padding_costs_more_than_one(
+    mean: Loaded,
+) -> None:
+    """A pass costs ten tokens where it was not measured; here padding would cost 80."""
+    encoder, module = troubled(mean, no_trouble)
+
+    encoder.encode([inputs_of(*[2, 22] * 4)])
+
+    assert module.passes == [(4, 22), (4, 2)]
+
+
 @pytest.mark.parametrize(
     ("device", "tokens"), [("cpu", 2048), ("cuda", 32768), ("cuda:1", 32768), ("xpu", 2048)]
 )
