@@ -27,7 +27,7 @@ _RESULTS = ROOT / "benchmarks" / "results"
 _FULL = {"rounds": 3, "seconds": 6.0, "warm_s": 1.5}
 _QUICK = {"rounds": 1, "seconds": 2.0, "warm_s": 0.7}
 # Not part of a quick run, unless ONLY names them: what takes longest, and what says least.
-_NOT_QUICK = ("large", "beside", "plain-tuned")
+_NOT_QUICK = ("large", "beside", "plain-tuned", "scale")
 
 
 def main() -> int:
@@ -121,7 +121,7 @@ def _write(
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks")
-    names = [one.name for one in (*CONTENDERS, *WORKLOADS)]
+    names = [*(one.name for one in CONTENDERS), *(one.name for one in WORKLOADS)]
     parser.add_argument("--quick", action="store_true", help="one short round, under five minutes")
     parser.add_argument(
         "--only", nargs="*", default=[], choices=names, metavar="NAME", help=", ".join(names)

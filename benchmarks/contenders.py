@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 
 from benchmarks.load import HOST, PATH
-from benchmarks.workloads import body
+from benchmarks.workloads import SHORT, body
 from serve_app.environment import haproxy_files, is_free, read_env_file
 from serve_app.session import Session
 from serve_app.source import resolve
@@ -57,10 +57,12 @@ class Contender:
     Attributes:
         name: what it is called in tables and files, and what ONLY takes.
         title: what a reader of the table reads.
-        kind: `ours`, `plain`, `infinity`, or `ceiling` for the encoder in process, which is not a server.
+        kind: `ours`, `plain`, `infinity`, `sleeping` for ours around a model that sleeps, or `ceiling` for the encoder
+            in process, which is not a server.
         model: our settings of the model beside those of `serve_config.yaml`; also what the ceiling is loaded with.
         throughput: the settings of `throughput.env` are on.
         deployment: Ray Serve's options of the plain application's deployment, instead of its defaults.
+        replicas: of the model that sleeps.
     """
 
     name: str
@@ -69,6 +71,7 @@ class Contender:
     model: Mapping[str, Any] = field(default_factory=dict)
     throughput: bool = False
     deployment: Mapping[str, Any] = field(default_factory=dict)
+    replicas: int = 1
 
     @property
     def dtype(self) -> str:
@@ -79,7 +82,7 @@ class Contender:
 # What its writer would turn next: as many requests as there are clients, all cores, and with them OMP_NUM_THREADS.
 _TUNED = {"max_ongoing_requests": 256, "ray_actor_options": {"num_cpus": THREADS}}
 _BFLOAT16 = {"dtype": "bfloat16"}
-CONTENDERS = (
+CONTENDERS: tuple[Contender, ...] = (
     Contender("default", "this server, Ray's default proxy", "ours"),
     Contender("throughput", "this server", "ours", throughput=True),
     Contender("throughput-bf16", "this server, bfloat16", "ours", _BFLOAT16, throughput=True),
@@ -88,6 +91,16 @@ CONTENDERS = (
     Contender("plain-tuned", "plain Ray Serve app, tuned", "plain", deployment=_TUNED),
     Contender("ceiling", "the encoder in process", "ceiling"),
     Contender("ceiling-bf16", "the encoder in process, bfloat16", "ceiling", _BFLOAT16),
+    *(
+        Contender(
+            f"sleep-{count}",
+            f"this server, replicas that sleep: {count}",
+            "sleeping",
+            throughput=True,
+            replicas=count,
+        )
+        for count in (1, 2, 4)
+    ),
 )
 
 
@@ -160,6 +173,10 @@ def _config(contender: Contender, port: int) -> dict[str, Any]:
     application = config["applications"][0]
     if contender.kind == "ours":
         application["args"]["models"][0] |= contender.model
+    elif contender.kind == "sleeping":
+        application["import_path"] = "benchmarks.sleeping_app:build"
+        options = {"num_replicas": contender.replicas, "ray_actor_options": {"num_cpus": 0.1}}
+        application["args"]["models"][0] |= {"max_batch_tokens": SHORT, "deployment": options}
     else:
         plain = {"name": "plain", "route_prefix": "/", "import_path": "benchmarks.plain_app:app"}
         deployment = {"name": "Embeddings", **contender.deployment}

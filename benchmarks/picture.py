@@ -10,7 +10,13 @@ from benchmarks.report import Row
 from benchmarks.workloads import WORKLOADS
 
 _WIDTH, _LABELS, _BARS, _LINE, _GAP = 900, 250, 520, 20, 34
-_COLOURS = {"ours": "#2f6fb2", "infinity": "#c9792b", "plain": "#8a8a8a", "ceiling": "#c4d7ea"}
+_COLOURS = {
+    "ours": "#2f6fb2",
+    "sleeping": "#5b9bd5",
+    "infinity": "#c9792b",
+    "plain": "#8a8a8a",
+    "ceiling": "#c4d7ea",
+}
 _STYLE = "font-family:sans-serif;font-size:12px"
 
 

@@ -43,6 +43,7 @@ class Row:
         efficiency: part of what the same encoder reaches in process.
         longest_in_budgets: the longest request, in the time that the encoder alone takes for a token budget; where
             another client sends large requests.
+        of_linear: texts a second for each replica, as a part of what one replica alone gives; for models that sleep.
         added_ms: how much longer the median request takes than the encoder alone; for one client with one text.
     """
 
@@ -59,6 +60,7 @@ class Row:
     efficiency: float | None = None
     added_ms: float | None = None
     longest_in_budgets: float | None = None
+    of_linear: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the row for JSON."""
@@ -98,10 +100,12 @@ TARGETS = (
     Target("one", "throughput", "added_ms", 3, at_most=True),
     Target("large", "throughput", "efficiency", 0.95),
     Target("beside", "throughput", "longest_in_budgets", 2, at_most=True),
+    Target("scale", "sleep-2", "of_linear", 0.9),
+    Target("scale", "sleep-4", "of_linear", 0.9),
 )
 _HEADS = (
     *("", "texts/s", "least", "most", "p50 ms", "p99 ms", "longest"),
-    *("x infinity", "x plain", "efficiency", "+ms", "budgets"),
+    *("x infinity", "x plain", "efficiency", "+ms", "budgets", "linear"),
 )
 
 
@@ -150,6 +154,9 @@ def _row(
         longest_in_budgets=_ratio(longest_ms, _budget_ms(by_pair.get(("large", ceiling or ""), ())))
         if workload.background
         else None,
+        of_linear=_ratio(texts(contender.name), _times(texts("sleep-1"), contender.replicas))
+        if workload.sleeping
+        else None,
     )
 
 
@@ -171,6 +178,10 @@ def _budget_ms(large: Sequence[Rate]) -> float | None:
 
 def _ratio(value: float | None, base: float | None) -> float | None:
     return value / base if value is not None and base else None
+
+
+def _times(value: float | None, factor: int) -> float | None:
+    return value * factor if value is not None else None
 
 
 def _difference(value: float | None, base: float | None) -> float | None:
@@ -204,6 +215,7 @@ def _cells(row: Row) -> list[str]:
         row.efficiency,
         row.added_ms,
         row.longest_in_budgets,
+        row.of_linear,
     )
     return [
         row.contender.title,

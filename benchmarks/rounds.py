@@ -41,6 +41,11 @@ class Plan:
     contenders: Sequence[Contender]
     requests: Sequence[Requests]
 
+    def requests_for(self, contender: Contender) -> list[Requests]:
+        """Return the workloads that are for this contender."""
+        sleeps = contender.kind == "sleeping"
+        return [one for one in self.requests if one.workload.sleeping == sleeps]
+
 
 class Rounds:
     """Runs a plan.
@@ -59,7 +64,7 @@ class Rounds:
     def run(self) -> Iterator[Measurement]:
         """Measure everything; what does not come up or fails is said and left out."""
         for number in range(1, self._plan.rounds + 1):
-            for contender in self._plan.contenders:
+            for contender in filter(self._plan.requests_for, self._plan.contenders):
                 self._say(f"round {number} of {self._plan.rounds}: {contender.title}")
                 measure = self._ceiling if contender.kind == "ceiling" else self._server
                 try:
@@ -71,13 +76,9 @@ class Rounds:
 
     def _server(self, contender: Contender) -> Iterator[tuple[str, Rate]]:
         with running(contender) as port:
-            try:
-                cosine = check_vectors(contender, port, self._sample, self._expected)
-            except (WrongVectorsError, OSError) as error:
-                self._say(f"  not measured: {error}")
+            if contender.kind != "sleeping" and not self._gives_right_vectors(contender, port):
                 return
-            self._say(f"  vectors checked: least cosine to sentence-transformers {cosine:.6f}")
-            for requests in self._plan.requests:
+            for requests in self._plan.requests_for(contender):
                 try:
                     rate = send(
                         requests, port, warm_s=self._plan.warm_s, seconds=self._plan.seconds
@@ -88,12 +89,21 @@ class Rounds:
                 else:
                     yield requests.workload.name, rate
 
+    def _gives_right_vectors(self, contender: Contender, port: int) -> bool:
+        try:
+            cosine = check_vectors(contender, port, self._sample, self._expected)
+        except (WrongVectorsError, OSError) as error:
+            self._say(f"  not measured: {error}")
+            return False
+        self._say(f"  vectors checked: least cosine to sentence-transformers {cosine:.6f}")
+        return True
+
     def _ceiling(self, contender: Contender) -> Iterator[tuple[str, Rate]]:
         """Measure the encoder in process, whose vectors the project's own tests compare."""
         answer = in_another_process(
             str(model_directory()),
             contender.model,
-            self._plan.requests,
+            self._plan.requests_for(contender),
             threads=THREADS,
             seconds=self._plan.seconds,
         )

@@ -12,7 +12,8 @@ from functools import partial
 from benchmarks.prose import Prose
 
 SEED = 20
-_SHORT, _MEDIUM, _MEDIAN, _SPREAD, _LEAST, _MOST = 12, 32, 40, 0.8, 6, 256
+SHORT = 12  # tokens
+_MEDIUM, _MEDIAN, _SPREAD, _LEAST, _MOST = 32, 40, 0.8, 6, 256
 LARGE_TOKENS = 2048 * _MEDIUM  # of one request of the workload `large`
 
 
@@ -29,6 +30,7 @@ class Workload:
         length: draws the tokens of one text, special tokens included.
         background: texts in each request of one more client, which is not counted but only in the way.
         is_slow: a request takes so long that few fit a measurement: parts of requests have to be counted.
+        sleeping: it is for models that sleep, and not for those that compute.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Workload:
     length: Callable[[random.Random], int]
     background: int = 0
     is_slow: bool = False
+    sleeping: bool = False
 
     @property
     def in_flight(self) -> int:
@@ -67,9 +70,7 @@ def log_normal(generator: random.Random) -> int:
 
 
 WORKLOADS = (
-    Workload(
-        "short", "64 clients, one 12-token text each", 64, 1, 2048, partial(_constant, _SHORT)
-    ),
+    Workload("short", "64 clients, one 12-token text each", 64, 1, 2048, partial(_constant, SHORT)),
     Workload(
         "mixed",
         "64 clients, one text of 6 to 256 tokens each",
@@ -88,7 +89,7 @@ WORKLOADS = (
         partial(_constant, _MEDIUM),
         is_slow=True,
     ),
-    Workload("one", "1 client, one 12-token text", 1, 1, 512, partial(_constant, _SHORT)),
+    Workload("one", "1 client, one 12-token text", 1, 1, 512, partial(_constant, SHORT)),
     Workload(
         "large",
         "1 client, 2,048 texts of 32 tokens a request",
@@ -104,9 +105,18 @@ WORKLOADS = (
         1,
         1,
         128,
-        partial(_constant, _SHORT),
+        partial(_constant, SHORT),
         background=2048,
         is_slow=True,
+    ),
+    Workload(
+        "scale",
+        "64 clients, one text each, a model that sleeps 10 ms a text",
+        64,
+        1,
+        2048,
+        partial(_constant, SHORT),
+        sleeping=True,
     ),
 )
 

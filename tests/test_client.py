@@ -1,5 +1,9 @@
 import asyncio
 import gc
+import random
+from collections.abc import Sequence
+from itertools import accumulate
+from operator import sub
 from typing import Any
 
 import numpy as np
@@ -163,6 +167,51 @@ async def test_calls_follow_the_number_of_replicas() -> None:
     await client.embed(tokenized(*([i] * 10 for i in range(20))), request_id="an-id")
 
     assert max(most) == 6
+
+
+# Fairness.
+
+
+class Clockwork(FakeHandle):
+    """One replica that computes one call after the other; its clock counts the tokens that it has read."""
+
+    def __init__(self) -> None:
+        super().__init__(answer, states=[STATE])
+        self.now = 0
+        self._computing = asyncio.Lock()
+
+    async def _answer_all(self, jobs: Sequence[EmbedJob]) -> Sequence[EmbedResult]:
+        async with self._computing:
+            await turns()  # those whose call has ended come back first
+            self.now += sum(job.inputs.tokens for job in jobs)
+            return [result_of(job) for job in jobs]
+
+
+async def test_nobody_is_answered_two_budgets_after_one_that_came_later() -> None:
+    """Of 64 clients with one short or long input each, while one more sends forty budgets in a request.
+
+    So nobody waits longer than that on account of those who came later.
+    """
+    budget = 64
+    handle = Clockwork()
+    client = client_of(handle, job_tokens=budget, max_queued_tokens=100_000)
+    lengths = random.Random(1)
+    answered: list[int] = []  # by the replica's clock, in the order in which the requests came
+
+    async def send_one_after_the_other() -> None:
+        for _ in range(12):
+            place = len(answered)
+            answered.append(0)
+            inputs = tokenized([1] * min(round(lengths.lognormvariate(1.5, 0.8)) + 1, budget))
+            await client.embed(inputs, request_id="an-id")
+            answered[place] = handle.now
+
+    large = client.embed(tokenized(*([2] * 8 for _ in range(40 * budget // 8))), request_id="an-id")
+    await asyncio.gather(large, *(send_one_after_the_other() for _ in range(64)))
+
+    assert handle.now > 40 * budget
+    first_later = list(accumulate(reversed(answered), min))[::-1]
+    assert max(map(sub, answered, first_later)) <= 2 * budget
 
 
 # Retries.
