@@ -6,7 +6,9 @@ is tried again in halves, until the input at fault stands alone. One thread at a
 
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 
@@ -18,9 +20,12 @@ from serve_app.encoder.engine import (
     EncoderBrokenError,
     Engine,
     Features,
+    Pass,
     default_batch_tokens,
 )
 from serve_app.messages import TokenizedInputs
+
+Result = TypeVar("Result")
 
 logger = logging.getLogger("ray.serve.embeddings")
 
@@ -75,34 +80,52 @@ class Encoder:
             pass_tokens=self.pass_tokens,
             mixes_prompts=self._includes_prompt,
         )
-        pending = deque(passes)
-        while pending:
-            indices = pending.popleft()
-            if self._try_pass(batch, indices):
-                continue
-            if len(indices) == 1:
-                batch.fail(indices, "inference_failed")
+        waiting = deque(passes)
+        started: deque[tuple[Indices, Pass]] = deque()
+        while waiting or started:
+            if waiting and len(started) < self._engine.passes_at_once:
+                indices = waiting.popleft()
+                if one := self._try(indices, partial(self._start, batch, indices)):
+                    started.append((indices, one))
+                    continue
             else:
-                middle = len(indices) // 2
-                pending.extendleft((indices[middle:], indices[:middle]))
+                indices, one = started.popleft()
+                if self._try(indices, partial(_finish, batch, indices, one)):
+                    continue
+            _halve(batch, indices, waiting)
         return batch.encoded()
 
-    def _try_pass(self, batch: Batch, indices: Indices) -> bool:
-        """Run one forward pass and keep what it gives; return False when it failed."""
+    def _start(self, batch: Batch, indices: Indices) -> Pass:
+        return self._engine.start(self._features(batch, indices))
+
+    def _try(self, indices: Indices, step: Callable[[], Result]) -> Result | None:
+        """Take a step of a forward pass; return None when the pass failed."""
         try:
-            vectors, finite = self._engine.forward(self._features(batch, indices))
+            return step()
         except EncoderBrokenError:
             raise
         except Exception as error:
             logger.warning("forward pass failed: %s, %d inputs", type(error).__name__, len(indices))
-        else:
-            batch.keep(indices, vectors, finite)
-            return True
         self._engine.recover()  # out here, where the error no longer holds the pass's tensors
-        return False
+        return None
 
     def _features(self, batch: Batch, indices: Indices) -> Features:
         ids, mask = pad(
             batch.ids, batch.starts[indices], batch.lengths[indices], pad_id=self._engine.pad_id
         )
         return Features(ids, mask, int(batch.prompt_lengths[indices[0]]))
+
+
+def _finish(batch: Batch, indices: Indices, one: Pass) -> bool:
+    """Keep what a pass gives, once it is there."""
+    batch.keep(indices, *one.result())
+    return True
+
+
+def _halve(batch: Batch, indices: Indices, waiting: deque[Indices]) -> None:
+    """Have a failed pass tried again in halves; an input that failed alone is given up."""
+    if len(indices) == 1:
+        batch.fail(indices, "inference_failed")
+        return
+    middle = len(indices) // 2
+    waiting.extendleft((indices[middle:], indices[:middle]))

@@ -39,6 +39,32 @@ class Features:
     prompt_length: int
 
 
+class Pass(Protocol):
+    """A forward pass that was started."""
+
+    def result(self) -> tuple[Vectors, Finite]:
+        """Wait for the vectors, float32 [inputs, dimensions], and which of them are finite.
+
+        The vectors are those before any trailing Normalize; the next pass may write over them once it was waited for.
+
+        Raises:
+            EncoderBrokenError: the device failed, and every later pass would too.
+            Exception: this pass failed, whatever the reason.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """A pass that was over as soon as it was started."""
+
+    vectors: Vectors
+    finite: Finite
+
+    def result(self) -> tuple[Vectors, Finite]:
+        """Return the vectors, and which of them are finite."""
+        return self.vectors, self.finite
+
+
 class Engine(Protocol):
     """A model on a device, used by one thread at a time.
 
@@ -48,6 +74,7 @@ class Engine(Protocol):
         pad_id: what fills up shorter inputs.
         vocabulary_size: ids that the model has a row for.
         reads_empty: an input without tokens has a vector.
+        passes_at_once: how many passes may be started before the first is waited for.
     """
 
     name: str
@@ -55,11 +82,10 @@ class Engine(Protocol):
     pad_id: int
     vocabulary_size: int
     reads_empty: bool
+    passes_at_once: int
 
-    def forward(self, features: Features) -> tuple[Vectors, Finite]:
-        """Return the vectors, float32 [inputs, dimensions], and which of them are finite.
-
-        The vectors are those before any trailing Normalize; the next pass may write over them.
+    def start(self, features: Features) -> Pass:
+        """Start a forward pass.
 
         Raises:
             EncoderBrokenError: the device failed, and every later pass would too.

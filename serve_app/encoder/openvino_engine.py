@@ -11,7 +11,7 @@ import openvino
 import torch
 
 from serve_app.encoder.conversion import convert, graph_path, keep
-from serve_app.encoder.engine import Features, Finite
+from serve_app.encoder.engine import Computed, Features, Finite
 from serve_app.encoder.torch_engine import TorchEngine, run
 from serve_app.messages import Vectors
 
@@ -35,6 +35,7 @@ class OpenVinoEngine:
     name = "openvino"
     device = "cpu"
     reads_empty = False
+    passes_at_once = 1  # the request has one place for its output
 
     def __init__(
         self, graph: Any, model: TorchEngine, *, dtype: str, threads: int | None = None
@@ -58,15 +59,15 @@ class OpenVinoEngine:
             options["INFERENCE_NUM_THREADS"] = threads
         self._request = core.compile_model(graph, "CPU", options).create_infer_request()
 
-    def forward(self, features: Features) -> tuple[Vectors, Finite]:
-        """Return the vectors of one pass, and which of them are finite."""
+    def start(self, features: Features) -> Computed:
+        """Compute one pass."""
         arrays = {"input_ids": features.ids, "attention_mask": features.mask}
         output = self._request.infer(arrays, share_inputs=True, share_outputs=True)[0]
         if self._later:
             output = self._finish(output, features)
         vectors: Vectors = output[:, : self._dimensions]
         finite: Finite = np.logical_and.reduce(np.isfinite(vectors), axis=1)
-        return vectors, finite
+        return Computed(vectors, finite)
 
     def recover(self) -> None:
         """Do nothing: a failed pass leaves nothing."""

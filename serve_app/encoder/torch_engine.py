@@ -1,5 +1,8 @@
 """The engine that is always there: sentence-transformers' own modules, run by torch, on a CPU or a GPU."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -34,8 +37,16 @@ class TorchEngine:
 
     def __init__(self, model: SentenceTransformer, checkpoint: Checkpoint) -> None:
         self.device = str(model.device)
+        self._is_cuda = self.device.startswith("cuda")
+        # One computes while the next is being prepared: a GPU that waits for Python is a GPU that does nothing.
+        self.passes_at_once = 2 if self._is_cuda else 1
         self.modules = _without_trailing_normalize(list(model.eval().children()))
         self.reads_empty = isinstance(self.modules[0], StaticEmbedding)
+        # Without padding there is nothing to mask. A mask would be looked at on a GPU, which waits for all before it.
+        first = getattr(self.modules[0], "model", None)
+        self._may_omit_mask = type(first).__module__.startswith(
+            "transformers."
+        )  # not a model's own code
         self.pad_id: int = getattr(model.tokenizer, "pad_token_id", None) or 0
         self.reads_token_types = "token_type_ids" in getattr(
             model.tokenizer, "model_input_names", ()
@@ -44,18 +55,14 @@ class TorchEngine:
         self.includes_prompt = checkpoint.include_prompt
         self.dimensions = checkpoint.dimensions
 
-    def forward(self, features: Features) -> tuple[Vectors, Finite]:
-        """Return the vectors of one pass, and which of them are finite."""
-        try:
+    def start(self, features: Features) -> "_TorchPass":
+        """Start one pass: a CPU has computed it by then, a GPU has been told all that there is to do."""
+        with _telling_broken_devices():
             return self._forward(self._tensors(features))
-        except Exception as error:
-            if _breaks_the_device(error):
-                raise EncoderBrokenError(type(error).__name__) from error
-            raise
 
     def recover(self) -> None:
         """Give the device's memory back."""
-        if self.device.startswith("cuda"):
+        if self._is_cuda:
             torch.cuda.empty_cache()
 
     def _tensors(self, features: Features) -> dict[str, Any]:
@@ -65,10 +72,9 @@ class TorchEngine:
             lengths = mask.sum(axis=1)
             offsets = np.cumsum(lengths) - lengths
             return {"input_ids": self._tensor(ids[mask == 1]), "offsets": self._tensor(offsets)}
-        tensors: dict[str, Any] = {
-            "input_ids": self._tensor(ids),
-            "attention_mask": self._tensor(mask),
-        }
+        tensors: dict[str, Any] = {"input_ids": self._tensor(ids)}
+        if not (self._may_omit_mask and mask.all()):
+            tensors["attention_mask"] = self._tensor(mask)
         if self.reads_token_types:
             tensors["token_type_ids"] = torch.zeros_like(tensors["input_ids"])
         if not self.includes_prompt:
@@ -76,14 +82,42 @@ class TorchEngine:
         return tensors
 
     def _tensor(self, array: npt.NDArray[np.int64]) -> torch.Tensor:
-        return torch.from_numpy(array).to(self.device)
+        tensor = torch.from_numpy(array)
+        if (
+            self._is_cuda
+        ):  # from pinned memory, which alone is copied without waiting for the device
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor
 
-    def _forward(self, tensors: dict[str, Any]) -> tuple[Vectors, Finite]:
+    def _forward(self, tensors: dict[str, Any]) -> "_TorchPass":
         with torch.inference_mode():
             embeddings = run(self.modules, tensors)["sentence_embedding"]
             vectors = embeddings[:, : self.dimensions].float()
             finite = torch.isfinite(vectors).all(dim=1)
-            return vectors.cpu().numpy(), finite.cpu().numpy()
+            if not self._is_cuda:
+                return _TorchPass(vectors, finite)
+            done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            here = [torch.empty(t.shape, dtype=t.dtype, pin_memory=True) for t in (vectors, finite)]
+            here[0].copy_(vectors, non_blocking=True)
+            here[1].copy_(finite, non_blocking=True)
+            done.record()
+            return _TorchPass(here[0], here[1], done)
+
+
+@dataclass(frozen=True, slots=True)
+class _TorchPass:
+    """A pass whose vectors are here, or will be once the device has come to `done`."""
+
+    vectors: torch.Tensor
+    finite: torch.Tensor
+    done: torch.cuda.Event | None = None
+
+    def result(self) -> tuple[Vectors, Finite]:
+        """Wait for the vectors, and which of them are finite."""
+        with _telling_broken_devices():
+            if self.done is not None:
+                self.done.synchronize()
+        return self.vectors.numpy(), self.finite.numpy()
 
 
 def run(modules: list[Any], tensors: dict[str, Any]) -> dict[str, Any]:
@@ -107,6 +141,16 @@ def _vocabulary_size(first: Any) -> int:
     if isinstance(first, StaticEmbedding):
         return int(first.num_embeddings)
     return int(first.model.get_input_embeddings().weight.shape[0])
+
+
+@contextmanager
+def _telling_broken_devices() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if _breaks_the_device(error):
+            raise EncoderBrokenError(type(error).__name__) from error
+        raise
 
 
 def _breaks_the_device(error: Exception) -> bool:

@@ -1,5 +1,6 @@
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ import torch
 from sentence_transformers import SentenceTransformer
 from torch import nn
 
+from serve_app.checkpoint import Checkpoint
 from serve_app.encoder import Encoder, EncoderBrokenError, default_batch_tokens, load_encoder
+from serve_app.encoder.engine import Features
 from serve_app.encoder.torch_engine import TorchEngine
 from serve_app.errors import ModelLoadError
 from serve_app.messages import Failure, TokenizedInputs
@@ -228,6 +231,75 @@ def test_no_jobs_give_no_vectors(mean: Loaded) -> None:
 
     assert encoded.vectors.shape == (0, 32)
     assert encoded.failures == ()
+
+
+class Afar:
+    """An engine whose vectors come later, as from a GPU: of one component, the length of the input.
+
+    Notes what it is asked for; a pass with the poison fails when it is started, or when it is waited for.
+    """
+
+    name, device, pad_id, vocabulary_size, reads_empty = "afar", "cuda", 0, 100, False
+    passes_at_once = 2
+
+    def __init__(self, *, fails_late: bool = False) -> None:
+        self.events: list[str] = []
+        self._fails_late = fails_late
+
+    def start(self, features: Features) -> "Afar.Pass":
+        """Start a pass."""
+        self.events.append(f"start {features.mask.sum()}")
+        one = self.Pass(self, features.mask.sum(axis=1), fails=bool((features.ids == POISON).any()))
+        if one.fails and not self._fails_late:
+            raise ValueError("boom")
+        return one
+
+    def recover(self) -> None:
+        """Note that it was asked to."""
+        self.events.append("recover")
+
+    @dataclass
+    class Pass:
+        """One that was started."""
+
+        engine: "Afar"
+        lengths: Any
+        fails: bool
+
+        def result(self) -> tuple[Any, Any]:
+            """Wait for it."""
+            self.engine.events.append(f"wait {self.lengths.sum()}")
+            if self.fails:
+                raise ValueError("boom")
+            return self.lengths[:, None].astype(np.float32), np.ones(len(self.lengths), np.bool_)
+
+
+ONE_COMPONENT = Checkpoint(Path(), embeds=True, reason="a test says so", dimensions=1)
+
+
+def test_the_next_pass_is_started_before_the_first_is_waited_for() -> None:
+    """A device far away has always something to do; each input has its own vector."""
+    engine = Afar()
+
+    encoded = Encoder(engine, ONE_COMPONENT).encode([inputs_of(8, 40, 40, 20)], max_batch_tokens=40)
+
+    assert engine.events == [
+        *("start 40", "start 40", "wait 40", "start 20", "wait 40", "start 8", "wait 20", "wait 8")
+    ]
+    assert encoded.vectors.ravel().tolist() == [8, 40, 40, 20]
+
+
+@pytest.mark.parametrize("fails_late", [False, True])
+def test_a_pass_that_fails_among_others_fails_alone(*, fails_late: bool) -> None:
+    """Whether it cannot be started, or its vectors never come."""
+    engine = Afar(fails_late=fails_late)
+    inputs = inputs_of(40, 9, 9, 9, 9, 3, poisoned=(2,))
+
+    encoded = Encoder(engine, ONE_COMPONENT).encode([inputs])
+
+    assert encoded.failures == (Failure(2, "inference_failed"),)
+    assert encoded.vectors.ravel().tolist() == [40, 9, 0, 9, 9, 3]
+    assert engine.events.count("recover") == 3  # four, two, one
 
 
 def test_a_budget_of_the_call_replaces_the_encoders_own(mean: Loaded) -> None:

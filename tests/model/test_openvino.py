@@ -75,7 +75,7 @@ def test_a_transformer_gets_openvino(saved: Path, caplog: pytest.LogCaptureFixtu
         encoder = load_encoder(str(saved), device="cpu")
 
     assert encoder.engine_name == "openvino"
-    assert [r.getMessage() for r in caplog.records] == [f"{saved}: engine openvino in f32"]
+    assert f"{saved}: engine openvino in f32" in [r.getMessage() for r in caplog.records]
 
 
 def test_torch_is_taken_where_it_is_asked_for(saved: Path) -> None:
@@ -260,13 +260,13 @@ def test_a_pass_that_fails_leaves_the_engine_well(
     """The next pass gives vectors."""
     engine = engine_of(saved)
     ids = np.full((2, 4), 10)
-    good = engine.forward(Features(ids, np.ones_like(ids), 0))[0].copy()
+    good = engine.start(Features(ids, np.ones_like(ids), 0)).vectors.copy()
 
     with pytest.raises(RuntimeError):
-        engine.forward(Features(ids.ravel(), ids.ravel(), 0))
+        engine.start(Features(ids.ravel(), ids.ravel(), 0))
 
     engine.recover()
-    np.testing.assert_array_equal(engine.forward(Features(ids, np.ones_like(ids), 0))[0], good)
+    np.testing.assert_array_equal(engine.start(Features(ids, np.ones_like(ids), 0)).vectors, good)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
