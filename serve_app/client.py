@@ -108,9 +108,10 @@ class ModelClient:
             raise self._overloaded("pending_tokens")
         self._count_pending(inputs.tokens)
         self._count_replicas_anew()
+        started = time.perf_counter()
         try:
             jobs = _split(inputs, job_tokens=self._settings.job_tokens, request_id=request_id)
-            return _join(jobs, await self._run(jobs))
+            return _join(jobs, await self._run(jobs), started)
         finally:
             self._count_pending(-inputs.tokens)
 
@@ -266,7 +267,7 @@ def _split(inputs: TokenizedInputs, *, job_tokens: int, request_id: str) -> list
     ]
 
 
-def _join(jobs: Sequence[EmbedJob], answers: Sequence[Answered]) -> ModelAnswer:
+def _join(jobs: Sequence[EmbedJob], answers: Sequence[Answered], started: float) -> ModelAnswer:
     """Put the jobs' answers together again, in input order."""
     failures: list[Failure] = []
     first = 0
@@ -276,9 +277,19 @@ def _join(jobs: Sequence[EmbedJob], answers: Sequence[Answered]) -> ModelAnswer:
         ]
         first += len(job.inputs)
     vectors = [answer.result.vectors for answer in answers]
+    inference_s = _inference_seconds(answers)
     return ModelAnswer(
         vectors=vectors[0] if len(vectors) == 1 else np.concatenate(vectors),
         failures=tuple(failures),
-        queue_s=max(answer.queue_s for answer in answers),
-        inference_s=max(answer.result.inference_s for answer in answers),
+        queue_s=max(max(answer.at for answer in answers) - started - inference_s, 0.0),
+        inference_s=inference_s,
     )
+
+
+def _inference_seconds(answers: Sequence[Answered]) -> float:
+    """Return how long some batch of the request was being computed; jobs may share a batch, or a moment."""
+    seconds, counted_until = 0.0, -math.inf
+    for end, length in sorted((answer.at, answer.result.inference_s) for answer in answers):
+        seconds += min(length, end - counted_until)
+        counted_until = end
+    return seconds

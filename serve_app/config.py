@@ -8,7 +8,15 @@ import re
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 ErrorFormat = Literal["auto", "page", "openai"]
 Dtype = Literal["float32", "float16", "bfloat16"]
@@ -264,11 +272,19 @@ class HttpConfig(Settings):
     ] = 1
 
 
+def _some(models: tuple[ModelConfig, ...]) -> tuple[ModelConfig, ...]:
+    if not models:
+        raise ValueError("name at least one model")
+    return models
+
+
 class ServerConfig(Settings):
     """Everything under `args:` of the application."""
 
     models: Annotated[
-        tuple[ModelConfig, ...], Field(min_length=1, description="The first is the default model.")
+        tuple[ModelConfig, ...],
+        AfterValidator(_some),  # a length of pydantic's is missed too where a model has a mistake
+        Field(description="The first is the default model."),
     ]
     http: HttpConfig = HttpConfig()
     ingress: IngressOptions = IngressOptions()

@@ -93,7 +93,7 @@ class Endpoints:
             embeds=model.embedder is not None,
             dimensions=model.dimensions,
             max_input_tokens=tokenizer.max_input_tokens if tokenizer else None,
-            prompts=list(tokenizer.prompt_names) if tokenizer else [],
+            prompts=dict(tokenizer.prompts) if tokenizer else {},
         )
 
     async def health(self, _request: Request) -> Response:

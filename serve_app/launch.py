@@ -102,9 +102,7 @@ def _check_args(args: Any) -> None:
     try:
         config = ServerConfig.model_validate(args)
     except ValidationError as error:
-        # A list whose item is wrong is called too short besides.
-        wrong = [e for e in error.errors() if e["type"] != "too_short"] or error.errors()
-        told = [f"args.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in wrong]
+        told = [f"args.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
         raise PrepareError("; ".join(told)) from error
     if os.environ.get("RAY_ADDRESS"):
         return  # the models lie on that cluster's machines
@@ -134,7 +132,9 @@ def follow(session: Session, stop: Stop) -> None:
 def _prepare(config: str, env_file: str) -> tuple[Address, dict[str, str]]:
     try:
         address = read_config(Path(config).read_text())
-    except (OSError, ValueError, yaml.YAMLError, PrepareError) as error:
+    except OSError as error:
+        raise PrepareError(f"{config}: {error.strerror}") from error
+    except (ValueError, yaml.YAMLError, PrepareError) as error:
         raise PrepareError(f"{config}: {error}") from error
     if os.environ.get("RAY_ADDRESS"):
         _say(f"RAY_ADDRESS is set: going to that cluster, whose own settings apply, not {env_file}")

@@ -110,8 +110,8 @@ class ModelAnswer:
     Attributes:
         vectors: as in `EmbedResult`, float32 [inputs, dimensions].
         failures: the inputs without a vector; `index` counts within the request.
-        queue_s: the longest wait of a job, its way to the replica and back included.
-        inference_s: the longest batch that held a job.
+        queue_s: seconds in which none of its jobs was being computed, the ways to the replica and back included.
+        inference_s: seconds in which the model computed a batch that held a job of it.
     """
 
     vectors: Vectors
@@ -130,8 +130,8 @@ class EmbedResponse:
         prompt_tokens: tokens that the model read: after truncation, with special and prompt tokens, without padding.
         truncated_inputs: how many inputs were cut.
         tokenization_s: seconds spent on turning text into ids.
-        queue_s: seconds spent on waiting for the model.
-        inference_s: seconds spent in the model.
+        queue_s: seconds in which it waited for the model.
+        inference_s: seconds in which the model computed a batch that held some of it.
     """
 
     embeddings: Vectors

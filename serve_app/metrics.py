@@ -60,7 +60,7 @@ class Metrics:
             "request", "A request, from its headers to its answer.", "route"
         )
         self._in_flight = self._gauge("requests_in_flight", "Requests being worked on.")
-        self._errors = self._counter("errors", "Requests answered with an error.", "code")
+        self._errors = self._counter("errors", "Requests answered with an error.", "route", "code")
         self._refusals = self._counter("overload_refusals", "Requests refused with 429.", "reason")
         self._tokenize = self._seconds("tokenize", "Tokenizing a request.", "model")
         self._queue = self._seconds("queue", "What a job waited for the model.", "model")
@@ -114,9 +114,9 @@ class Metrics:
         self._requests.labels(model, route, status).inc()
         self._request_seconds.labels(route).observe(seconds)
 
-    def request_failed(self, *, code: str) -> None:
+    def request_failed(self, *, route: str, code: str) -> None:
         """A request was answered with an error."""
-        self._errors.labels(code).inc()
+        self._errors.labels(route, code).inc()
 
     def overloaded(self, *, reason: str) -> None:
         """A request was refused for want of room."""

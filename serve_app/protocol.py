@@ -197,7 +197,10 @@ class ModelCard(Answer):
     ]
     dimensions: int | None
     max_input_tokens: int | None
-    prompts: list[str]
+    prompts: Annotated[
+        dict[str, str],
+        Field(description="What `prompt_name` may be, and the text that it stands for."),
+    ]
 
 
 class ModelList(Answer):

@@ -58,7 +58,7 @@ class RequestLog:
             message = "The server made an error; its log has this request's id."
             error = InternalError(message, "internal_error")
         record.code = error.code
-        self._metrics.request_failed(code=error.code)
+        self._metrics.request_failed(route=record.route, code=error.code)
         return error
 
     def end(self, record: RequestRecord, *, status: int) -> None:

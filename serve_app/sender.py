@@ -26,9 +26,16 @@ class LostCallError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """A job's result, and the seconds that it waited for the model: here, on its way, and in the replica."""
+    """A job's result, when it came, and the seconds that it waited: here, on its way, and in the replica.
+
+    Attributes:
+        result: from the replica.
+        at: by `time.perf_counter`.
+        queue_s: from when the job was given to be sent, less the batch that held it.
+    """
 
     result: EmbedResult
+    at: float
     queue_s: float
 
 
@@ -124,7 +131,7 @@ class Sender:
             for ticket, result in zip(tickets, results, strict=True):
                 if not ticket.answer.done():
                     queue_s = max(now - ticket.since - result.inference_s, 0.0)
-                    ticket.answer.set_result(Answered(result, queue_s))
+                    ticket.answer.set_result(Answered(result, now, queue_s))
 
     async def _send_again(self, tickets: Sequence[_Ticket], error: LostCallError) -> None:
         for ticket in tickets:

@@ -117,7 +117,7 @@ class Service:
         try:
             return self._by_name[name]
         except KeyError:
-            served = ", ".join(model.name for model in self.models)
+            served = ", ".join(self._by_name)
             message = f"The model does not exist here. Served: {served}."
             raise ModelNotFoundError(message, "model_not_found", "model") from None
 

@@ -88,9 +88,9 @@ class Tokenizer:
         return self._max_input_tokens
 
     @property
-    def prompt_names(self) -> tuple[str, ...]:
-        """The names that `prompt_name` may have."""
-        return tuple(self._prompts)
+    def prompts(self) -> Mapping[str, str]:
+        """The texts that are put before inputs, by the names that `prompt_name` may have."""
+        return {name: prompt.text for name, prompt in self._prompts.items()}
 
     @property
     def vocabulary_size(self) -> int:

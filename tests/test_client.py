@@ -1,7 +1,9 @@
 import asyncio
 import gc
 import random
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import accumulate
 from operator import sub
 from typing import Any
@@ -117,19 +119,6 @@ async def test_failures_are_counted_within_the_request() -> None:
     assert [failure.index for failure in result.failures] == [0, 2]
 
 
-async def test_times_are_those_of_the_slowest_call() -> None:
-    """A request has waited as long as its last job."""
-    seconds = [0.25, 0.5]
-
-    async def take(job: EmbedJob) -> EmbedResult:
-        return EmbedResult(vectors_of(job.inputs), (), seconds.pop(), 1, 1)
-
-    result = await client_of(FakeHandle(take)).embed(tokenized([1] * 9, [2] * 9), request_id="")
-
-    assert result.inference_s == 0.5
-    assert result.queue_s >= 0
-
-
 async def test_a_large_request_has_two_calls_under_way_at_most() -> None:
     """It neither floods the replicas' queues nor waits for its own jobs one by one."""
     under_way: set[int] = set()
@@ -183,8 +172,9 @@ class Clockwork(FakeHandle):
     async def _answer_all(self, jobs: Sequence[EmbedJob]) -> Sequence[EmbedResult]:
         async with self._computing:
             await turns()  # those whose call has ended come back first
-            self.now += sum(job.inputs.tokens for job in jobs)
-            return [result_of(job) for job in jobs]
+            tokens = sum(job.inputs.tokens for job in jobs)
+            self.now += tokens
+            return [replace(result_of(job), inference_s=tokens) for job in jobs]
 
 
 async def test_nobody_is_answered_two_budgets_after_one_that_came_later() -> None:
@@ -212,6 +202,39 @@ async def test_nobody_is_answered_two_budgets_after_one_that_came_later() -> Non
     assert handle.now > 40 * budget
     first_later = list(accumulate(reversed(answered), min))[::-1]
     assert max(map(sub, answered, first_later)) <= 2 * budget
+
+
+# Times.
+
+
+async def test_a_requests_times_are_those_of_its_batches_and_of_its_waiting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Computing one call after the other adds up, and so does waiting for somebody else's."""
+    handle = Clockwork()
+    monkeypatch.setattr(time, "perf_counter", lambda: handle.now)
+    client = client_of(handle)
+
+    _, answer = await asyncio.gather(
+        client.embed(tokenized([1] * 8), request_id="an-id"),
+        client.embed(tokenized([2] * 9, [3] * 9, [4] * 7), request_id="an-id"),
+    )
+
+    assert (answer.inference_s, answer.queue_s) == (9 + 9 + 7, 8)
+
+
+async def test_a_batch_that_held_several_jobs_of_a_request_counts_once() -> None:
+    """On a GPU many jobs make one batch, and come back together."""
+
+    async def take(job: EmbedJob) -> EmbedResult:
+        return replace(result_of(job), inference_s=1000)
+
+    inputs = tokenized(*([i] * 9 for i in range(6)))
+
+    answer = await client_of(FakeHandle(take)).embed(inputs, request_id="an-id")
+
+    assert answer.inference_s == pytest.approx(1000, abs=10)
+    assert answer.queue_s == 0
 
 
 # Retries.

@@ -22,7 +22,7 @@ def used() -> Metrics:
     metrics.job_finished(model="m", tokens=3, result=result_of(job), queue_s=0.02)
     metrics.job_retried(model="m")
     metrics.overloaded(reason="pending_tokens")
-    metrics.request_failed(code="overloaded")
+    metrics.request_failed(route="/v1/embeddings", code="overloaded")
     metrics.request_finished(model="m", route="/v1/embeddings", status=429, seconds=0.03)
     return metrics
 
@@ -41,7 +41,7 @@ def test_each_event_is_counted_under_its_labels() -> None:
         "embeddings_requests_total": (
             {"model": "m", "route": "/v1/embeddings", "status": "429"}, 1),
         "embeddings_request_seconds_count": ({"route": "/v1/embeddings"}, 1),
-        "embeddings_errors_total": ({"code": "overloaded"}, 1),
+        "embeddings_errors_total": ({"route": "/v1/embeddings", "code": "overloaded"}, 1),
         "embeddings_overload_refusals_total": ({"reason": "pending_tokens"}, 1),
         "embeddings_tokenize_seconds_sum": ({"model": "m"}, 0.001),
         "embeddings_truncated_inputs_total": ({"model": "m"}, 1),

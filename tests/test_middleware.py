@@ -89,7 +89,7 @@ async def test_an_unforeseen_error_tells_the_client_nothing(log: pytest.LogCaptu
     assert response.json()["code"] == "internal_error"
     assert MARKER not in response.text
     assert MARKER not in log.text
-    assert counted(metrics, "embeddings_errors_total", code="internal_error") == 1
+    assert counted(metrics, "embeddings_errors_total", route="other", code="internal_error") == 1
 
 
 async def test_an_error_in_the_middle_of_an_answer_breaks_it_off() -> None:

@@ -58,7 +58,7 @@ def test_an_error_of_ours_passes_as_it_is(log: pytest.LogCaptureFixture) -> None
     (line,) = log.records
     assert returned is error
     assert line.getMessage().endswith(" code=a_code")
-    assert counted(metrics, "embeddings_errors_total", code="a_code") == 1
+    assert counted(metrics, "embeddings_errors_total", route="other", code="a_code") == 1
 
 
 def test_an_unforeseen_error_is_told_by_kind_and_place_alone(

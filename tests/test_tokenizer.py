@@ -271,7 +271,7 @@ def test_prompts_of_the_configuration_are_put_before_the_models(tmp_path: Path) 
 
     tokenizer = Tokenizer(checkpoint, prompts={"query": "question: ", "new": "answer: "})
 
-    assert tokenizer.prompt_names == ("query", "document", "passage", "new")
+    assert list(tokenizer.prompts) == ["query", "document", "passage", "new"]
     assert encode(tokenizer, "fox", prompt_name="query") == [raw.encode("question: fox").ids]
 
 
