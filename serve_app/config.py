@@ -15,6 +15,7 @@ from pydantic import (
     Field,
     PositiveFloat,
     PositiveInt,
+    ValidationError,
     model_validator,
 )
 
@@ -28,6 +29,16 @@ class Settings(BaseModel):
     """Base of all settings: frozen, and a key that does not exist is an error that names it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+def told(error: ValidationError, *, below: str = "") -> str:
+    """Return pydantic's findings in one line: each key, under the one given, and what is wrong; never the value."""
+    findings = []
+    for finding in error.errors():
+        key = ".".join(map(str, [*filter(None, [below]), *finding["loc"]]))
+        what = finding["msg"].removeprefix("Value error, ")
+        findings.append(f"{key}: {what}" if key else what)
+    return "; ".join(findings)
 
 
 class DeploymentOptions(Settings):
@@ -220,9 +231,10 @@ class ModelConfig(BatchSettings):
 
     @model_validator(mode="after")
     def _user_config_is_valid(self) -> Self:
-        BatchSettings.model_validate(
-            self.deployment.user_config or {}
-        )  # not only when a replica has started
+        try:  # not only when a replica has started
+            BatchSettings.model_validate(self.deployment.user_config or {})
+        except ValidationError as error:
+            raise ValueError(told(error, below="deployment.user_config")) from None
         return self
 
     @property

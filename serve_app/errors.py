@@ -7,7 +7,7 @@ replica arrives whole at a `DeploymentHandle`. Knows nothing of HTTP frameworks,
 No message may hold an input's text, a key or a path: messages are sent to clients and written to logs.
 """
 
-from typing import ClassVar
+from typing import ClassVar, Self, SupportsIndex
 
 
 class ServiceError(Exception):
@@ -28,7 +28,6 @@ class ServiceError(Exception):
         param: str | None = None,
         retry_after_s: int | None = None,
     ) -> None:
-        # All four go to BaseException, which rebuilds the error from them after pickling.
         super().__init__(message, code, param, retry_after_s)
         self.message = message
         self.code = code
@@ -37,6 +36,14 @@ class ServiceError(Exception):
 
     def __str__(self) -> str:
         return self.message
+
+    def __reduce_ex__(self, _protocol: SupportsIndex) -> tuple[type[Self], tuple[object, ...]]:
+        """Pickle as the class of this module, also where Ray raises a subclass that it has just made for a caller."""
+        kind = next(kind for kind in type(self).__mro__ if kind.__module__ == __name__)
+        return kind, self._arguments()
+
+    def _arguments(self) -> tuple[object, ...]:
+        return self.message, self.code, self.param, self.retry_after_s
 
 
 class InvalidRequestError(ServiceError):
@@ -73,8 +80,10 @@ class MethodNotAllowedError(ServiceError):
 
     def __init__(self, allow: str) -> None:
         super().__init__(f"This path takes {allow}.", "method_not_allowed")
-        self.args = (allow,)
         self.allow = allow
+
+    def _arguments(self) -> tuple[object, ...]:
+        return (self.allow,)
 
 
 class RequestTimeoutError(ServiceError):

@@ -28,15 +28,22 @@ _SCHEMA: dict[str, Any] = {
 }
 
 
-def plain(value: Any) -> Any:
-    """Make JSON's kinds of what Python callers send: tuples, and numpy's arrays and scalars."""
+def plain(value: Any, *, depth: int = 2) -> Any:
+    """Make JSON's kinds of what Python callers send: tuples, subclasses of str, numpy's arrays and scalars.
+
+    Args:
+        value: what a caller sent for a field.
+        depth: how many lists may stand in each other; what is deeper stays as it is.
+    """
+    if isinstance(value, str):
+        return str(value)
     if hasattr(value, "tolist"):
         return value.tolist()
-    if isinstance(value, tuple):
-        value = list(value)
-    if not isinstance(value, list) or set(map(type, value)) <= {str, int}:
+    if not isinstance(value, list | tuple) or not depth:
         return value
-    return [plain(item) for item in value]
+    if set(map(type, value)) <= {str, int}:
+        return value if isinstance(value, list) else list(value)
+    return [plain(item, depth=depth - 1) for item in value]
 
 
 # What an item can be, in words for errors. Exact types: a bool is no token id, though Python calls it an int.

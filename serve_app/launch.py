@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from serve_app.config import ServerConfig
+from serve_app.config import ServerConfig, told
 from serve_app.environment import (
     choose_environment,
     haproxy_binary,
@@ -88,9 +88,15 @@ def read_config(text: str) -> Address:
     host = str(options.get("host", ""))
     return Address(
         host="localhost" if host in _EVERY_ADDRESS else host,
-        port=int(options.get("port", 8000)),
+        port=_port(options.get("port", 8000)),
         prefix=str(apps[0].get("route_prefix") or "").rstrip("/"),
     )
+
+
+def _port(value: Any) -> int:
+    if not isinstance(value, int) or not 0 < value < 1 << 16:
+        raise PrepareError("http_options.port: it is no number from 1 to 65535")
+    return value
 
 
 def _mapping(value: Any) -> dict[str, Any]:
@@ -102,8 +108,7 @@ def _check_args(args: Any) -> None:
     try:
         config = ServerConfig.model_validate(args)
     except ValidationError as error:
-        told = [f"args.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
-        raise PrepareError("; ".join(told)) from error
+        raise PrepareError(told(error, below="args")) from error
     if os.environ.get("RAY_ADDRESS"):
         return  # the models lie on that cluster's machines
     for model in config.models:

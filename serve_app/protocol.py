@@ -136,9 +136,10 @@ def parse_request(body: bytes) -> EmbeddingRequest:
 
 def build_request(**fields: Any) -> EmbeddingRequest:
     """Build a request from Python values, with the checks of `parse_request` and its errors."""
-    inputs = {name: plain(fields[name]) for name in ("input", "inputs") if name in fields}
     try:
-        return EmbeddingRequest.model_validate(fields | inputs)
+        return EmbeddingRequest.model_validate(
+            {name: plain(value) for name, value in fields.items()}
+        )
     except ValidationError as error:
         raise explain(error) from None
 

@@ -17,7 +17,7 @@ import ray
 from pydantic import ValidationError
 from ray import serve
 
-from serve_app.config import BatchSettings, ModelConfig
+from serve_app.config import BatchSettings, ModelConfig, told
 from serve_app.encoder import (
     Encoded,
     Encoder,
@@ -81,8 +81,7 @@ class EmbeddingReplica:
         try:
             self._settings = BatchSettings.model_validate(own | user_config)
         except ValidationError as error:
-            wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-            logger.error("user_config is not taken: %s", wrong)  # noqa: TRY400  # no traceback
+            logger.error("user_config is not taken: %s", told(error))  # noqa: TRY400  # no traceback
             return
         self._gate.budget = self._budget
         self._gate.max_queued_tokens = self._settings.max_queued_tokens

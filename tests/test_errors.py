@@ -1,6 +1,7 @@
 import pickle
 
 import pytest
+from ray.exceptions import RayTaskError
 
 from serve_app import errors
 from serve_app.errors import MethodNotAllowedError, ServiceError
@@ -24,6 +25,18 @@ def test_an_error_survives_pickling_whole(error: ServiceError) -> None:
     assert type(copy) is type(error)
     assert vars(copy) == vars(error)
     assert str(copy) == error.message
+
+
+@pytest.mark.parametrize("error", all_errors(), ids=lambda error: type(error).__name__)
+def test_an_error_in_rays_wrapping_pickles_as_itself(error: ServiceError) -> None:
+    """Without gRPC, a caller of a handle gets a subclass that Ray has just made, which nobody could import."""
+    wrapped = RayTaskError("embed", "a traceback", error).as_instanceof_cause()
+
+    copy = pickle.loads(pickle.dumps(wrapped))
+
+    assert isinstance(wrapped, type(error))
+    assert type(copy) is type(error)
+    assert vars(copy) == vars(error)
 
 
 @pytest.mark.parametrize("error", all_errors(), ids=lambda error: type(error).__name__)

@@ -58,6 +58,10 @@ def test_a_wrong_item_after_another_of_another_kind_is_not_passed_over() -> None
     assert error.value.param == "input[1]"
 
 
+class Marked(str):
+    """A kind of string, as libraries for markup have them."""
+
+
 @pytest.mark.parametrize(
     ("value", "expected"),
     [
@@ -71,11 +75,30 @@ def test_a_wrong_item_after_another_of_another_kind_is_not_passed_over() -> None
         ([(1, 2), (3,)], [[1, 2], [3]]),
         ([np.array([1, 2]), [3]], [[1, 2], [3]]),
         (np.array([[1, 2]]), [[1, 2]]),
+        ([Marked("a"), "b"], ["a", "b"]),
     ],
 )
 def test_python_callers_may_send_tuples_and_arrays(value: object, expected: object) -> None:
     """They become the lists that HTTP clients send."""
     assert build_request(input=value).input == expected
+
+
+def test_python_callers_may_send_numpys_scalars() -> None:
+    """For any field."""
+    (no,) = np.array([False])
+
+    request = build_request(input="a", dimensions=np.int64(5), normalize=no)
+
+    assert (request.dimensions, request.normalize) == (5, False)
+
+
+def test_a_list_that_holds_itself_is_our_error() -> None:
+    """And not an endless descent."""
+    value: list[object] = []
+    value.append(value)
+
+    with pytest.raises(InvalidRequestError):
+        build_request(input=value)
 
 
 @pytest.mark.parametrize("value", [5, b"a", {"a"}, {"a": 1}, object(), np.array([1.5])])

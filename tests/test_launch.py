@@ -158,6 +158,17 @@ def test_an_address_has_the_prefix_of_the_application() -> None:
             "applications: [{import_path: 'serve_app.app:build', args: {models: [{nmae: a}]}}]",
             r"args.models.0.nmae",
         ),
+        ("{applications: [{import_path: a}], http_options: {port: abc}}", r"http_options\.port"),
+        (
+            "applications: [{import_path: 'serve_app.app:build', args: {models: [{name: a, source: b, "
+            "deployment: {user_config: {max_batch_tokens: no}}}]}}]",
+            r"^args\.models\.0: deployment\.user_config\.max_batch_tokens: Input should be",
+        ),
+        (
+            "applications: [{import_path: 'serve_app.app:build', args: {models: [{name: a, source: b}, "
+            "{name: a, source: c}]}}]",
+            r"^args: models: the name or alias 'a' is used twice$",
+        ),
     ],
 )
 def test_a_wrong_config_is_refused_by_the_key(text: str, named: str) -> None:
