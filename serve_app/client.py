@@ -36,7 +36,7 @@ from serve_app.sender import Answered, LostCallError, Sender
 _ATTEMPTS = 3
 # Calls to one replica that are under way at once: one computes and one is ready, so that the model need not wait.
 _CALLS_PER_REPLICA = 2
-# How long the number of replicas is trusted.
+# How long what replicas have told of themselves is trusted.
 _REPLICAS_KNOWN_S = 2.0
 
 
@@ -56,8 +56,9 @@ class ClientSettings:
 
     Attributes:
         model: the served name.
-        job_tokens: most tokens in a call; an input that is longer goes alone.
-        max_queued_tokens: most tokens accepted and not answered; one request always fits.
+        job_tokens: most tokens in a call, until a replica has told its own budget; a longer input goes alone.
+        max_queued_tokens: most tokens accepted and not answered, until a replica has told its own; one request always
+            fits.
         unavailable_after_s: seconds that a call may wait while there is no replica at all.
         retry_after_s: what a refused client is told to wait.
         retry_pause_s: most seconds before a job goes out again.
@@ -84,6 +85,7 @@ class ModelClient:
         self._handle = handle
         self._settings = settings
         self._metrics = metrics
+        self._max_queued_tokens = settings.max_queued_tokens
         self._pending_tokens = 0
         self._sender = Sender(
             self._call,
@@ -93,8 +95,8 @@ class ModelClient:
             lost=self._count_retry,
             pause=self._pause,
         )
-        self._counting: asyncio.Task[None] | None = None
-        self._counted_at = -math.inf
+        self._looking: asyncio.Task[None] | None = None
+        self._looked_at = -math.inf
 
     async def embed(self, inputs: TokenizedInputs, *, request_id: str) -> ModelAnswer:
         """Return the vectors of all inputs.
@@ -103,14 +105,13 @@ class ModelClient:
             OverloadedError: there is no room, here or in a replica.
             UnavailableError: no replica answers.
         """
-        most = self._settings.max_queued_tokens
-        if self._pending_tokens and self._pending_tokens + inputs.tokens > most:
+        if self._pending_tokens and self._pending_tokens + inputs.tokens > self._max_queued_tokens:
             raise self._overloaded("pending_tokens")
         self._count_pending(inputs.tokens)
-        self._count_replicas_anew()
+        self._look_at_replicas()
         started = time.perf_counter()
         try:
-            jobs = _split(inputs, job_tokens=self._settings.job_tokens, request_id=request_id)
+            jobs = _split(inputs, job_tokens=self._sender.budget, request_id=request_id)
             return _join(jobs, await self._run(jobs), started)
         finally:
             self._count_pending(-inputs.tokens)
@@ -188,19 +189,22 @@ class ModelClient:
         """Wait a moment, so that not all callers of a dead replica come back at once."""
         await asyncio.sleep(self._settings.retry_pause_s * random.uniform(0.2, 1))  # noqa: S311  # no secret
 
-    def _count_replicas_anew(self) -> None:
-        """Let the number of calls follow the number of replicas, asked for now and then while there is work."""
-        if time.monotonic() - self._counted_at < _REPLICAS_KNOWN_S or self._counting is not None:
+    def _look_at_replicas(self) -> None:
+        """Follow how many replicas there are and what they take, asked for now and then while there is work."""
+        if time.monotonic() - self._looked_at < _REPLICAS_KNOWN_S or self._looking is not None:
             return
-        self._counted_at = time.monotonic()
-        self._counting = asyncio.create_task(self._count_replicas())
+        self._looked_at = time.monotonic()
+        self._looking = asyncio.create_task(self._follow_replicas())
 
-    async def _count_replicas(self) -> None:
+    async def _follow_replicas(self) -> None:
         try:
-            replicas = len(await self.states())
-            self._sender.calls_at_once = _CALLS_PER_REPLICA * max(replicas, 1)
+            states = await self.states()
+            self._sender.calls_at_once = _CALLS_PER_REPLICA * max(len(states), 1)
+            if states:  # settings may have been changed there, and the budget may be the device's
+                self._sender.budget = min(state.max_batch_tokens for state in states)
+                self._max_queued_tokens = max(state.max_queued_tokens for state in states)
         finally:
-            self._counting = None
+            self._looking = None
 
     async def _answer(self, response: Response) -> Sequence[EmbedResult] | Refusal:
         """Wait for a call, for as long as there is a replica to wait for.

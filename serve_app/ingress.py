@@ -21,8 +21,7 @@ from serve_app.request_log import RequestLog, hide_expected_tracebacks
 from serve_app.service import ServedModel, Service
 from serve_app.tokenizer import Tokenizer
 
-# Tokens of a call where the settings leave the budget to the device: a CPU's default budget, and a GPU's gate puts
-# several such jobs into one batch.
+# Tokens of the first calls where the settings leave the budget to the device; then the replicas have told theirs.
 _JOB_TOKENS = 2048
 
 

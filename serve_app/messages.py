@@ -86,7 +86,7 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaState:
-    """What only a replica knows of itself, asked for at a scrape.
+    """What only a replica knows of itself, asked for at a scrape and by those who send to it.
 
     Attributes:
         replica: the replica's id within the cluster.
@@ -94,6 +94,8 @@ class ReplicaState:
         queued_tokens: their tokens.
         busy_seconds: seconds the model has computed since the replica started.
         memory_bytes: resident memory of the replica's process.
+        max_batch_tokens: its token budget at the moment.
+        max_queued_tokens: most tokens that may wait in it at the moment.
     """
 
     replica: str
@@ -101,6 +103,8 @@ class ReplicaState:
     queued_tokens: int
     busy_seconds: float
     memory_bytes: int
+    max_batch_tokens: int
+    max_queued_tokens: int
 
 
 @dataclass(frozen=True, slots=True)

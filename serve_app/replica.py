@@ -145,6 +145,8 @@ class EmbeddingReplica:
             queued_tokens=self._gate.queued_tokens,
             busy_seconds=self._thread.busy_seconds,
             memory_bytes=psutil.Process().memory_info().rss,
+            max_batch_tokens=self._gate.budget,
+            max_queued_tokens=self._gate.max_queued_tokens,
         )
 
     def check_health(self) -> None:

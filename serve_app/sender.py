@@ -52,7 +52,7 @@ class Sender:
 
     Args:
         call: makes one call; raises `LostCallError` when its replica died, anything else fails the jobs.
-        budget: most tokens in a call; a job that is larger goes alone.
+        budget: most tokens in a call; a job that is larger goes alone. May be set anew at any time.
         calls_at_once: most calls under way; may be set anew at any time.
         attempts: how often a job may be sent.
         lost: called for each job that is sent again.
@@ -69,9 +69,9 @@ class Sender:
         lost: Callable[[], None],
         pause: Callable[[], Awaitable[None]],
     ) -> None:
+        self.budget = budget
         self.calls_at_once = calls_at_once
         self._call = call
-        self._budget = budget
         self._attempts = attempts
         self._lost = lost
         self._pause = pause
@@ -113,7 +113,7 @@ class Sender:
             if ticket.losses:
                 break
             costs.append(ticket.job.inputs.tokens)
-        return [self._waiting.popleft() for _ in range(take_batch(costs, budget=self._budget))]
+        return [self._waiting.popleft() for _ in range(take_batch(costs, budget=self.budget))]
 
     def _call_ended(self, task: asyncio.Task[None]) -> None:
         self._under_way.discard(task)

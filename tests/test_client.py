@@ -23,7 +23,15 @@ from tests.fakes import Answer, FakeHandle, counted, result_of, tokenized, vecto
 
 pytestmark = pytest.mark.anyio
 
-STATE = ReplicaState("r1", queued_jobs=0, queued_tokens=0, busy_seconds=0, memory_bytes=0)
+STATE = ReplicaState(
+    "r1",
+    queued_jobs=0,
+    queued_tokens=0,
+    busy_seconds=0,
+    memory_bytes=0,
+    max_batch_tokens=10,
+    max_queued_tokens=100,
+)
 REPLACED = UnavailableError("The model's replica is being replaced.", "model_unavailable")
 
 
@@ -158,14 +166,35 @@ async def test_calls_follow_the_number_of_replicas() -> None:
     assert max(most) == 6
 
 
+async def test_calls_and_the_queue_follow_what_the_replicas_take() -> None:
+    """Their settings change without a restart, and their budget may be the device's."""
+    states = [
+        replace(STATE, max_batch_tokens=30, max_queued_tokens=40),
+        replace(STATE, max_batch_tokens=20, max_queued_tokens=50),
+    ]
+    handle = FakeHandle(answer, states=states)
+    client = client_of(handle)
+    await client.embed(tokenized([1]), request_id="an-id")
+    await turns()
+
+    await client.embed(tokenized(*[[1] * 10] * 5), request_id="an-id")
+    large = asyncio.create_task(client.embed(tokenized(*[[1] * 10] * 5), request_id="an-id"))
+    await asyncio.sleep(0)
+
+    assert [job.inputs.tokens for job in handle.jobs] == [1, 20, 20, 10]
+    with pytest.raises(OverloadedError):
+        await client.embed(tokenized([1]), request_id="an-id")
+    await large
+
+
 # Fairness.
 
 
 class Clockwork(FakeHandle):
     """One replica that computes one call after the other; its clock counts the tokens that it has read."""
 
-    def __init__(self) -> None:
-        super().__init__(answer, states=[STATE])
+    def __init__(self, state: ReplicaState = STATE) -> None:
+        super().__init__(answer, states=[state])
         self.now = 0
         self._computing = asyncio.Lock()
 
@@ -183,7 +212,7 @@ async def test_nobody_is_answered_two_budgets_after_one_that_came_later() -> Non
     So nobody waits longer than that on account of those who came later.
     """
     budget = 64
-    handle = Clockwork()
+    handle = Clockwork(replace(STATE, max_batch_tokens=budget, max_queued_tokens=100_000))
     client = client_of(handle, job_tokens=budget, max_queued_tokens=100_000)
     lengths = random.Random(1)
     answered: list[int] = []  # by the replica's clock, in the order in which the requests came

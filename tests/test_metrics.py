@@ -7,7 +7,15 @@ from serve_app.messages import EmbedJob, ReplicaState
 from serve_app.metrics import Metrics, Snapshot, exposition
 from tests.fakes import counted, result_of, tokenized
 
-STATE = ReplicaState("r1", queued_jobs=3, queued_tokens=40, busy_seconds=1.5, memory_bytes=1000)
+STATE = ReplicaState(
+    "r1",
+    queued_jobs=3,
+    queued_tokens=40,
+    busy_seconds=1.5,
+    memory_bytes=1000,
+    max_batch_tokens=10,
+    max_queued_tokens=100,
+)
 
 
 def used() -> Metrics:
@@ -71,7 +79,15 @@ def test_two_objects_count_apart() -> None:
 def test_a_scrape_holds_the_series_of_all_replicas_side_by_side() -> None:
     """Whichever ingress replica answers, and each under its own name."""
     quiet, busy = Metrics().snapshot(), used().snapshot()
-    other = ReplicaState("r2", queued_jobs=0, queued_tokens=0, busy_seconds=9, memory_bytes=2000)
+    other = ReplicaState(
+        "r2",
+        queued_jobs=0,
+        queued_tokens=0,
+        busy_seconds=9,
+        memory_bytes=2000,
+        max_batch_tokens=10,
+        max_queued_tokens=100,
+    )
 
     families = parsed(exposition({"i1": busy, "i2": quiet, "i3": busy}, {"m": [STATE, other]}))
 
