@@ -4,12 +4,14 @@ HTTP and `DeploymentHandle` callers meet here. Knows neither Starlette nor Ray: 
 """
 
 import asyncio
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
+from typing import Any, Protocol
 
 from serve_app.config import HttpConfig, ModelConfig
 from serve_app.errors import (
@@ -32,6 +34,8 @@ from serve_app.vectors import finish, non_finite_rows
 _INLINE_CHARACTERS = 10_000
 
 _TOKENIZING_THREADS = 2
+# A request of more characters has a line of its own: it takes seconds and gigabytes, and there is one such at a time.
+_LARGE_CHARACTERS = 1_000_000
 
 _FAILURES = {
     "inference_failed": "The model failed on {item}.",
@@ -98,6 +102,7 @@ class Service:
         self._requests = 0
         # Few, because each takes memory and a core, and the library spreads a large batch over cores by itself.
         self._tokenizing = ThreadPoolExecutor(_TOKENIZING_THREADS, thread_name_prefix="tokenize")
+        self._tokenizing_large = ThreadPoolExecutor(1, thread_name_prefix="tokenize-large")
         self._by_name: Mapping[str, ServedModel] = dict(_names(self.models))
 
     def find(self, name: str | None) -> ServedModel:
@@ -223,23 +228,27 @@ class Service:
     async def _tokenize(
         self, request: EmbeddingRequest, tokenizer: Tokenizer, *, truncate: bool
     ) -> Tokenized:
-        """Turn the inputs into ids, in a thread if there is much of it."""
+        """Turn the inputs into ids, in a thread if there is much of it; a caller that leaves ends it soon."""
         items = request.items
-        encode = tokenizer.encode_texts if isinstance(items[0], str) else tokenizer.encode_ids
-        if request.truncate is not None:
-            truncate = request.truncate
-
-        def run() -> Tokenized:
-            return encode(
-                items,  # type: ignore[arg-type]  # the items' kind chose the method
-                prompt_name=request.prompt_name,
-                truncate=truncate,
-                truncate_direction=request.direction,
-            )
-
-        if sum(map(len, items)) < _INLINE_CHARACTERS:
+        has_left = threading.Event()
+        options: dict[str, Any] = {
+            "prompt_name": request.prompt_name,
+            "truncate": truncate if request.truncate is None else request.truncate,
+            "truncate_direction": request.direction,
+        }
+        if isinstance(items[0], str):
+            options["is_wanted"] = lambda: not has_left.is_set()
+            run = partial(tokenizer.encode_texts, items, **options)
+        else:
+            run = partial(tokenizer.encode_ids, items, **options)
+        characters = sum(map(len, items))
+        if characters < _INLINE_CHARACTERS:
             return run()
-        return await asyncio.get_running_loop().run_in_executor(self._tokenizing, run)
+        threads = self._tokenizing if characters < _LARGE_CHARACTERS else self._tokenizing_large
+        try:
+            return await asyncio.get_running_loop().run_in_executor(threads, run)
+        finally:
+            has_left.set()
 
 
 def _names(models: Sequence[ServedModel]) -> Iterator[tuple[str, ServedModel]]:

@@ -48,6 +48,7 @@ class TextEncoding:
         first: int = 0,
         reach: int | None = None,
         from_left: bool = False,
+        head: int = 0,
     ) -> list[list[int]]:
         """Return the ids of texts; of one that is far too long those of an excerpt, which show that it is.
 
@@ -56,11 +57,12 @@ class TextEncoding:
             first: the index of the first of them in the request, for errors.
             reach: most characters that are looked at, if they have more tokens than an input may; None: all.
             from_left: the excerpt is the text's end.
+            head: characters at a text's beginning, a prompt's, that such an excerpt begins with all the same.
 
         Raises:
             TokenizationError: a text cannot be tokenized.
         """
-        excerpts = [_excerpt(text, reach, from_left=from_left) for text in texts]
+        excerpts = [_excerpt(text, reach, from_left=from_left, head=head) for text in texts]
         inputs = self._encode(excerpts, first)
         enough = (self._max_input_tokens or 0) + MARGIN
         for index, (text, excerpt) in enumerate(zip(texts, excerpts, strict=True)):
@@ -90,10 +92,10 @@ class TextEncoding:
         return True
 
 
-def _excerpt(text: str, reach: int | None, *, from_left: bool) -> str:
-    if reach is None or len(text) <= reach:
+def _excerpt(text: str, reach: int | None, *, from_left: bool, head: int) -> str:
+    if reach is None or len(text) <= head + reach:
         return text
-    return text[-reach:] if from_left else text[:reach]
+    return text[:head] + text[-reach:] if from_left else text[:reach]
 
 
 def parts(texts: Sequence[str]) -> Iterator[Sequence[str]]:

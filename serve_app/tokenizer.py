@@ -3,7 +3,8 @@
 Gives the ids that sentence-transformers gives. Knows nothing of torch, transformers, requests or batches.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from itertools import chain
 from typing import Literal
@@ -13,7 +14,7 @@ import numpy as np
 from serve_app.checkpoint import Checkpoint
 from serve_app.errors import InvalidRequestError, ModelLoadError, TokenizationError
 from serve_app.messages import TokenizedInputs
-from serve_app.text_encoding import MARGIN, TextEncoding, parts
+from serve_app.text_encoding import MARGIN, SHORT_CHARACTERS, TextEncoding, parts
 from serve_app.tokenizer_file import load_tokenizer_file
 
 TruncateDirection = Literal["right", "left"]
@@ -112,22 +113,34 @@ class Tokenizer:
         prompt_name: str | None,
         truncate: bool,
         truncate_direction: TruncateDirection,
+        is_wanted: Callable[[], bool] = lambda: True,
     ) -> Tokenized:
         """Return the ids of texts.
 
+        Args:
+            texts: what to encode.
+            prompt_name: the prompt that is put before each; None for none.
+            truncate: cut a text that is too long.
+            truncate_direction: the side that is cut.
+            is_wanted: whether somebody still waits for it; asked now and then.
+
         Raises:
+            CancelledError: nobody does.
             InvalidRequestError: there is no such prompt.
             TokenizationError: a text is too long and `truncate` is false, or it cannot be tokenized.
         """
         prompt = self._find_prompt(prompt_name)
         prompted = [prompt.text + text for text in texts] if prompt.text else list(texts)
-        # An excerpt from the left would lose the prompt.
+        reach = self._texts.reach
         from_left = truncate and truncate_direction == "left"
-        reach = None if from_left and prompt.text else self._texts.reach
         inputs: list[list[int]] = []
         for part in parts(prompted):
+            if not is_wanted():
+                raise CancelledError
             first = len(inputs)
-            inputs += self._texts.encode(part, first=first, reach=reach, from_left=from_left)
+            inputs += self._texts.encode(
+                part, first=first, reach=reach, from_left=from_left, head=len(prompt.text)
+            )
             if not truncate:  # the first that is too long ends it, whatever else there is
                 for index in self._too_long(inputs[first:]):
                     is_whole = reach is None or len(part[index]) <= reach
@@ -136,12 +149,8 @@ class Tokenizer:
                     )
         too_long = self._too_long(inputs)
         for index in too_long:
-            kept = 0
-            if truncate_direction == "left":
-                kept = len(self._prefix) + (
-                    self._prompt_tokens(prompted[index], prompt) if prompt.text else 0
-                )
-            inputs[index] = self._cut(inputs[index], kept, truncate_direction)
+            head = [*self._prefix, *self._prompt_ids(prompted[index], prompt)] if from_left else []
+            inputs[index] = self._cut(inputs[index], head, truncate_direction)
         return Tokenized(_pack(inputs, prompt.length), len(too_long))
 
     def encode_ids(
@@ -167,7 +176,7 @@ class Tokenizer:
         for index in too_long:
             if not truncate:
                 raise self._context_error(index, len(complete[index]), is_whole=True)
-            complete[index] = self._cut(complete[index], len(head), truncate_direction)
+            complete[index] = self._cut(complete[index], head, truncate_direction)
         return Tokenized(_pack(complete, prompt.length), len(too_long))
 
     def _too_long(self, inputs: Sequence[Sequence[int]]) -> list[int]:
@@ -185,19 +194,18 @@ class Tokenizer:
             param,
         )
 
-    def _cut(self, ids: list[int], kept: int, direction: TruncateDirection) -> list[int]:
+    def _cut(self, ids: list[int], head: Sequence[int], direction: TruncateDirection) -> list[int]:
         """Take from ids what is too much, and keep the special tokens at both ends.
 
         Args:
-            ids: all ids of one input.
-            kept: how many leading ids stay when the left side is cut: the special tokens' and the prompt's.
+            ids: all ids of one input, or of its excerpt.
+            head: what stays in front when the left side is cut: the special tokens and the prompt.
             direction: the side that is cut.
         """
         limit = self._max_input_tokens
         assert limit is not None, "nothing is too long where there is no limit"
-        most = limit - len(self._suffix)
-        head = most if direction == "right" else min(kept, most)
-        return ids[:head] + ids[len(ids) - (limit - head) :]
+        front = (ids if direction == "right" else [*head])[: limit - len(self._suffix)]
+        return front + ids[len(ids) - (limit - len(front)) :]
 
     def _prompt(self, text: str) -> _Prompt:
         """Measure a prompt as `Transformer._get_prompt_length` does: cut, less a special token at its end."""
@@ -208,7 +216,7 @@ class Tokenizer:
         if not self._adds_special_tokens:
             return _Prompt(text, bare, 0)
         if self._max_input_tokens is not None and len(ids) > self._max_input_tokens:
-            ids = self._cut(ids, 0, "right")
+            ids = self._cut(ids, (), "right")
         return _Prompt(text, bare, len(ids) - (bool(ids) and ids[-1] in self._special_ids))
 
     def _find_prompt(self, name: str | None) -> _Prompt:
@@ -221,11 +229,16 @@ class Tokenizer:
             )
         return self._prompts[name]
 
-    def _prompt_tokens(self, prompted: str, prompt: _Prompt) -> int:
-        """Count the tokens that are the prompt's alone; one that reaches into the text is the text's."""
-        encoding = self._tokenizer.encode(prompted, add_special_tokens=False)
+    def _prompt_ids(self, prompted: str, prompt: _Prompt) -> list[int]:
+        """Return the ids that are the prompt's alone; one that reaches into the text is the text's."""
+        if not prompt.text:
+            return []
+        beginning = prompted[: len(prompt.text) + SHORT_CHARACTERS]
+        encoding = self._tokenizer.encode(beginning, add_special_tokens=False)
         ends = (end for _, end in encoding.offsets)
-        return next((n for n, end in enumerate(ends) if end > len(prompt.text)), len(encoding.ids))
+        count = next((n for n, end in enumerate(ends) if end > len(prompt.text)), None)
+        ids: list[int] = encoding.ids
+        return ids[:count]
 
     def _check_range(self, ids: Sequence[int], index: int) -> None:
         try:

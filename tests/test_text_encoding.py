@@ -1,5 +1,6 @@
 """Texts of any length in bounded memory and time, with the ids that reading all of them would give."""
 
+from concurrent.futures import CancelledError
 from pathlib import Path
 
 import pytest
@@ -42,16 +43,27 @@ def test_an_excerpt_is_cut_as_the_whole_text(tmp_path: Path, maker: object, dire
     assert ids == [raw.encode(VERY_LONG).ids]
 
 
-def test_a_prompt_survives_the_cut_of_a_very_long_text(tmp_path: Path) -> None:
-    """From the left all of the text is read, as its excerpt would begin without the prompt."""
-    raw = wordpiece()
+@pytest.mark.parametrize("maker", [wordpiece, byte_bpe, unigram])
+def test_a_prompt_survives_the_cut_of_a_very_long_text(tmp_path: Path, maker: object) -> None:
+    """From the left the excerpt is the prompt and the text's end; its ids are those of reading everything."""
+    raw: tokenizers.Tokenizer = maker()  # type: ignore[operator]
     tokenizer = make(tmp_path, raw, max_input_tokens=LIMIT)
-    prompt = raw.encode("query: ", add_special_tokens=False).ids
+    short = VERY_LONG[-450:]
 
-    (ids,) = encode(tokenizer, VERY_LONG, prompt_name="query", truncate_direction="left")
+    ids = encode(tokenizer, VERY_LONG, prompt_name="query", truncate_direction="left")
 
-    assert ids[1 : 1 + len(prompt)] == prompt
-    assert len(ids) == LIMIT
+    assert ids == encode(tokenizer, short, prompt_name="query", truncate_direction="left")
+    assert len(ids[0]) == LIMIT
+
+
+def test_with_a_prompt_no_more_is_read_from_the_left_than_without() -> None:
+    """A body of megabytes costs what an excerpt costs."""
+    watched = Watched(wordpiece())
+    encoding = TextEncoding(watched, adds_special_tokens=True, max_input_tokens=LIMIT)
+
+    encoding.encode(["query: " + VERY_LONG], reach=encoding.reach, from_left=True, head=7)
+
+    assert watched.characters == [7 + (encoding.reach or 0)]
 
 
 def test_no_more_is_read_than_shows_that_a_text_is_too_long() -> None:
@@ -94,6 +106,27 @@ def test_the_first_text_that_is_too_long_ends_it(tmp_path: Path) -> None:
     error = refuse(tokenizer, "fox " * 20, filler, "\ud800")
 
     assert error.param == "input[0]"
+
+
+def test_texts_that_nobody_waits_for_any_more_are_not_read(tmp_path: Path) -> None:
+    """After the part that is under way."""
+    tokenizer = make(tmp_path, wordpiece())
+    asked = []
+
+    def is_wanted() -> bool:
+        asked.append("once more")
+        return len(asked) < 2
+
+    with pytest.raises(CancelledError):
+        tokenizer.encode_texts(
+            ["a" * PART_CHARACTERS] * 9,
+            prompt_name=None,
+            truncate=True,
+            truncate_direction="right",
+            is_wanted=is_wanted,
+        )
+
+    assert len(asked) == 2
 
 
 def test_a_text_that_cannot_be_tokenized_is_named_by_its_place_in_the_request(
