@@ -22,7 +22,7 @@ import yaml
 
 from benchmarks.load import HOST, PATH
 from benchmarks.workloads import SHORT, body
-from serve_app.environment import haproxy_files, is_free, read_env_file
+from serve_app.environment import haproxy_settings, is_free, read_env_file
 from serve_app.session import Session
 from serve_app.source import resolve
 
@@ -159,7 +159,7 @@ def _command(contender: Contender, port: int, folder: Path) -> tuple[list[str], 
     }
     if contender.throughput:
         environment |= read_env_file((ROOT / "throughput.env").read_text())
-        environment |= haproxy_files(str(folder))
+        environment |= haproxy_settings(str(folder))
         environment |= {name: str(free_port()) for name in _HAPROXY_PORTS}
     path = folder / "serve_config.yaml"
     path.write_text(yaml.safe_dump(_config(contender, port)))

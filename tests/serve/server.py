@@ -8,17 +8,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import psutil
 import requests
 import yaml
 
-from serve_app.environment import read_env_file
-from serve_app.session import Session
+from serve_app.environment import haproxy_settings, read_env_file
+from serve_app.session import Session, session_members
 
 ROOT = Path(__file__).parents[2]
 ProxyMode = Literal["default", "throughput"]
@@ -34,6 +35,8 @@ class Server:
         config: the Serve config file that it runs.
         environment: what its processes and its callers have in their environment.
         logs: the folder of Ray Serve's log files.
+        session: its processes.
+        early: what it answered before it was ready: status and content type.
     """
 
     url: str
@@ -41,6 +44,8 @@ class Server:
     config: Path
     environment: Mapping[str, str]
     logs: Path
+    session: Session
+    early: Sequence[tuple[int, str]]
 
     @property
     def plumbing_url(self) -> str:
@@ -62,6 +67,11 @@ class Server:
         assert done.returncode == 0, done.stderr[-3000:]
         return done.stdout
 
+    def processes(self, title: str) -> list[int]:
+        """Return the ids of the processes that Ray has given this title."""
+        processes = map(psutil.Process, session_members(self.session.process.pid))
+        return [process.pid for process in processes if process.cmdline()[:1] == [title]]
+
     def read_logs(self, names: str = "*.log") -> str:
         """Return what Ray Serve's processes have logged."""
         return "\n".join(path.read_text() for path in sorted(self.logs.glob(names)))
@@ -75,12 +85,15 @@ def wait_for(condition: Callable[[], bool], *, timeout_s: float, what: str) -> N
         time.sleep(0.1)
 
 
-def answers(url: str) -> bool:
-    """Return whether a GET gives 200."""
+def answers(url: str, others: list[tuple[int, str]] | None = None) -> bool:
+    """Return whether a GET gives 200; status and content type of another answer are added to the others."""
     try:
-        return requests.get(url, timeout=5).status_code == 200
+        answer = requests.get(url, timeout=5)
     except requests.RequestException:
         return False
+    if answer.status_code != 200 and others is not None:
+        others.append((answer.status_code, answer.headers["content-type"]))
+    return answer.status_code == 200
 
 
 @contextmanager
@@ -91,18 +104,21 @@ def running_server(config: Mapping[str, Any], *, mode: ProxyMode) -> Iterator[Se
     path = folder / "serve_config.yaml"
     path.write_text(yaml.safe_dump({**config, "http_options": {"host": "127.0.0.1", "port": port}}))
     environment = _environment(mode, folder)
+    command = [str(Path(sys.executable).with_name("serve")), "run", str(path)]
+    session = Session.start(command, environment, folder / "serve_run.log")
+    early: list[tuple[int, str]] = []
     server = Server(
         f"http://127.0.0.1:{port}",
         mode,
         path,
         environment,
         folder / "ray/session_latest/logs/serve",
+        session,
+        early,
     )
-    command = [str(Path(sys.executable).with_name("serve")), "run", str(path)]
-    session = Session.start(command, environment, folder / "serve_run.log")
     try:
         for url in (f"{server.url}/ready", f"{server.plumbing_url}/ready"):
-            _wait_until_ready(url, session)
+            _wait_until_ready(url, session, early)
         yield server
     finally:
         left = session.stop(lambda: False, grace_s=60)
@@ -110,9 +126,9 @@ def running_server(config: Mapping[str, Any], *, mode: ProxyMode) -> Iterator[Se
     assert left == []
 
 
-def _wait_until_ready(url: str, session: Session) -> None:
+def _wait_until_ready(url: str, session: Session, early: list[tuple[int, str]]) -> None:
     deadline = time.monotonic() + 120
-    while not answers(url):
+    while not answers(url, early):
         problem = session.has_ended() or time.monotonic() > deadline
         assert not problem, f"{url} is not there:\n{session.output()[-3000:]}"
         time.sleep(0.2)
@@ -130,7 +146,9 @@ def _free_port() -> int:
 def _environment(mode: ProxyMode, folder: Path) -> dict[str, str]:
     """Return the environment of a user: none but the mode's; a folder of its own keeps clusters apart."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "SERVE_"))}
-    flags = read_env_file((ROOT / "throughput.env").read_text()) if mode == "throughput" else {}
+    flags = {}
+    if mode == "throughput":
+        flags = read_env_file((ROOT / "throughput.env").read_text()) | haproxy_settings(str(folder))
     return {
         **inherited,
         **flags,

@@ -1,0 +1,47 @@
+"""What HAProxy does and says where no application of ours can: at the start, and when an ingress replica dies."""
+
+import os
+import signal
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import requests
+
+from tests.serve.server import Server, wait_for
+from tests.serve.test_http import post
+
+INGRESS = "ray::ServeReplica:plumbing:ingress"
+
+
+@pytest.fixture(autouse=True)
+def through_haproxy(server: Server) -> None:
+    """Only where there is an HAProxy."""
+    if server.mode == "default":
+        pytest.skip("Ray's default proxy asks nobody how it should answer")
+
+
+def test_a_server_that_is_starting_says_so(server: Server) -> None:
+    """Not 404, after which nobody would come again, and not in plain text."""
+    assert server.early
+    assert set(server.early) == {(503, "application/json")}
+
+
+def test_requests_in_an_ingress_replica_that_dies_are_answered_by_another(server: Server) -> None:
+    """HAProxy sends again what was not answered; embedding can be repeated."""
+    with ThreadPoolExecutor(8) as clients:
+        answers = [
+            clients.submit(post, server.plumbing_url, {"input": f"slow {number}"})
+            for number in range(8)
+        ]
+        wait_for(lambda: in_flight(server) >= 8, timeout_s=20, what="eight requests")
+        os.kill(server.processes(INGRESS)[0], signal.SIGKILL)
+
+        assert [answer.result().status_code for answer in answers] == [200] * 8
+    wait_for(lambda: len(server.processes(INGRESS)) == 2, timeout_s=60, what="two replicas")
+
+
+def in_flight(server: Server) -> float:
+    """Return how many requests the ingress replicas work on."""
+    text = requests.get(f"{server.plumbing_url}/metrics", timeout=60).text
+    lines = [n for n in text.splitlines() if n.startswith("embeddings_requests_in_flight{")]
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
