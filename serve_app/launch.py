@@ -36,6 +36,8 @@ from serve_app.startup import (
     StartError,
     dashboard_token,
     dashboard_url,
+    ray_address,
+    ray_folder,
     serve_details,
     wait_until_ready,
 )
@@ -50,8 +52,9 @@ Ready. In another terminal:
   curl {url}/v1/embeddings -H 'Content-Type: application/json' -d '{{"input": "test input"}}'
 
 Documentation: {url}/docs
-Logs:          {logs}
-New settings:  RAY_AUTH_MODE=token {serve} deploy FILE -a {dashboard}
+Logs:          {folder}/logs/serve
+New settings:  RAY_AUTH_MODE=token {python.parent}/serve deploy FILE -a {dashboard}
+From Python:   RAY_AUTH_MODE=token RAY_ADDRESS={ray} {python} SCRIPT
 Ctrl-C stops everything that was started here.
 """
 
@@ -178,10 +181,13 @@ def _serve(config: str, address: Address, env: Mapping[str, str], stop: Stop) ->
             details=lambda: serve_details(session.output(), dashboard_token(env)),
             say=Progress(_say),
         ):
-            serve = Path(sys.executable).with_name("serve")
-            dashboard = dashboard_url(session.output())
+            folder = ray_folder(env, session.process.pid)
             text = _WELCOME.format(
-                url=address.url, logs=_log_folder(env), serve=serve, dashboard=dashboard
+                url=address.url,
+                folder=folder,
+                python=Path(sys.executable),
+                dashboard=dashboard_url(session.output()),
+                ray=env.get("RAY_ADDRESS") or ray_address(folder),
             )
             _say(text)
             follow(session, stop)
@@ -190,11 +196,6 @@ def _serve(config: str, address: Address, env: Mapping[str, str], stop: Stop) ->
         asked = stop.requests
         left = session.stop(lambda: stop.requests > asked, grace_s=_GRACE_S)
         _say(f"Still running: {left}" if left else "Stopped")
-
-
-def _log_folder(env: Mapping[str, str]) -> Path:
-    base = env.get("RAY_TMPDIR") or env.get("TMPDIR") or "/tmp"  # noqa: S108 - where Ray puts it
-    return Path(base, "ray", "session_latest", "logs", "serve").resolve()
 
 
 def main() -> int:

@@ -162,3 +162,16 @@ def dashboard_token(env: Mapping[str, str]) -> str:
         return env.get("RAY_AUTH_TOKEN") or Path(path).read_text().strip()
     except OSError:
         return ""
+
+
+def ray_folder(env: Mapping[str, str], pid: int) -> Path:
+    """Return the folder of the Ray cluster that a process has started; of the latest where it has started none."""
+    base = env.get("RAY_TMPDIR") or env.get("TMPDIR") or "/tmp"  # noqa: S108 - where Ray puts it
+    own = Path(base, "ray").glob(f"session_*_{pid}")
+    return next(own, Path(base, "ray", "session_latest").resolve())
+
+
+def ray_address(folder: Path) -> str:
+    """Return the address of the cluster of a folder, for `ray.init` on this machine; `auto` where none is written."""
+    ports = [path.read_text().strip() for path in folder.glob("gcs_server_port_*")]
+    return f"127.0.0.1:{ports[0]}" if ports else "auto"

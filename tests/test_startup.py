@@ -15,6 +15,8 @@ from serve_app.startup import (
     StartError,
     ask,
     dashboard_token,
+    ray_address,
+    ray_folder,
     serve_details,
     stage,
     wait_until_ready,
@@ -203,3 +205,23 @@ def test_progress_is_told_when_it_changes_and_now_and_then() -> None:
 def test_an_address_ends_without_a_slash() -> None:
     """Paths are put behind it."""
     assert Address("localhost", 8000, "/embed").url == "http://localhost:8000/embed"
+
+
+def test_the_folder_of_a_cluster_is_that_of_the_process_that_started_it(tmp_path: Path) -> None:
+    """Also where others have started theirs before and after."""
+    sessions = [tmp_path / "ray" / f"session_2026-01-0{n}_00-00-00_000000_{n}23" for n in (1, 2, 3)]
+    for number, session in enumerate(sessions):
+        session.mkdir(parents=True)
+        (session / "gcs_server_port_abc").write_text(f"4000{number}\n")
+    (tmp_path / "ray" / "session_latest").symlink_to(sessions[2])
+    env = {"RAY_TMPDIR": str(tmp_path)}
+
+    own, latest = ray_folder(env, 223), ray_folder(env, 999)
+
+    assert (own, latest) == (sessions[1], sessions[2])
+    assert ray_address(own) == "127.0.0.1:40001"
+
+
+def test_a_cluster_whose_address_is_not_written_is_looked_for(tmp_path: Path) -> None:
+    """As Ray itself does."""
+    assert ray_address(tmp_path / "none") == "auto"
