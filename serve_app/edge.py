@@ -63,9 +63,10 @@ class Edge:
         try:
             await self._app({**scope, "headers": headers}, receive, rewriter)
         except Exception:
-            # An ingress replica died with the request, and the HTTP server would write a 500 of its own.
             if rewriter.has_started:
                 raise
+        if not rewriter.has_started:
+            # An ingress replica died with the request, and the HTTP server would write a 500 of its own.
             await rewriter.reply(_ERRORS[500])
 
 

@@ -182,6 +182,18 @@ async def test_a_request_whose_replica_died_is_503_with_its_id() -> None:
     assert "x-should-retry" not in response.headers
 
 
+async def test_a_request_that_nobody_answered_is_503() -> None:
+    """Serve's proxy returns without a word when the replica dies, and the HTTP server would write a plain 500."""
+
+    async def app(_scope: Scope, _receive: Receive, _send: Send) -> None:
+        return
+
+    response = await get(Edge(app))
+
+    assert response.status_code == 503
+    assert response.json()["code"] == "model_unavailable"
+
+
 async def test_an_answer_that_has_begun_is_not_begun_again() -> None:
     """The HTTP server ends the connection, as it does without us."""
 

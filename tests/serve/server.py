@@ -1,5 +1,6 @@
 """Starts a real server as a user would, `serve run CONFIG`, and stops all of it again."""
 
+import contextlib
 import os
 import random
 import shutil
@@ -68,9 +69,13 @@ class Server:
         return done.stdout
 
     def processes(self, title: str) -> list[int]:
-        """Return the ids of the processes that Ray has given this title."""
-        processes = map(psutil.Process, session_members(self.session.process.pid))
-        return [process.pid for process in processes if process.cmdline()[:1] == [title]]
+        """Return the ids of the processes to which Ray has given this title; it adds what they are at."""
+        found = []
+        for pid in session_members(self.session.process.pid):
+            with contextlib.suppress(psutil.Error):  # it has ended since
+                if " ".join(psutil.Process(pid).cmdline()).startswith(title):
+                    found.append(pid)
+        return found
 
     def read_logs(self, names: str = "*.log") -> str:
         """Return what Ray Serve's processes have logged."""
@@ -117,8 +122,9 @@ def running_server(config: Mapping[str, Any], *, mode: ProxyMode) -> Iterator[Se
         early,
     )
     try:
-        for url in (f"{server.url}/ready", f"{server.plumbing_url}/ready"):
-            _wait_until_ready(url, session, early)
+        _wait_until_ready(f"{server.url}/ready", session, early)
+        # Until it is there, its paths are the other application's.
+        _wait_until_ready(f"{server.plumbing_url}/ready", session, [])
         yield server
     finally:
         left = session.stop(lambda: False, grace_s=60)

@@ -1,5 +1,6 @@
 """What HAProxy does and says where no application of ours can: at the start, and when an ingress replica dies."""
 
+import csv
 import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,7 @@ def test_a_server_that_is_starting_says_so(server: Server) -> None:
 
 def test_requests_in_an_ingress_replica_that_dies_are_answered_by_another(server: Server) -> None:
     """HAProxy sends again what was not answered; embedding can be repeated."""
+    wait_for(lambda: replicas_up() == 2, timeout_s=60, what="two replicas that HAProxy sends to")
     with ThreadPoolExecutor(8) as clients:
         answers = [
             clients.submit(post, server.plumbing_url, {"input": f"slow {number}"})
@@ -38,6 +40,19 @@ def test_requests_in_an_ingress_replica_that_dies_are_answered_by_another(server
 
         assert [answer.result().status_code for answer in answers] == [200] * 8
     wait_for(lambda: len(server.processes(INGRESS)) == 2, timeout_s=60, what="two replicas")
+
+
+def replicas_up() -> int:
+    """Return how many ingress replicas of the plumbing application HAProxy takes for well."""
+    text = requests.get("http://127.0.0.1:8404/stats;csv", timeout=10).text
+    servers = csv.DictReader(text.removeprefix("# ").splitlines())
+    return sum(
+        "plumbing" in server["pxname"]
+        and server["svname"] not in {"BACKEND", "FRONTEND"}
+        and server["bck"] == "0"  # the backup is Ray's own proxy
+        and server["status"].startswith("UP")
+        for server in servers
+    )
 
 
 def in_flight(server: Server) -> float:
