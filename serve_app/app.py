@@ -11,10 +11,11 @@ from serve_app.checkpoint import read_checkpoint
 from serve_app.config import DeploymentOptions, HttpConfig, ModelConfig, ServerConfig
 from serve_app.ingress import Ingress
 from serve_app.replica import EmbeddingReplica
+from serve_app.routing import FewestCallsRouter
 
 # A call that waits for a replica is polled for, not woken. Serve's own pauses (25 ms, doubled up to 500 ms) are longer
 # than a batch takes.
-_ROUTER = RequestRouterConfig(initial_backoff_s=0.005, backoff_multiplier=1.5, max_backoff_s=0.05)
+_PAUSES = {"initial_backoff_s": 0.005, "backoff_multiplier": 1.5, "max_backoff_s": 0.05}
 
 
 def build(config: ServerConfig) -> Application:
@@ -38,7 +39,9 @@ def compose(config: ServerConfig, *, replica: type) -> Application:
 
 
 def _model(model: ModelConfig, replica: type, http: HttpConfig) -> Application:
-    options = _options(model.deployment, http) | {"user_config": model.batch_settings}
+    router = RequestRouterConfig(request_router_class=FewestCallsRouter, **_PAUSES)
+    options = {"request_router_config": router, **_options(model.deployment, http)}
+    options["user_config"] = model.batch_settings
     return serve.deployment(replica).options(name=model.deployment_name, **options).bind(model)
 
 
@@ -48,7 +51,8 @@ def _ingress(config: ServerConfig) -> serve.Deployment:
     What Serve refuses it refuses in plain text and before our code runs. So the ingress keeps its limits itself
     (`Service.place`), and Serve lets through so much more that every refusal finds a place to be written in.
     """
-    options = _options(config.ingress, config.http)
+    router = RequestRouterConfig(**_PAUSES)
+    options = {"request_router_config": router, **_options(config.ingress, config.http)}
     options["max_ongoing_requests"] = 4 * (config.ingress.max_requests or 25_000)
     options["max_queued_requests"] = -1
     return serve.deployment(serve.ingress()(Ingress)).options(name=config.ingress_name, **options)
@@ -60,7 +64,6 @@ def _options(options: DeploymentOptions, http: HttpConfig) -> dict[str, object]:
         raise ValueError(f"autoscaling_config: Ray Serve knows no {', '.join(sorted(unknown))}")
     refusal = BackpressureConfig(status_code=429, retry_after_s=http.retry_after_s)
     defaults = {
-        "request_router_config": _ROUTER,
         "backpressure_config": refusal,
         # A replica that goes may finish what it has accepted; one that has nothing goes at once.
         "graceful_shutdown_timeout_s": http.request_timeout_s,
