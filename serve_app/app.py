@@ -8,7 +8,8 @@ from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, BackpressureConfig, RequestRouterConfig
 
 from serve_app.checkpoint import read_checkpoint
-from serve_app.config import DeploymentOptions, HttpConfig, ModelConfig, ServerConfig
+from serve_app.config import HttpConfig, ModelConfig, ServerConfig
+from serve_app.deployment_options import DeploymentOptions
 from serve_app.ingress import Ingress
 from serve_app.replica import EmbeddingReplica
 from serve_app.routing import FewestCallsRouter

@@ -1,7 +1,7 @@
 """The settings: what `args:` of the Serve config file may say, validated, frozen and documented.
 
 Every field has a default that is right for most people, and its description here is the one that the README's table
-shows. Knows nothing of Ray: options of a deployment are carried by Ray Serve's own names and checked by Serve.
+shows. Knows nothing of Ray.
 """
 
 import re
@@ -10,8 +10,6 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    ConfigDict,
     Field,
     PositiveFloat,
     PositiveInt,
@@ -19,16 +17,12 @@ from pydantic import (
     model_validator,
 )
 
+from serve_app.deployment_options import DeploymentOptions, IngressOptions, Settings
+
 ErrorFormat = Literal["auto", "page", "openai"]
 Dtype = Literal["float32", "float16", "bfloat16"]
 EngineChoice = Literal["auto", "torch", "openvino"]
 TokenIdsMode = Literal["model", "reject"]
-
-
-class Settings(BaseModel):
-    """Base of all settings: frozen, and a key that does not exist is an error that names it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
 def told(error: ValidationError, *, below: str = "") -> str:
@@ -39,98 +33,6 @@ def told(error: ValidationError, *, below: str = "") -> str:
         what = finding["msg"].removeprefix("Value error, ")
         findings.append(f"{key}: {what}" if key else what)
     return "; ".join(findings)
-
-
-class DeploymentOptions(Settings):
-    """Ray Serve's own options of a deployment, under their own names; what is not set keeps its default."""
-
-    name: Annotated[
-        str | None,
-        Field(
-            pattern=r"^[A-Za-z0-9_.-]+$",
-            description="Name of the deployment in Ray Serve; made from the model's.",
-        ),
-    ] = None
-    num_replicas: Annotated[
-        PositiveInt | Literal["auto"] | None,
-        Field(description="Fixed number of replicas, or `auto`."),
-    ] = None
-    autoscaling_config: Annotated[
-        dict[str, Any] | None,
-        Field(description="Ray Serve's `autoscaling_config`, instead of `num_replicas`."),
-    ] = None
-    max_ongoing_requests: Annotated[
-        PositiveInt, Field(description="Most calls in one replica at once.")
-    ] = 512
-    max_queued_requests: Annotated[
-        int,
-        Field(
-            ge=-1, description="Most calls that wait for a replica; beyond it 429. -1: no limit."
-        ),
-    ] = 1024
-    ray_actor_options: Annotated[
-        dict[str, Any] | None,
-        Field(description="`num_cpus`, `num_gpus`, `resources`, `runtime_env` of a replica."),
-    ] = None
-    user_config: Annotated[
-        dict[str, Any] | None,
-        Field(description="Settings that change without a restart: see `BatchSettings`."),
-    ] = None
-    max_replicas_per_node: PositiveInt | None = None
-    max_surge_percent: Annotated[float | None, Field(ge=0)] = None
-    rolling_update_percentage: Annotated[float | None, Field(gt=0, le=100)] = None
-    graceful_shutdown_timeout_s: PositiveFloat | None = None
-    graceful_shutdown_wait_loop_s: PositiveFloat | None = None
-    health_check_period_s: PositiveFloat | None = None
-    health_check_timeout_s: PositiveFloat | None = None
-    logging_config: dict[str, Any] | None = None
-    request_router_config: dict[str, Any] | None = None
-    placement_group_bundles: list[dict[str, float]] | None = None
-    placement_group_strategy: str | None = None
-
-    @model_validator(mode="after")
-    def _one_way_to_scale(self) -> Self:
-        if (
-            self.num_replicas is not None
-            and self.autoscaling_config is not None
-            and self.num_replicas != "auto"
-        ):
-            raise ValueError("set num_replicas or autoscaling_config, not both")
-        return self
-
-    def given(self) -> dict[str, Any]:
-        """Return what Serve is told: the options that have a value, without those that this project handles itself."""
-        return self.model_dump(exclude_none=True, exclude={"name", "user_config"})
-
-
-class IngressOptions(DeploymentOptions):
-    """Options of the ingress deployment; its limits are kept by the server itself, so that a refusal is our 429."""
-
-    max_ongoing_requests: Annotated[
-        PositiveInt, Field(description="Requests that one ingress replica works on at once.")
-    ] = 1000
-    max_queued_requests: Annotated[
-        int,
-        Field(
-            ge=-1,
-            description="Requests beyond those that may wait in it; after that 429. -1: no limit.",
-        ),
-    ] = 1000
-
-    @model_validator(mode="after")
-    def _has_no_user_config(self) -> Self:
-        if self.user_config is not None:
-            raise ValueError(
-                "user_config: the ingress has no settings that change without a restart"
-            )
-        return self
-
-    @property
-    def max_requests(self) -> int | None:
-        """Most embedding requests in one ingress replica, or None for no limit."""
-        if self.max_queued_requests < 0:
-            return None
-        return self.max_ongoing_requests + self.max_queued_requests
 
 
 class BatchSettings(Settings):
@@ -214,7 +116,7 @@ class ModelConfig(BatchSettings):
     prompts: Annotated[
         dict[str, str],
         Field(description="Prompts by name, added to those that the model's files bring."),
-    ] = {}
+    ] = {}  # noqa: RUF012  # pydantic copies it
     max_input_tokens: Annotated[
         PositiveInt | None, Field(description="Lowers the most tokens that an input may have.")
     ] = None

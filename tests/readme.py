@@ -7,13 +7,8 @@ from pathlib import Path
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from serve_app.config import (
-    DeploymentOptions,
-    HttpConfig,
-    IngressOptions,
-    ModelConfig,
-    ServerConfig,
-)
+from serve_app.config import HttpConfig, ModelConfig, ServerConfig
+from serve_app.deployment_options import DeploymentOptions, IngressOptions
 from serve_app.messages import ReplicaState
 from serve_app.metrics import Metrics, exposition
 

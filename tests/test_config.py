@@ -3,7 +3,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from serve_app.config import BatchSettings, ModelConfig, ServerConfig, Settings
+from serve_app.config import BatchSettings, ModelConfig, ServerConfig
+from serve_app.deployment_options import Settings
 
 SERVES_OWN = {
     "max_replicas_per_node",
