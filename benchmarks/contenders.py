@@ -202,7 +202,7 @@ def _own_environment() -> dict[str, str]:
 
 def _wait_until_it_embeds(session: Session, port: int, contender: Contender) -> None:
     deadline = time.monotonic() + _START_S
-    while not _embeds(port):
+    while not (_embeds(port) and _has_all_replicas(port, contender)):
         if session.has_ended() or time.monotonic() > deadline:
             raise StartFailedError(f"{contender.name} did not come up:\n{session.output()[-2000:]}")
         time.sleep(_TICK_S)
@@ -212,6 +212,14 @@ def _embeds(port: int) -> bool:
     with contextlib.suppress(OSError, http.client.HTTPException):
         return post(port, body(["a text"], model=MODEL["name"]), timeout_s=10).status == 200
     return False
+
+
+def _has_all_replicas(port: int, contender: Contender) -> bool:
+    """Whether none is still starting, and using the cores for it; only asked where there are several."""
+    if contender.replicas == 1:
+        return True
+    scrape = get(port, "/metrics", timeout_s=10).content
+    return scrape.count(b"\nembeddings_replica_memory_bytes{") == contender.replicas
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,9 +232,18 @@ class Answer:
 
 def post(port: int, content: bytes, *, timeout_s: float) -> Answer:
     """Send one request and return the answer."""
+    return _exchange(port, "POST", PATH, content, timeout_s)
+
+
+def get(port: int, path: str, *, timeout_s: float) -> Answer:
+    """Get a path and return the answer."""
+    return _exchange(port, "GET", path, None, timeout_s)
+
+
+def _exchange(port: int, method: str, path: str, content: bytes | None, timeout_s: float) -> Answer:
     connection = http.client.HTTPConnection(HOST, port, timeout=timeout_s)
     try:
-        connection.request("POST", PATH, content, {"Content-Type": "application/json"})
+        connection.request(method, path, content, {"Content-Type": "application/json"})
         response = connection.getresponse()
         return Answer(response.status, response.read())
     finally:
