@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import numpy.typing as npt
 
-# Lengths that are told apart when a batch is cut: 64 keep the search under a millisecond, and pad a 64th at most.
+# Lengths that are told apart when a batch is cut. 64 keep the search under a millisecond; an input is padded by no more
+# than a 64th of the longest on their account.
 _LENGTH_CLASSES = 64
 
 
