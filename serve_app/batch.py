@@ -3,7 +3,7 @@
 Buffers in, buffers out. Knows nothing of the model but the few facts that its constructor is given.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,8 +80,8 @@ class Batch:
         max_batch_tokens: int,
         pass_tokens: float,
         mixes_prompts: bool,
-    ) -> Iterator[Indices]:
-        """Cut the readable inputs into forward passes within the token budget.
+    ) -> list[Indices]:
+        """Cut the readable inputs into forward passes within the token budget, those with most to compute first.
 
         Args:
             readable: which inputs, [inputs].
@@ -89,17 +89,21 @@ class Batch:
             pass_tokens: what a pass costs beside its tokens, in tokens.
             mixes_prompts: inputs whose prompts differ in length may share a pass.
 
-        Yields:
-            The indices of a pass's inputs, longest first.
+        Returns:
+            The indices of each pass's inputs, longest first.
         """
+        passes: list[Indices] = []
         kinds = np.zeros_like(self.prompt_lengths) if mixes_prompts else self.prompt_lengths
         for kind in np.unique(kinds[readable]):
             members = np.flatnonzero(readable & (kinds == kind))
             batches = padded_batches(
                 self.lengths[members], max_batch_tokens=max_batch_tokens, pass_tokens=pass_tokens
             )
-            for chosen in batches:
-                yield members[chosen]
+            passes += [members[chosen] for chosen in batches]
+        return sorted(passes, key=self._padded, reverse=True)
+
+    def _padded(self, indices: Indices) -> int:
+        return len(indices) * int(self.lengths[indices].max())
 
     def keep(self, indices: Indices, vectors: Vectors, finite: npt.NDArray[np.bool_]) -> None:
         """Put the vectors of a pass in their places; those that are not finite fail."""

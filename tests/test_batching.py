@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_app.batching import pad, padded_batches, split_by_budget, take_batch
+from serve_app.batching import lane_budget, pad, padded_batches, split_by_budget, take_batch
 
 costs = st.lists(st.integers(0, 50), max_size=40)
 some_costs = st.lists(st.integers(0, 50), min_size=1, max_size=40)
@@ -45,6 +45,22 @@ def test_a_batch_looks_no_further_than_it_reaches() -> None:
 
     assert count == 1
     assert list(costs) == [6, 6]
+
+
+@given(
+    st.lists(st.integers(1, 512), min_size=1, max_size=100),
+    st.integers(1, 4096),
+    st.integers(1, 16),
+)
+def test_lanes_share_a_batch_within_its_budget(lengths: list[int], budget: int, lanes: int) -> None:
+    """Together they are no larger than one pass may be, and each lane has a pass."""
+    in_lane = lane_budget(np.array(lengths, np.int32), max_batch_tokens=budget, lanes=lanes)
+
+    if in_lane is None:
+        assert lanes == 1 or sum(lengths) < lanes * 32 or max(lengths) * lanes > sum(lengths)
+    else:
+        assert 1 <= in_lane <= max(budget // lanes, 1)
+        assert in_lane * lanes <= sum(lengths) + lanes
 
 
 @given(costs, budgets)

@@ -13,10 +13,11 @@ from typing import TypeVar
 import numpy as np
 
 from serve_app.batch import Batch, Encoded, Indices
-from serve_app.batching import pad
+from serve_app.batching import lane_budget, pad
 from serve_app.checkpoint import Checkpoint
 from serve_app.encoder.engine import (
     DEFAULT_PASS_TOKENS,
+    PASSES_PER_LANE,
     EncoderBrokenError,
     Engine,
     Features,
@@ -37,7 +38,8 @@ class Encoder:
         engine: what computes.
         checkpoint: what the model's files say.
         max_batch_tokens: token budget where `encode` is given none.
-        pass_tokens: what a forward pass costs beside its tokens, in tokens; `load_encoder` measures it.
+        pass_tokens: what a forward pass that has the processor for itself costs beside its tokens, in tokens;
+            `load_encoder` measures it.
     """
 
     def __init__(
@@ -74,18 +76,29 @@ class Encoder:
             vocabulary_size=self._engine.vocabulary_size, may_be_empty=self._engine.reads_empty
         )
         batch.fail(np.flatnonzero(unreadable), "inference_failed")
+        budget = max_batch_tokens or self._max_batch_tokens
+        in_lane = lane_budget(
+            batch.lengths[~unreadable], max_batch_tokens=budget, lanes=self._engine.lanes
+        )
+        # A lane takes longer over a token, but over what a pass costs as such no longer than the whole processor.
         passes = batch.passes(
             ~unreadable,
-            max_batch_tokens=max_batch_tokens or self._max_batch_tokens,
-            pass_tokens=self.pass_tokens,
+            max_batch_tokens=in_lane or budget,
+            pass_tokens=self.pass_tokens / (self._engine.lanes if in_lane else 1),
             mixes_prompts=self._includes_prompt,
         )
-        waiting = deque(passes)
+        self._run(batch, deque(passes), alone=in_lane is None)
+        return batch.encoded()
+
+    def _run(self, batch: Batch, waiting: deque[Indices], *, alone: bool) -> None:
+        """Compute the passes that wait, and the halves of those that fail."""
+        engine = self._engine
+        at_once = engine.passes_at_once if alone else engine.lanes * PASSES_PER_LANE
         started: deque[tuple[Indices, Pass]] = deque()
         while waiting or started:
-            if waiting and len(started) < self._engine.passes_at_once:
+            if waiting and len(started) < at_once:
                 indices = waiting.popleft()
-                if one := self._try(indices, partial(self._start, batch, indices)):
+                if one := self._try(indices, partial(self._start, batch, indices, alone=alone)):
                     started.append((indices, one))
                     continue
             else:
@@ -93,10 +106,9 @@ class Encoder:
                 if self._try(indices, partial(_finish, batch, indices, one)):
                     continue
             _halve(batch, indices, waiting)
-        return batch.encoded()
 
-    def _start(self, batch: Batch, indices: Indices) -> Pass:
-        return self._engine.start(self._features(batch, indices))
+    def _start(self, batch: Batch, indices: Indices, *, alone: bool) -> Pass:
+        return self._engine.start(self._features(batch, indices), alone=alone)
 
     def _try(self, indices: Indices, step: Callable[[], Result]) -> Result | None:
         """Take a step of a forward pass; return None when the pass failed."""

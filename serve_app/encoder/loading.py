@@ -14,8 +14,13 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
 from serve_app.checkpoint import Checkpoint, read_checkpoint
 from serve_app.encoder.encoder import Encoder
-from serve_app.encoder.engine import DEFAULT_PASS_TOKENS, Engine, default_batch_tokens
-from serve_app.encoder.torch_engine import TorchEngine
+from serve_app.encoder.engine import (
+    DEFAULT_PASS_TOKENS,
+    Engine,
+    default_batch_tokens,
+    lanes_for,
+)
+from serve_app.encoder.torch_engine import TorchEngine, has_changing_positions
 from serve_app.errors import ModelLoadError
 from serve_app.messages import TokenizedInputs
 from serve_app.model_check import PROBES, check_model
@@ -29,8 +34,6 @@ WARM_UP_TOKENS = 512  # where an input has no limit
 # How far a converted model's vectors may be from torch's, as a part of their length. Wide of what rounding does and
 # narrow of what a wrong graph does: that is all that is asked here.
 TOLERANCES = {"f32": 1e-3, "f16": 0.1, "bf16": 0.1}
-# Rotary positions that depend on how long the longest input is: a graph keeps those of the input it was made with.
-CHANGING_POSITIONS = ("dynamic", "longrope")
 
 
 class _CannotConvertError(Exception):
@@ -70,8 +73,8 @@ def load_encoder(  # noqa: PLR0913  # one for each setting of a model that is ab
     checkpoint = read_checkpoint(source, revision=revision)
     tokenizer = Tokenizer(checkpoint)
     directory = resolve(source, revision=revision, weights=True)
-    if threads is not None:
-        torch.set_num_threads(threads)
+    threads = threads or torch.get_num_threads()
+    torch.set_num_threads(threads)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     budget = max_batch_tokens or default_batch_tokens(device)
@@ -95,8 +98,12 @@ class _Loader:
     tokenizer: Tokenizer
     device: str
     trust_remote_code: bool
-    threads: int | None
+    threads: int
     max_batch_tokens: int
+
+    @property
+    def lanes(self) -> int:
+        return lanes_for(self.threads, self.max_batch_tokens)
 
     def torch(self, dtype: str) -> TorchEngine:
         model = _load_model(
@@ -106,7 +113,7 @@ class _Loader:
             dtype=DTYPES[dtype],
         )
         check_model(model, self.checkpoint, self.tokenizer)
-        return TorchEngine(model, self.checkpoint)
+        return TorchEngine(model, self.checkpoint, threads=self.threads, lanes=self.lanes)
 
     def openvino_or_torch(self, dtype: str, *, must_be_openvino: bool) -> Engine:
         model: TorchEngine | None = None
@@ -134,7 +141,9 @@ class _Loader:
         for anew in (False, True):
             try:
                 graph = load_graph(model, self.directory, anew=anew)
-                engine = OpenVinoEngine(graph, model, dtype=dtype, threads=self.threads)
+                engine = OpenVinoEngine(
+                    graph, model, dtype=dtype, threads=self.threads, lanes=self.lanes
+                )
             except Exception as error:
                 problem = f"{type(error).__name__}: {error}"
                 continue
@@ -172,8 +181,7 @@ def _check_positions(config: Any, checkpoint: Checkpoint) -> None:
     limit = checkpoint.max_input_tokens
     if isinstance(positions, int) and positions > 0 and (limit is None or limit > positions):
         raise _CannotConvertError(f"its inputs may be longer than its {positions} positions")
-    rotary = str(getattr(config, "rope_parameters", None))
-    if any(f"'{kind}'" in rotary for kind in CHANGING_POSITIONS):
+    if has_changing_positions(config):  # a graph keeps those of the input that it was made with
         raise _CannotConvertError("its positions depend on the lengths of the inputs")
 
 

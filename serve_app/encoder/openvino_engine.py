@@ -3,6 +3,7 @@
 Where prompts are left out of the pooling, the graph ends before it, and sentence-transformers' own module pools.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import openvino
 import torch
 
 from serve_app.encoder.conversion import convert, graph_path, keep
-from serve_app.encoder.engine import Computed, Features, Finite
+from serve_app.encoder.engine import PASSES_PER_LANE, Computed, Features, Finite, Pass
 from serve_app.encoder.torch_engine import TorchEngine, run
 from serve_app.messages import Vectors
 
@@ -27,6 +28,7 @@ class OpenVinoEngine:
         model: the same model in torch.
         dtype: `float32`, `bfloat16` or `float16`; the last two where this processor has units for them.
         threads: CPU threads; as OpenVINO chooses when None.
+        lanes: how many passes are computed side by side.
 
     Attributes:
         precision: in what it computes: `f32`, `bf16` or `f16`.
@@ -38,7 +40,13 @@ class OpenVinoEngine:
     passes_at_once = 1  # the request has one place for its output
 
     def __init__(
-        self, graph: Any, model: TorchEngine, *, dtype: str, threads: int | None = None
+        self,
+        graph: Any,
+        model: TorchEngine,
+        *,
+        dtype: str,
+        threads: int | None = None,
+        lanes: int = 1,
     ) -> None:
         self.pad_id = model.pad_id
         self.vocabulary_size = model.vocabulary_size
@@ -50,29 +58,49 @@ class OpenVinoEngine:
         self.precision = precision if able else "f32"
         options: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": self.precision,
-            "PERFORMANCE_HINT": "LATENCY",
-            "NUM_STREAMS": 1,
             # Each process would pin its threads to the same first cores.
             "ENABLE_CPU_PINNING": False,
         }
         if threads is not None:
             options["INFERENCE_NUM_THREADS"] = threads
-        self._request = core.compile_model(graph, "CPU", options).create_infer_request()
+        whole = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
+        self._request = core.compile_model(graph, "CPU", options | whole).create_infer_request()
+        self.lanes = lanes
+        self._idle: list[openvino.InferRequest] = []
+        if lanes > 1:
+            parts = {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": lanes}
+            compiled = core.compile_model(graph, "CPU", options | parts)
+            self._idle += [compiled.create_infer_request() for _ in range(lanes * PASSES_PER_LANE)]
 
-    def start(self, features: Features) -> Computed:
-        """Compute one pass."""
+    def start(self, features: Features, *, alone: bool) -> Pass:
+        """Start one pass; alone, it has been computed by then."""
         arrays = {"input_ids": features.ids, "attention_mask": features.mask}
-        output = self._request.infer(arrays, share_inputs=True, share_outputs=True)[0]
-        if self._later:
-            output = self._finish(output, features)
-        vectors: Vectors = output[:, : self._dimensions]
-        finite: Finite = np.logical_and.reduce(np.isfinite(vectors), axis=1)
-        return Computed(vectors, finite)
+        if alone:
+            output = self._request.infer(arrays, share_inputs=True, share_outputs=True)[0]
+            return Computed(*self._finished(output, features))
+        request = self._idle.pop()
+        request.start_async(arrays, share_inputs=True)
+        return _LanePass(self, request, features)
+
+    def finish(self, request: openvino.InferRequest, features: Features) -> tuple[Vectors, Finite]:
+        """Wait for a pass in a lane."""
+        try:
+            request.wait()
+            return self._finished(request.get_output_tensor(0).data, features)
+        finally:
+            self._idle.append(request)
 
     def recover(self) -> None:
         """Do nothing: a failed pass leaves nothing."""
 
-    def _finish(self, token_embeddings: Any, features: Features) -> Any:
+    def _finished(self, output: Any, features: Features) -> tuple[Vectors, Finite]:
+        if self._later:
+            output = self._pool(output, features)
+        vectors: Vectors = output[:, : self._dimensions]
+        finite: Finite = np.logical_and.reduce(np.isfinite(vectors), axis=1)
+        return vectors, finite
+
+    def _pool(self, token_embeddings: Any, features: Features) -> Any:
         tensors = {
             "token_embeddings": torch.from_numpy(token_embeddings),
             "attention_mask": torch.from_numpy(features.mask),
@@ -80,6 +108,19 @@ class OpenVinoEngine:
         }
         with torch.inference_mode():
             return run(self._later, tensors)["sentence_embedding"].numpy()
+
+
+@dataclass(frozen=True, slots=True)
+class _LanePass:
+    """A pass that one of OpenVINO's streams computes."""
+
+    engine: OpenVinoEngine
+    request: openvino.InferRequest
+    features: Features
+
+    def result(self) -> tuple[Vectors, Finite]:
+        """Wait for the vectors, and which of them are finite."""
+        return self.engine.finish(self.request, self.features)
 
 
 def load_graph(model: TorchEngine, directory: Path, *, anew: bool = False) -> Any:

@@ -1,6 +1,7 @@
 """The engine that is always there: sentence-transformers' own modules, run by torch, on a CPU or a GPU."""
 
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,8 @@ class TorchEngine:
     Args:
         model: the SentenceTransformer, on its device.
         checkpoint: what its files say.
+        threads: CPU threads; those that torch has when None.
+        lanes: how many passes a CPU computes side by side, where the model is known to keep nothing between passes.
 
     Attributes:
         modules: those of the model, less a Normalize at the end.
@@ -35,18 +38,28 @@ class TorchEngine:
 
     name = "torch"
 
-    def __init__(self, model: SentenceTransformer, checkpoint: Checkpoint) -> None:
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        checkpoint: Checkpoint,
+        *,
+        threads: int | None = None,
+        lanes: int = 1,
+    ) -> None:
         self.device = str(model.device)
         self._is_cuda = self.device.startswith("cuda")
         # One computes while the next is being prepared: a GPU that waits for Python is a GPU that does nothing.
         self.passes_at_once = 2 if self._is_cuda else 1
         self.modules = _without_trailing_normalize(list(model.eval().children()))
         self.reads_empty = isinstance(self.modules[0], StaticEmbedding)
+        first: Any = getattr(self.modules[0], "model", None)
+        is_known = type(first).__module__.startswith("transformers.")  # not a model's own code
         # Without padding there is nothing to mask. A mask would be looked at on a GPU, which waits for all before it.
-        first = getattr(self.modules[0], "model", None)
-        self._may_omit_mask = type(first).__module__.startswith(
-            "transformers."
-        )  # not a model's own code
+        self._may_omit_mask = is_known
+        keeps_nothing = is_known and not has_changing_positions(first.config)
+        self.lanes = lanes if keeps_nothing and not self._is_cuda else 1
+        self._threads = threads or torch.get_num_threads()
+        self._pool = ThreadPoolExecutor(self.lanes, thread_name_prefix="lane")
         self.pad_id: int = getattr(model.tokenizer, "pad_token_id", None) or 0
         self.reads_token_types = "token_type_ids" in getattr(
             model.tokenizer, "model_input_names", ()
@@ -55,10 +68,18 @@ class TorchEngine:
         self.includes_prompt = checkpoint.include_prompt
         self.dimensions = checkpoint.dimensions
 
-    def start(self, features: Features) -> "_TorchPass":
-        """Start one pass: a CPU has computed it by then, a GPU has been told all that there is to do."""
+    def start(self, features: Features, *, alone: bool) -> "_TorchPass | _LanePass":
+        """Start one pass; alone, a CPU has computed it by then, and a GPU has been told all that there is to do."""
+        if not alone:
+            return _LanePass(
+                self._pool.submit(self._compute, features, self._threads // self.lanes)
+            )
         with _telling_broken_devices():
-            return self._forward(self._tensors(features))
+            return self._compute(features, self._threads)
+
+    def _compute(self, features: Features, threads: int) -> "_TorchPass":
+        torch.set_num_threads(threads)  # of this thread; of MKL as a whole
+        return self._forward(self._tensors(features))
 
     def recover(self) -> None:
         """Give the device's memory back."""
@@ -118,6 +139,23 @@ class _TorchPass:
             if self.done is not None:
                 self.done.synchronize()
         return self.vectors.numpy(), self.finite.numpy()
+
+
+@dataclass(frozen=True, slots=True)
+class _LanePass:
+    """A pass that a thread of its own computes."""
+
+    computing: Future[_TorchPass]
+
+    def result(self) -> tuple[Vectors, Finite]:
+        """Wait for the vectors, and which of them are finite."""
+        return self.computing.result().result()
+
+
+def has_changing_positions(config: Any) -> bool:
+    """Tell whether a model's rotary positions depend on the longest input, and are kept from one pass to the next."""
+    rotary = str(getattr(config, "rope_parameters", None))
+    return any(f"'{kind}'" in rotary for kind in ("dynamic", "longrope"))
 
 
 def run(modules: list[Any], tensors: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import nn
 
 from serve_app.checkpoint import Checkpoint
 from serve_app.encoder import Encoder, EncoderBrokenError, default_batch_tokens, load_encoder
-from serve_app.encoder.engine import Features
+from serve_app.encoder.engine import Features, lanes_for
 from serve_app.encoder.torch_engine import TorchEngine
 from serve_app.errors import ModelLoadError
 from serve_app.messages import Failure, TokenizedInputs
@@ -241,12 +242,13 @@ class Afar:
 
     name, device, pad_id, vocabulary_size, reads_empty = "afar", "cuda", 0, 100, False
     passes_at_once = 2
+    lanes = 1
 
     def __init__(self, *, fails_late: bool = False) -> None:
         self.events: list[str] = []
         self._fails_late = fails_late
 
-    def start(self, features: Features) -> "Afar.Pass":
+    def start(self, features: Features, *, alone: bool) -> "Afar.Pass":  # noqa: ARG002  # there are no lanes
         """Start a pass."""
         self.events.append(f"start {features.mask.sum()}")
         one = self.Pass(self, features.mask.sum(axis=1), fails=bool((features.ids == POISON).any()))
@@ -300,6 +302,82 @@ def test_a_pass_that_fails_among_others_fails_alone(*, fails_late: bool) -> None
     assert encoded.failures == (Failure(2, "inference_failed"),)
     assert encoded.vectors.ravel().tolist() == [40, 9, 0, 9, 9, 3]
     assert engine.events.count("recover") == 3  # four, two, one
+
+
+class SideBySide(Afar):
+    """An engine with lanes, which notes how many passes are under way."""
+
+    device, vocabulary_size, passes_at_once, lanes = "cpu", 1000, 1, 2
+
+    def start(self, features: Features, *, alone: bool) -> Afar.Pass:
+        """Start a pass, in a lane or not."""
+        one = super().start(features, alone=alone)
+        self.events[-1] += " alone" if alone else ""
+        return one
+
+    @property
+    def most_under_way(self) -> int:
+        """The most passes that were started and not waited for."""
+        steps = (1 if event.startswith("start") else -1 for event in self.events)
+        return max(accumulate(steps))
+
+
+def test_a_batch_is_shared_by_the_lanes() -> None:
+    """Two passes a lane, all under way at once, which together fit the budget; each input has its own vector."""
+    engine = SideBySide()
+    lengths = [256] * 8
+
+    encoded = Encoder(engine, ONE_COMPONENT).encode([inputs_of(*lengths)], max_batch_tokens=2048)
+
+    assert engine.events == ["start 512"] * 4 + ["wait 512"] * 4
+    assert encoded.vectors.ravel().tolist() == lengths
+
+
+@pytest.mark.parametrize("lengths", [[500], [40], [300, 20, 20], [10, 10, 10]])
+def test_what_lanes_would_slow_has_the_processor_for_itself(lengths: list[int]) -> None:
+    """One input, one that is longer than all others together, or little to do."""
+    engine = SideBySide()
+
+    Encoder(engine, ONE_COMPONENT).encode([inputs_of(*lengths)])
+
+    assert all(event.endswith("alone") for event in engine.events if event.startswith("start"))
+    assert engine.most_under_way == 1
+
+
+def test_an_input_that_fails_in_a_lane_fails_alone() -> None:
+    """The others of its pass are computed again."""
+    engine = SideBySide(fails_late=True)
+    lengths = [40, 39, 38, 37, 36, 35, 34, 33]
+
+    encoded = Encoder(engine, ONE_COMPONENT).encode([inputs_of(*lengths, poisoned=(5,))])
+
+    assert encoded.failures == (Failure(5, "inference_failed"),)
+    assert encoded.vectors.ravel().tolist() == [40, 39, 38, 37, 36, 0, 34, 33]
+
+
+@pytest.mark.parametrize(
+    ("threads", "budget", "lanes"), [(1, 2048, 1), (2, 2048, 2), (12, 2048, 6), (64, 2048, 8), (4, 100, 1)]
+)
+def test_a_lane_has_a_thread_and_enough_to_do(threads: int, budget: int, lanes: int) -> None:
+    """As many as there are threads, while a full budget is enough for each."""
+    assert lanes_for(threads, budget) == lanes
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("engine", ["torch", "openvino"])
+def test_lanes_give_the_vectors_that_the_whole_processor_gives(
+    mean: Loaded, engine: str, tmp_path: Path
+) -> None:
+    """For inputs of many lengths, in a batch that is shared, and each alone."""
+    mean.reference.save_pretrained(str(tmp_path))
+    lengths = [n % 20 + 4 for n in range(60)]
+    inputs = inputs_of(*lengths)
+
+    together = load_encoder(str(tmp_path), device="cpu", engine=engine, threads=2).encode([inputs])
+
+    alone = load_encoder(str(tmp_path), device="cpu", engine=engine, threads=1)
+    one_by_one = alone.encode([inputs], max_batch_tokens=1)
+    np.testing.assert_allclose(together.vectors, one_by_one.vectors, atol=1e-5)
 
 
 def test_a_budget_of_the_call_replaces_the_encoders_own(mean: Loaded) -> None:

@@ -22,7 +22,7 @@ from tests.model.tiny import MAX_SEQ_LENGTH, bert, build, static
 pytest.importorskip("openvino", reason="openvino is not installed")
 
 from serve_app.encoder import conversion, openvino_engine
-from serve_app.encoder.engine import Features
+from serve_app.encoder.engine import PASSES_PER_LANE, Features
 from serve_app.encoder.openvino_engine import OpenVinoEngine, load_graph
 from serve_app.encoder.torch_engine import TorchEngine
 
@@ -249,24 +249,29 @@ def engine_of(own_cache: Path) -> Callable[[Path], OpenVinoEngine]:  # noqa: ARG
     def make(directory: Path) -> OpenVinoEngine:
         reference = SentenceTransformer(str(directory), device="cpu")
         model = TorchEngine(reference, read_checkpoint(str(directory)))
-        return OpenVinoEngine(load_graph(model, directory), model, dtype="float32", threads=1)
+        return OpenVinoEngine(
+            load_graph(model, directory), model, dtype="float32", threads=2, lanes=2
+        )
 
     return make
 
 
+@pytest.mark.parametrize("alone", [True, False])
 def test_a_pass_that_fails_leaves_the_engine_well(
-    saved: Path, engine_of: Callable[[Path], OpenVinoEngine]
+    saved: Path, engine_of: Callable[[Path], OpenVinoEngine], *, alone: bool
 ) -> None:
     """The next pass gives vectors."""
     engine = engine_of(saved)
     ids = np.full((2, 4), 10)
-    good = engine.start(Features(ids, np.ones_like(ids), 0)).vectors.copy()
+    features, wrong = Features(ids, np.ones_like(ids), 0), Features(ids.ravel(), ids.ravel(), 0)
+    good = engine.start(features, alone=alone).result()[0].copy()
 
     with pytest.raises(RuntimeError):
-        engine.start(Features(ids.ravel(), ids.ravel(), 0))
+        engine.start(wrong, alone=alone).result()
 
     engine.recover()
-    np.testing.assert_array_equal(engine.start(Features(ids, np.ones_like(ids), 0)).vectors, good)
+    for _ in range(2 * PASSES_PER_LANE):  # each place for a pass is there again
+        np.testing.assert_array_equal(engine.start(features, alone=alone).result()[0], good)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
