@@ -1,8 +1,8 @@
 """A model's deployment as the ingress sees it: split, call, retry, and Ray's errors turned into ours.
 
-What waits here is bounded in tokens. A request is cut into jobs of at most one token budget, so that a call is a unit
-of work to Ray Serve. Of one request only as many jobs wait at once as calls may be under way, so that others that come
-later find their place between its jobs. Knows nothing of HTTP or JSON.
+What waits here is bounded in tokens. A request is cut into jobs of at most half a token budget, so that a call is a
+unit of work to Ray Serve, and leaves room in its batch for others. Of one request only as many jobs wait at once as
+calls may be under way, so that others that come later find their place between its jobs. Knows nothing of HTTP or JSON.
 """
 
 import asyncio
@@ -111,7 +111,7 @@ class ModelClient:
         self._look_at_replicas()
         started = time.perf_counter()
         try:
-            jobs = _split(inputs, job_tokens=self._sender.budget, request_id=request_id)
+            jobs = _split(inputs, job_tokens=-(-self._sender.budget // 2), request_id=request_id)
             return _join(jobs, await self._run(jobs), started)
         finally:
             self._count_pending(-inputs.tokens)
@@ -253,7 +253,7 @@ async def _awaited(response: Response) -> Sequence[EmbedResult] | Refusal:
 
 
 def _split(inputs: TokenizedInputs, *, job_tokens: int, request_id: str) -> list[EmbedJob]:
-    """Cut a request into jobs of at most one token budget, in input order."""
+    """Cut a request into jobs of at most so many tokens, in input order."""
     runs = split_by_budget(inputs.lengths, budget=job_tokens)
     if len(runs) == 1:
         return [EmbedJob(inputs, request_id)]

@@ -43,7 +43,7 @@ class TokenizedInputs:
 
 @dataclass(frozen=True, slots=True)
 class EmbedJob:
-    """The work of one call to a replica: inputs of one request, at most one token budget of them."""
+    """The work of one call to a replica: inputs of one request, at most half a token budget of them."""
 
     inputs: TokenizedInputs
     request_id: str

@@ -109,7 +109,7 @@ def test_a_request_in_many_calls_gives_each_input_its_own_vector(inputs: list[li
     )
 
     assert np.array_equal(result.vectors, vectors_of(packed))
-    assert all(job.inputs.tokens <= 10 or len(job.inputs) == 1 for job in handle.jobs)
+    assert all(job.inputs.tokens <= 5 or len(job.inputs) == 1 for job in handle.jobs)
     assert {job.inputs.prompt_length for job in handle.jobs} == {2}
 
 
@@ -120,7 +120,7 @@ async def test_failures_are_counted_within_the_request() -> None:
         failures = (Failure(0, "inference_failed"),)
         return EmbedResult(vectors_of(job.inputs), failures, 0.001, 1, 1)
 
-    inputs = tokenized([1] * 4, [2] * 4, [3] * 4, [4] * 4)
+    inputs = tokenized([1] * 2, [2] * 2, [3] * 2, [4] * 2)
 
     result = await client_of(FakeHandle(fail_first)).embed(inputs, request_id="an-id")
 
@@ -177,11 +177,11 @@ async def test_calls_and_the_queue_follow_what_the_replicas_take() -> None:
     await client.embed(tokenized([1]), request_id="an-id")
     await turns()
 
-    await client.embed(tokenized(*[[1] * 10] * 5), request_id="an-id")
+    await client.embed(tokenized(*[[1] * 5] * 5), request_id="an-id")
     large = asyncio.create_task(client.embed(tokenized(*[[1] * 10] * 5), request_id="an-id"))
     await asyncio.sleep(0)
 
-    assert [job.inputs.tokens for job in handle.jobs] == [1, 20, 20, 10]
+    assert [job.inputs.tokens for job in handle.jobs] == [1, 10, 10, 5]
     with pytest.raises(OverloadedError):
         await client.embed(tokenized([1]), request_id="an-id")
     await large
