@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from serve_app.batching import padded_batches
+from serve_app.batching import padded_batches, split_by_budget
 from serve_app.messages import Failure, FailureCode, TokenizedInputs, Vectors
 
 Indices = npt.NDArray[np.intp]
@@ -25,8 +25,8 @@ class Encoded:
         vectors: before any trailing Normalize, in the order given, float32 [inputs, dimensions]; rows of failed inputs
             are zeros.
         failures: the inputs without a vector, in order.
-        padded_tokens: each input's share of the padded tokens: the longest length in its forward pass, int64 [inputs];
-            0 for an input that was in none.
+        padded_tokens: tokens that were computed for each input, int64 [inputs]: the longest length in its forward pass
+            where shorter inputs are filled up, else its own; 0 for an input that was in none.
     """
 
     vectors: Vectors
@@ -40,6 +40,7 @@ class Batch:
     Args:
         jobs: the inputs of each job.
         dimensions: components of a vector.
+        pads: inputs of a forward pass are filled up to the longest.
 
     Attributes:
         ids: all ids, int32.
@@ -48,7 +49,9 @@ class Batch:
         prompt_lengths: each input's leading ids that are the prompt's, [inputs].
     """
 
-    def __init__(self, jobs: Sequence[TokenizedInputs], *, dimensions: int) -> None:
+    def __init__(
+        self, jobs: Sequence[TokenizedInputs], *, dimensions: int, pads: bool = True
+    ) -> None:
         jobs = jobs or [NO_INPUTS]
         self.ids = np.concatenate([job.ids for job in jobs])
         self.lengths = np.concatenate([job.lengths for job in jobs])
@@ -56,6 +59,7 @@ class Batch:
         self.prompt_lengths = np.repeat(
             [job.prompt_length for job in jobs], [len(job) for job in jobs]
         )
+        self._pads = pads
         self._vectors = np.zeros((len(self.lengths), dimensions), np.float32)
         self._padded_tokens = np.zeros(len(self.lengths), np.int64)
         self._failures: dict[int, FailureCode] = {}
@@ -85,30 +89,37 @@ class Batch:
 
         Args:
             readable: which inputs, [inputs].
-            max_batch_tokens: most padded tokens in a pass.
+            max_batch_tokens: most tokens in a pass, padding included.
             pass_tokens: what a pass costs beside its tokens, in tokens.
             mixes_prompts: inputs whose prompts differ in length may share a pass.
 
         Returns:
-            The indices of each pass's inputs, longest first.
+            The indices of each pass's inputs; longest first, where they are filled up.
         """
         passes: list[Indices] = []
         kinds = np.zeros_like(self.prompt_lengths) if mixes_prompts else self.prompt_lengths
         for kind in np.unique(kinds[readable]):
             members = np.flatnonzero(readable & (kinds == kind))
-            batches = padded_batches(
-                self.lengths[members], max_batch_tokens=max_batch_tokens, pass_tokens=pass_tokens
-            )
-            passes += [members[chosen] for chosen in batches]
-        return sorted(passes, key=self._padded, reverse=True)
+            lengths = self.lengths[members]
+            if self._pads:
+                batches = padded_batches(
+                    lengths, max_batch_tokens=max_batch_tokens, pass_tokens=pass_tokens
+                )
+                passes += [members[chosen] for chosen in batches]
+            else:
+                runs = split_by_budget(lengths, budget=max_batch_tokens)
+                passes += [members[run] for run in runs]
+        return sorted(passes, key=lambda indices: self._computed(indices).sum(), reverse=True)
 
-    def _padded(self, indices: Indices) -> int:
-        return len(indices) * int(self.lengths[indices].max())
+    def _computed(self, indices: Indices) -> npt.NDArray[np.int64]:
+        """Return the tokens that are computed for each input of a pass, [inputs]."""
+        lengths = self.lengths[indices].astype(np.int64)
+        return np.full_like(lengths, lengths.max()) if self._pads else lengths
 
     def keep(self, indices: Indices, vectors: Vectors, finite: npt.NDArray[np.bool_]) -> None:
         """Put the vectors of a pass in their places; those that are not finite fail."""
         self._vectors[indices[finite]] = vectors[finite]
-        self._padded_tokens[indices] = self.lengths[indices].max()
+        self._padded_tokens[indices] = self._computed(indices)
         self.fail(indices[~finite], "non_finite_embedding")
 
     def fail(self, indices: Indices, code: FailureCode) -> None:

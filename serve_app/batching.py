@@ -128,17 +128,33 @@ def _cheapest_runs(
     return runs[::-1]
 
 
+def gather(
+    ids: npt.NDArray[np.int32], starts: npt.NDArray[np.intp], lengths: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
+    """Lay some inputs of a buffer one after the other, int64.
+
+    Args:
+        ids: token ids of many inputs, int32.
+        starts: where in `ids` each input starts, [inputs].
+        lengths: its tokens, [inputs].
+    """
+    ends = np.cumsum(lengths)
+    places = np.repeat(starts - ends + lengths, lengths) + np.arange(lengths.sum())
+    gathered: npt.NDArray[np.int64] = ids[places].astype(np.int64)
+    return gathered
+
+
 def pad(
-    ids: npt.NDArray[np.int32],
-    starts: npt.NDArray[np.intp],
-    lengths: npt.NDArray[np.int32],
+    ids: npt.NDArray[np.int64],
+    starts: npt.NDArray[np.int64],
+    lengths: npt.NDArray[np.int64],
     *,
     pad_id: int,
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Lay inputs of one buffer under each other, filled up on the right to the longest.
 
     Args:
-        ids: token ids of many inputs, one after the other, int32.
+        ids: token ids of many inputs, one after the other.
         starts: where in `ids` each input of this batch starts, [inputs].
         lengths: its tokens, at least one, [inputs].
         pad_id: what fills up.
@@ -150,4 +166,4 @@ def pad(
     mask = columns < lengths[:, None]
     # Reading past an input's end is harmless where the mask hides it; past the buffer's end it is kept inside.
     places = np.minimum(starts[:, None] + columns, len(ids) - 1)
-    return np.where(mask, ids[places], pad_id).astype(np.int64), mask.astype(np.int64)
+    return np.where(mask, ids[places], pad_id), mask.astype(np.int64)

@@ -22,6 +22,7 @@ from serve_app.deployment_options import DeploymentOptions, IngressOptions, Sett
 ErrorFormat = Literal["auto", "page", "openai"]
 Dtype = Literal["float32", "float16", "bfloat16"]
 EngineChoice = Literal["auto", "torch", "openvino"]
+PaddingChoice = Literal["auto", "always"]
 TokenIdsMode = Literal["model", "reject"]
 
 
@@ -107,6 +108,15 @@ class ModelConfig(BatchSettings):
             )
         ),
     ] = "float32"
+    padding: Annotated[
+        PaddingChoice,
+        Field(
+            description=(
+                "Whether inputs of a pass are filled up to the longest: with `auto` not on a GPU in half precision, if "
+                "the model gives the same vectors without; with `always` everywhere."
+            )
+        ),
+    ] = "auto"
     threads: Annotated[
         PositiveInt | None,
         Field(

@@ -63,6 +63,7 @@ class EmbeddingReplica:
             device=model.device,
             engine=model.engine,
             dtype=model.dtype,
+            padding=model.padding,
             threads=model.threads or _granted_threads(),
             max_batch_tokens=model.max_batch_tokens,
         )

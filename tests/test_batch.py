@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve_app.batch import Batch, Indices
-from serve_app.batching import pad
+from serve_app.batching import gather, pad
 from serve_app.messages import Failure, TokenizedInputs
 
 LENGTHS = st.lists(st.integers(0, 30), max_size=12)
@@ -97,7 +97,9 @@ def test_results_go_to_their_places() -> None:
 
 
 @given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=8), data=st.data())
-def test_padding_puts_inputs_under_each_other(lengths: list[int], data: st.DataObject) -> None:
+def test_inputs_are_gathered_and_put_under_each_other(
+    lengths: list[int], data: st.DataObject
+) -> None:
     """Any inputs of a buffer in any order: their ids from the left, the padding id after them, and the mask."""
     inputs = [[10 * n + m for m in range(length)] for n, length in enumerate(lengths)]
     batch = Batch([job(*inputs)], dimensions=1)
@@ -105,10 +107,26 @@ def test_padding_puts_inputs_under_each_other(lengths: list[int], data: st.DataO
         data.draw(st.lists(st.sampled_from(range(len(lengths))), min_size=1, unique=True))
     )
 
-    ids, mask = pad(batch.ids, batch.starts[chosen], batch.lengths[chosen], pad_id=-7)
+    chosen_lengths = batch.lengths[chosen].astype(np.int64)
+    ids = gather(batch.ids, batch.starts[chosen], chosen_lengths)
+    starts = np.cumsum(chosen_lengths) - chosen_lengths
+
+    ids, mask = pad(ids, starts, chosen_lengths, pad_id=-7)
 
     assert ids.dtype == mask.dtype == np.int64
     for row, shown, n in zip(ids.tolist(), mask.tolist(), chosen, strict=True):
         rest = max(lengths[m] for m in chosen) - lengths[n]
         assert row == inputs[n] + [-7] * rest
         assert shown == [1] * lengths[n] + [0] * rest
+
+
+def test_inputs_that_are_not_filled_up_are_cut_by_their_own_tokens() -> None:
+    """In their order; what was computed for each is its length."""
+    batch = Batch([job([1] * 9, [2], [3], [4] * 9, [5])], dimensions=1, pads=False)
+
+    runs = passes(batch, budget=11)
+    for run in runs:
+        batch.keep(run, np.ones((len(run), 1), np.float32), np.ones(len(run), np.bool_))
+
+    assert [run.tolist() for run in runs] == [[0, 1, 2], [3, 4]]
+    assert batch.encoded().padded_tokens.tolist() == [9, 1, 1, 9, 1]

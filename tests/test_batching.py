@@ -157,8 +157,8 @@ def test_inputs_of_all_lengths_are_cut_with_little_padding() -> None:
 def test_padding_lays_inputs_under_each_other(places: list[int]) -> None:
     """Each row is its input's ids, filled up on the right, and the mask says which are which."""
     inputs = [[5, 6, 7], [8], [9, 10]]
-    flat = np.array([number for ids in inputs for number in ids], np.int32)
-    starts, lengths = np.array([0, 3, 4], np.intp), np.array([3, 1, 2], np.int32)
+    flat = np.array([number for ids in inputs for number in ids])
+    starts, lengths = np.array([0, 3, 4]), np.array([3, 1, 2])
 
     ids, mask = pad(flat, starts[places], lengths[places], pad_id=99)
 

@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 
 from serve_app.batch import Batch, Encoded, Indices
-from serve_app.batching import lane_budget, pad
+from serve_app.batching import gather, lane_budget
 from serve_app.checkpoint import Checkpoint
 from serve_app.encoder.engine import (
     DEFAULT_PASS_TOKENS,
@@ -66,12 +66,12 @@ class Encoder:
 
         Args:
             inputs: the jobs' inputs.
-            max_batch_tokens: most padded tokens in a forward pass, instead of the encoder's own budget.
+            max_batch_tokens: most tokens in a forward pass, padding included, instead of the encoder's own budget.
 
         Raises:
             EncoderBrokenError: the device failed, and everything after this would fail too.
         """
-        batch = Batch(inputs, dimensions=self.dimensions)
+        batch = Batch(inputs, dimensions=self.dimensions, pads=self._engine.pads)
         unreadable = batch.unreadable(
             vocabulary_size=self._engine.vocabulary_size, may_be_empty=self._engine.reads_empty
         )
@@ -122,10 +122,9 @@ class Encoder:
         return None
 
     def _features(self, batch: Batch, indices: Indices) -> Features:
-        ids, mask = pad(
-            batch.ids, batch.starts[indices], batch.lengths[indices], pad_id=self._engine.pad_id
-        )
-        return Features(ids, mask, int(batch.prompt_lengths[indices[0]]))
+        lengths = batch.lengths[indices].astype(np.int64)
+        ids = gather(batch.ids, batch.starts[indices], lengths)
+        return Features(ids, lengths, int(batch.prompt_lengths[indices[0]]))
 
 
 def _finish(batch: Batch, indices: Indices, one: Pass) -> bool:

@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from serve_app.batching import pad
 from serve_app.messages import Vectors
 
 # CPU: with MiniLM on two cores, 2048 is the best of 256 to 8192 for texts of 12, 32 and 128 tokens, or within the
@@ -34,14 +35,23 @@ class Features:
     """What one forward pass reads.
 
     Attributes:
-        ids: token ids, filled up on the right, int64 [inputs, longest length].
-        mask: 1 for a token, 0 for padding, of the same shape and type.
+        ids: token ids of all inputs, one after the other, int64.
+        lengths: tokens of each input, int64 [inputs].
         prompt_length: leading ids that are the prompt's, of every input alike where the pooling leaves them out.
     """
 
     ids: npt.NDArray[np.int64]
-    mask: npt.NDArray[np.int64]
+    lengths: npt.NDArray[np.int64]
     prompt_length: int
+
+    @property
+    def starts(self) -> npt.NDArray[np.int64]:
+        """Where in `ids` each input starts, [inputs]."""
+        return np.cumsum(self.lengths) - self.lengths
+
+    def padded(self, pad_id: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Return the ids under each other, filled up on the right, and the mask; both int64 [inputs, longest]."""
+        return pad(self.ids, self.starts, self.lengths, pad_id=pad_id)
 
 
 class Pass(Protocol):
@@ -76,7 +86,7 @@ class Engine(Protocol):
     Attributes:
         name: `torch` or `openvino`.
         device: `cpu`, `cuda`, `cuda:1`.
-        pad_id: what fills up shorter inputs.
+        pads: inputs of a pass are filled up to the longest, and what they are filled up with is computed.
         vocabulary_size: ids that the model has a row for.
         reads_empty: an input without tokens has a vector.
         passes_at_once: how many passes that each have the whole device may be started before the first is waited for.
@@ -86,7 +96,7 @@ class Engine(Protocol):
 
     name: str
     device: str
-    pad_id: int
+    pads: bool
     vocabulary_size: int
     reads_empty: bool
     passes_at_once: int

@@ -2,38 +2,34 @@
 
 import importlib.util
 import logging
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
 from serve_app.checkpoint import Checkpoint, read_checkpoint
+from serve_app.encoder import trial
 from serve_app.encoder.encoder import Encoder
 from serve_app.encoder.engine import (
     DEFAULT_PASS_TOKENS,
+    EncoderBrokenError,
     Engine,
     default_batch_tokens,
     lanes_for,
 )
 from serve_app.encoder.torch_engine import TorchEngine, has_changing_positions
+from serve_app.encoder.unpadded import CannotUnpadError, check_device
 from serve_app.errors import ModelLoadError
-from serve_app.messages import TokenizedInputs
-from serve_app.model_check import PROBES, check_model
+from serve_app.model_check import check_model
 from serve_app.source import resolve
 from serve_app.tokenizer import Tokenizer
 
 logger = logging.getLogger("ray.serve.embeddings")
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-WARM_UP_TOKENS = 512  # where an input has no limit
-# How far a converted model's vectors may be from torch's, as a part of their length. Wide of what rounding does and
-# narrow of what a wrong graph does: that is all that is asked here.
-TOLERANCES = {"f32": 1e-3, "f16": 0.1, "bf16": 0.1}
 
 
 class _CannotConvertError(Exception):
@@ -50,6 +46,7 @@ def load_encoder(  # noqa: PLR0913  # one for each setting of a model that is ab
     dtype: str = "float32",
     threads: int | None = None,
     max_batch_tokens: int | None = None,
+    padding: str = "auto",
     warm_up: bool = True,
 ) -> Encoder:
     """Load a model and check that it is what its files say.
@@ -64,6 +61,7 @@ def load_encoder(  # noqa: PLR0913  # one for each setting of a model that is ab
         dtype: `float32`, `float16` or `bfloat16`, of the weights and of the arithmetic.
         threads: CPU threads of the model; as the engine chooses when None.
         max_batch_tokens: token budget; see `default_batch_tokens` for what it is when None.
+        padding: `auto` computes none where model, GPU and dtype allow it; `always` does everywhere.
         warm_up: run a full token budget and one short input before returning.
 
     Raises:
@@ -78,14 +76,16 @@ def load_encoder(  # noqa: PLR0913  # one for each setting of a model that is ab
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     budget = max_batch_tokens or default_batch_tokens(device)
-    loader = _Loader(directory, checkpoint, tokenizer, device, trust_remote_code, threads, budget)
+    loader = _Loader(
+        directory, checkpoint, tokenizer, device, trust_remote_code, threads, budget, padding
+    )
     if engine == "torch" or device != "cpu":
         chosen: Engine = loader.torch(dtype)
     else:
         chosen = loader.openvino_or_torch(dtype, must_be_openvino=engine == "openvino")
     pass_tokens = DEFAULT_PASS_TOKENS
     if warm_up:
-        pass_tokens = _warm_up(Encoder(chosen, checkpoint), tokenizer, budget)
+        pass_tokens = trial.warm_up(Encoder(chosen, checkpoint), tokenizer, budget)
     return Encoder(chosen, checkpoint, max_batch_tokens=budget, pass_tokens=pass_tokens)
 
 
@@ -100,6 +100,7 @@ class _Loader:
     trust_remote_code: bool
     threads: int
     max_batch_tokens: int
+    padding: str
 
     @property
     def lanes(self) -> int:
@@ -113,7 +114,24 @@ class _Loader:
             dtype=DTYPES[dtype],
         )
         check_model(model, self.checkpoint, self.tokenizer)
-        return TorchEngine(model, self.checkpoint, threads=self.threads, lanes=self.lanes)
+        engine = TorchEngine(model, self.checkpoint, threads=self.threads, lanes=self.lanes)
+        if self.device.startswith("cuda") and self.padding == "auto" and engine.pads:
+            self._unpad(engine, dtype)
+        return engine
+
+    def _unpad(self, engine: TorchEngine, dtype: str) -> None:
+        """Have an engine compute no padding, if that gives the vectors that it gives with padding."""
+        try:
+            check_device(self.device, DTYPES[dtype])
+            trial.unpad_checked(
+                engine, self.checkpoint, trial.probes(self.tokenizer, self.max_batch_tokens)
+            )
+        except EncoderBrokenError as error:
+            raise ModelLoadError(
+                f"{self.directory}: the GPU failed without padding; set `padding: always` for this model"
+            ) from error
+        except CannotUnpadError as error:
+            logger.info("%s: inputs are padded, because %s", self.directory, error)
 
     def openvino_or_torch(self, dtype: str, *, must_be_openvino: bool) -> Engine:
         model: TorchEngine | None = None
@@ -133,7 +151,7 @@ class _Loader:
         from serve_app.encoder.openvino_engine import OpenVinoEngine, load_graph
 
         _check_positions(model.modules[0].model.config, self.checkpoint)
-        inputs = self._probes()
+        inputs = trial.probes(self.tokenizer, self.max_batch_tokens)
         expected = Encoder(model, self.checkpoint).encode(inputs)
         if expected.failures:
             raise _CannotConvertError("it fails in torch too")
@@ -148,20 +166,13 @@ class _Loader:
                 problem = f"{type(error).__name__}: {error}"
                 continue
             found = Encoder(engine, self.checkpoint).encode(inputs)
-            if not found.failures and _agree(
-                found.vectors, expected.vectors, TOLERANCES[engine.precision]
+            if not found.failures and trial.agree(
+                found.vectors, expected.vectors, trial.TOLERANCES[engine.precision]
             ):
                 logger.info("%s: engine openvino in %s", self.directory, engine.precision)
                 return engine
             problem = "its vectors are not those of torch"
         raise _CannotConvertError(problem)
-
-    def _probes(self) -> list[TokenizedInputs]:
-        texts = self.tokenizer.encode_texts(
-            PROBES, prompt_name=None, truncate=True, truncate_direction="right"
-        ).inputs
-        longest = min(self.tokenizer.max_input_tokens or WARM_UP_TOKENS, self.max_batch_tokens)
-        return [texts, _repeated(texts, length=longest, count=1)]
 
 
 def _check_convertible(checkpoint: Checkpoint) -> None:
@@ -183,11 +194,6 @@ def _check_positions(config: Any, checkpoint: Checkpoint) -> None:
         raise _CannotConvertError(f"its inputs may be longer than its {positions} positions")
     if has_changing_positions(config):  # a graph keeps those of the input that it was made with
         raise _CannotConvertError("its positions depend on the lengths of the inputs")
-
-
-def _agree(found: Any, expected: Any, tolerance: float) -> bool:
-    distances = np.linalg.norm(found - expected, axis=1)
-    return bool((distances <= tolerance * np.linalg.norm(expected, axis=1)).all())
 
 
 def _load_model(
@@ -213,41 +219,3 @@ def _load_model(
     if isinstance(model[0], StaticEmbedding):  # takes no arguments for its loading
         model.to(dtype)
     return model
-
-
-def _warm_up(encoder: Encoder, tokenizer: Tokenizer, max_batch_tokens: int) -> float:
-    """Run full token budgets and short inputs, so that the first request finds memory and kernels ready.
-
-    Returns:
-        What a forward pass costs beside its tokens, in tokens, as these passes show it.
-    """
-    probe = tokenizer.encode_texts(
-        PROBES, prompt_name=None, truncate=True, truncate_direction="right"
-    ).inputs
-    longest = min(tokenizer.max_input_tokens or WARM_UP_TOKENS, max_batch_tokens)
-    short = _repeated(probe, length=int(probe.lengths[0]), count=1)
-    full = _repeated(probe, length=longest, count=max_batch_tokens // longest)
-    # The first pass of a kind finds nothing ready; what others do on the machine makes a pass longer, never shorter.
-    full_s, short_s = (
-        min(_pass_seconds(encoder, inputs, max_batch_tokens) for _ in range(passes))
-        for inputs, passes in ((full, 2), (short, 5))
-    )
-    pass_tokens = max(short_s * full.tokens / full_s - short.tokens, 0.0)
-    logger.info("a full pass takes %.4f s, a pass as such %.0f tokens", full_s, pass_tokens)
-    return pass_tokens
-
-
-def _pass_seconds(encoder: Encoder, inputs: TokenizedInputs, max_batch_tokens: int) -> float:
-    started = time.perf_counter()
-    failures = encoder.encode([inputs], max_batch_tokens=max_batch_tokens).failures
-    seconds = time.perf_counter() - started
-    if failures:
-        raise ModelLoadError(
-            f"the model gave {failures[0].code} for an input of {inputs.lengths[0]} tokens in the warm-up"
-        )
-    return seconds
-
-
-def _repeated(inputs: TokenizedInputs, *, length: int, count: int) -> TokenizedInputs:
-    """Return inputs of one length, made of the ids of others over and over."""
-    return TokenizedInputs(np.resize(inputs.ids, count * length), np.full(count, length, np.int32))

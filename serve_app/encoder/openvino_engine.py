@@ -37,6 +37,7 @@ class OpenVinoEngine:
     name = "openvino"
     device = "cpu"
     reads_empty = False
+    pads = True
     passes_at_once = 1  # the request has one place for its output
 
     def __init__(
@@ -48,7 +49,7 @@ class OpenVinoEngine:
         threads: int | None = None,
         lanes: int = 1,
     ) -> None:
-        self.pad_id = model.pad_id
+        self._pad_id = model.pad_id
         self.vocabulary_size = model.vocabulary_size
         self._later = model.modules[_graph_end(model) :]
         self._dimensions = model.dimensions
@@ -74,7 +75,8 @@ class OpenVinoEngine:
 
     def start(self, features: Features, *, alone: bool) -> Pass:
         """Start one pass; alone, it has been computed by then."""
-        arrays = {"input_ids": features.ids, "attention_mask": features.mask}
+        ids, mask = features.padded(self._pad_id)
+        arrays = {"input_ids": ids, "attention_mask": mask}
         if alone:
             output = self._request.infer(arrays, share_inputs=True, share_outputs=True)[0]
             return Computed(*self._finished(output, features))
@@ -101,9 +103,10 @@ class OpenVinoEngine:
         return vectors, finite
 
     def _pool(self, token_embeddings: Any, features: Features) -> Any:
+        _, mask = features.padded(self._pad_id)
         tensors = {
             "token_embeddings": torch.from_numpy(token_embeddings),
-            "attention_mask": torch.from_numpy(features.mask),
+            "attention_mask": torch.from_numpy(mask),
             "prompt_length": features.prompt_length,
         }
         with torch.inference_mode():

@@ -6,15 +6,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Normalize
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+from torch.nn.attention.varlen import varlen_attn
 
 from serve_app.checkpoint import Checkpoint
 from serve_app.encoder.engine import EncoderBrokenError, Features, Finite
+from serve_app.encoder.unpadded import Attention, CannotUnpadError, Row
 from serve_app.messages import Vectors
 
 CUDA_OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation: the device goes on
@@ -52,12 +53,14 @@ class TorchEngine:
         self.passes_at_once = 2 if self._is_cuda else 1
         self.modules = _without_trailing_normalize(list(model.eval().children()))
         self.reads_empty = isinstance(self.modules[0], StaticEmbedding)
+        self.pads = not self.reads_empty
+        self._row: Row | None = None
         first: Any = getattr(self.modules[0], "model", None)
         is_known = type(first).__module__.startswith("transformers.")  # not a model's own code
+        self._keeps_nothing = is_known and not has_changing_positions(first.config)
         # Without padding there is nothing to mask. A mask would be looked at on a GPU, which waits for all before it.
         self._may_omit_mask = is_known
-        keeps_nothing = is_known and not has_changing_positions(first.config)
-        self.lanes = lanes if keeps_nothing and not self._is_cuda else 1
+        self.lanes = lanes if self._keeps_nothing and not self._is_cuda else 1
         self._threads = threads or torch.get_num_threads()
         self._pool = ThreadPoolExecutor(self.lanes, thread_name_prefix="lane")
         self.pad_id: int = getattr(model.tokenizer, "pad_token_id", None) or 0
@@ -67,6 +70,25 @@ class TorchEngine:
         self.vocabulary_size = _vocabulary_size(self.modules[0])
         self.includes_prompt = checkpoint.include_prompt
         self.dimensions = checkpoint.dimensions
+
+    def unpad(self, attention: Attention = varlen_attn) -> None:
+        """Compute no padding from now on.
+
+        Raises:
+            CannotUnpadError: the model reads padded inputs only.
+        """
+        if not self._keeps_nothing:
+            raise CannotUnpadError(
+                "its positions depend on the lengths of the inputs, or it is code of its own"
+            )
+        self._row = Row(self.modules[0], attention=attention)
+        self.pads = False
+
+    def pad_again(self) -> None:
+        """Undo `unpad`."""
+        if self._row is not None:
+            self._row.pad_again()
+        self._row, self.pads = None, True
 
     def start(self, features: Features, *, alone: bool) -> "_TorchPass | _LanePass":
         """Start one pass; alone, a CPU has computed it by then, and a GPU has been told all that there is to do."""
@@ -88,21 +110,26 @@ class TorchEngine:
 
     def _tensors(self, features: Features) -> dict[str, Any]:
         """Return what the first module reads, as the tokenizer of sentence-transformers would make it."""
-        ids, mask = features.ids, features.mask
         if self.reads_empty:
-            lengths = mask.sum(axis=1)
-            offsets = np.cumsum(lengths) - lengths
-            return {"input_ids": self._tensor(ids[mask == 1]), "offsets": self._tensor(offsets)}
-        tensors: dict[str, Any] = {"input_ids": self._tensor(ids)}
-        if not (self._may_omit_mask and mask.all()):
-            tensors["attention_mask"] = self._tensor(mask)
+            return {
+                "input_ids": self._tensor(features.ids),
+                "offsets": self._tensor(features.starts),
+            }
+        tensors: dict[str, Any] = {}
+        if self._row is not None:
+            tensors |= self._row.tensors(features, self._tensor)
+        else:
+            ids, mask = features.padded(self.pad_id)
+            tensors["input_ids"] = self._tensor(ids)
+            if not (self._may_omit_mask and mask.all()):
+                tensors["attention_mask"] = self._tensor(mask)
         if self.reads_token_types:
             tensors["token_type_ids"] = torch.zeros_like(tensors["input_ids"])
         if not self.includes_prompt:
             tensors["prompt_length"] = features.prompt_length
         return tensors
 
-    def _tensor(self, array: npt.NDArray[np.int64]) -> torch.Tensor:
+    def _tensor(self, array: npt.NDArray[Any]) -> torch.Tensor:
         tensor = torch.from_numpy(array)
         if (
             self._is_cuda

@@ -17,8 +17,10 @@ from sentence_transformers.base.modules import Normalize
 
 from serve_app.checkpoint import Checkpoint, read_checkpoint
 from serve_app.encoder import Encoder, load_encoder
+from serve_app.encoder.torch_engine import TorchEngine
 from serve_app.messages import Vectors
 from serve_app.tokenizer import Tokenizer, TruncateDirection
+from tests.model.attention import one_by_one
 from tests.model.tiny import MODELS
 
 OPENVINO = pytest.param(
@@ -27,7 +29,8 @@ OPENVINO = pytest.param(
         importlib.util.find_spec("openvino") is None, reason="openvino is not installed"
     ),
 )
-ENGINES = ["torch", OPENVINO]
+UNPADDED = "unpadded"
+ENGINES = ["torch", UNPADDED, OPENVINO]
 TORCH_ONLY = frozenset({"static", "static-normalize"})
 TinyModels = Callable[..., "Loaded"]
 
@@ -78,9 +81,20 @@ def reference_of(directory: Path) -> SentenceTransformer:
 def load(directory: Path, reference: SentenceTransformer, *, engine: str) -> Loaded:
     """Load a model for an engine."""
     checkpoint = read_checkpoint(str(directory))
-    encoder = load_encoder(str(directory), device="cpu", engine=engine, warm_up=False)
-    assert encoder.engine_name == engine
+    if engine == UNPADDED:
+        encoder = unpadded(directory, checkpoint)
+    else:
+        encoder = load_encoder(str(directory), device="cpu", engine=engine, warm_up=False)
+        assert encoder.engine_name == engine
     return Loaded(directory, checkpoint, Tokenizer(checkpoint), encoder, reference)
+
+
+def unpadded(directory: Path, checkpoint: Checkpoint) -> Encoder:
+    """Load a model for torch without padding, with an attention that any device has."""
+    model = SentenceTransformer(str(directory), device="cpu", model_kwargs={"dtype": torch.float32})
+    engine = TorchEngine(model, checkpoint)
+    engine.unpad(one_by_one)
+    return Encoder(engine, checkpoint)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -117,6 +131,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
 @pytest.fixture(
     params=[
         *((name, "torch") for name in MODELS),
+        *((name, UNPADDED) for name in MODELS if name not in TORCH_ONLY),
         *(
             pytest.param((name, "openvino"), marks=OPENVINO.marks)
             for name in MODELS

@@ -18,7 +18,7 @@ from serve_app.encoder.torch_engine import TorchEngine
 from serve_app.errors import ModelLoadError
 from serve_app.messages import Failure, TokenizedInputs
 from tests.checkpoints import write_json
-from tests.model.conftest import TORCH_ONLY, Loaded, TinyModels
+from tests.model.conftest import OPENVINO, TORCH_ONLY, Loaded, TinyModels
 from tests.model.tiny import bert, build, static
 
 POISON = 7
@@ -240,7 +240,7 @@ class Afar:
     Notes what it is asked for; a pass with the poison fails when it is started, or when it is waited for.
     """
 
-    name, device, pad_id, vocabulary_size, reads_empty = "afar", "cuda", 0, 100, False
+    name, device, pads, vocabulary_size, reads_empty = "afar", "cuda", True, 100, False
     passes_at_once = 2
     lanes = 1
 
@@ -250,8 +250,8 @@ class Afar:
 
     def start(self, features: Features, *, alone: bool) -> "Afar.Pass":  # noqa: ARG002  # there are no lanes
         """Start a pass."""
-        self.events.append(f"start {features.mask.sum()}")
-        one = self.Pass(self, features.mask.sum(axis=1), fails=bool((features.ids == POISON).any()))
+        self.events.append(f"start {features.lengths.sum()}")
+        one = self.Pass(self, features.lengths, fails=bool((features.ids == POISON).any()))
         if one.fails and not self._fails_late:
             raise ValueError("boom")
         return one
@@ -356,7 +356,8 @@ def test_an_input_that_fails_in_a_lane_fails_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("threads", "budget", "lanes"), [(1, 2048, 1), (2, 2048, 2), (12, 2048, 6), (64, 2048, 8), (4, 100, 1)]
+    ("threads", "budget", "lanes"),
+    [(1, 2048, 1), (2, 2048, 2), (12, 2048, 6), (64, 2048, 8), (4, 100, 1)],
 )
 def test_a_lane_has_a_thread_and_enough_to_do(threads: int, budget: int, lanes: int) -> None:
     """As many as there are threads, while a full budget is enough for each."""
@@ -409,6 +410,7 @@ def test_a_device_has_a_default_budget(device: str, tokens: int) -> None:
     assert default_batch_tokens(device) == tokens
 
 
+@pytest.mark.parametrize("engine", ["torch", OPENVINO])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("name", ["dense-normalize", "lasttoken", "static"])
 def test_half_precision_gives_nearly_the_same_directions(

@@ -256,14 +256,22 @@ def engine_of(own_cache: Path) -> Callable[[Path], OpenVinoEngine]:  # noqa: ARG
     return make
 
 
+class Shapeless(Features):
+    """Features that no graph can read."""
+
+    def padded(self, pad_id: int) -> Any:
+        """Forget which ids are whose."""
+        return tuple(array.ravel() for array in super().padded(pad_id))
+
+
 @pytest.mark.parametrize("alone", [True, False])
 def test_a_pass_that_fails_leaves_the_engine_well(
     saved: Path, engine_of: Callable[[Path], OpenVinoEngine], *, alone: bool
 ) -> None:
     """The next pass gives vectors."""
     engine = engine_of(saved)
-    ids = np.full((2, 4), 10)
-    features, wrong = Features(ids, np.ones_like(ids), 0), Features(ids.ravel(), ids.ravel(), 0)
+    ids = np.full(8, 10)
+    features, wrong = (kind(ids, np.array([4, 4]), 0) for kind in (Features, Shapeless))
     good = engine.start(features, alone=alone).result()[0].copy()
 
     with pytest.raises(RuntimeError):
