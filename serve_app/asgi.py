@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
@@ -15,47 +16,68 @@ from starlette.routing import BaseRoute, Route
 from serve_app.config import HttpConfig
 from serve_app.endpoints import Endpoints, Scrape
 from serve_app.errors import MethodNotAllowedError, NotFoundError
-from serve_app.middleware import ErrorMiddleware, RequestMiddleware, record_of
+from serve_app.keys import Keys
+from serve_app.middleware import ErrorMiddleware, PathMiddleware, RequestMiddleware, record_of
 from serve_app.openapi import Documentation
 from serve_app.request_log import RequestLog
 from serve_app.service import Service
 
 Handler = Callable[[Request], Awaitable[Response]]
 
+# What a page in a browser may read of an answer, beside its body.
+_EXPOSED = ("x-request-id", "retry-after", "x-compute-tokens", "x-truncated-inputs")
+
 
 def build_asgi_app(
     service: Service,
     *,
     settings: HttpConfig,
+    keys: Keys,
     log: RequestLog,
     scrape: Scrape,
     adds_request_id: bool = True,
 ) -> Starlette:
-    """Build the application; `Endpoints` and `RequestMiddleware` say what the arguments are."""
+    """Build the application; `Endpoints`, `Keys` and `RequestMiddleware` say what the arguments are."""
     endpoints = Endpoints(service, settings=settings, scrape=scrape)
     documentation = Documentation(service.models, settings)
+    metrics_keys = keys if settings.metrics_need_key else None
     app = Starlette(
         routes=[
             *_routes(
                 "POST",
                 "/v1/embeddings",
                 endpoints.embeddings,
-                "/v1/embeddings/",
                 "/embeddings",
-                "/embeddings/",
+                "/openai/v1/embeddings",
+                "/openai/deployments/{model:path}/embeddings",
+                "/v1/engines/{model:path}/embeddings",
+                keys=keys,
             ),
-            *_routes("GET", "/v1/models", endpoints.models, "/v1/models/"),
-            *_routes("GET", "/v1/models/{id:path}", endpoints.model),
+            *_routes(
+                "GET", "/v1/models", endpoints.models, "/models", "/openai/v1/models", keys=keys
+            ),
+            *_routes(
+                "GET",
+                "/v1/models/{id:path}",
+                endpoints.model,
+                "/models/{id:path}",
+                "/openai/v1/models/{id:path}",
+                keys=keys,
+            ),
+            *_routes("POST", "/embed", endpoints.embed, "/", keys=keys),
+            *_routes("GET", "/info", endpoints.info, keys=keys),
             *_routes("GET", "/health", endpoints.health),
             *_routes("GET", "/ready", endpoints.ready),
-            *_routes("GET", "/metrics", endpoints.metrics),
+            *_routes("GET", "/metrics", endpoints.metrics, keys=metrics_keys),
             *_routes("GET", "/openapi.json", documentation.schema),
             *_routes("GET", "/docs", documentation.page),
             *_routes("GET", "/docs/{asset}", documentation.asset),
         ],
         middleware=[
             Middleware(RequestMiddleware, log=log, adds_request_id=adds_request_id),
+            *_cors(settings),
             Middleware(ErrorMiddleware, log=log, error_format=settings.error_format),
+            Middleware(PathMiddleware),
         ],
         exception_handlers={404: _not_found, 405: _not_allowed},
     )
@@ -63,12 +85,31 @@ def build_asgi_app(
     return app
 
 
-def _routes(method: str, path: str, handler: Handler, *aliases: str) -> list[BaseRoute]:
+def _routes(
+    method: str, path: str, handler: Handler, *aliases: str, keys: Keys | None = None
+) -> list[BaseRoute]:
     async def labelled(request: Request) -> Response:
-        record_of(request.scope).route = path
+        record = record_of(request.scope)
+        record.route = path
+        if keys is not None:
+            record.key = keys.owner(request.scope["headers"])
         return await handler(request)
 
     return [Route(name, labelled, methods=[method]) for name in (path, *aliases)]
+
+
+def _cors(settings: HttpConfig) -> list[Middleware]:
+    """Answer the preflights of pages of the configured origins, and let them read what they get, errors included."""
+    if not settings.cors_origins:
+        return []
+    cors = Middleware(
+        CORSMiddleware,
+        allow_origins=settings.cors_origins,
+        allow_methods=["GET", "POST"],
+        allow_headers=["*"],  # whatever a page asks for, `authorization` too
+        expose_headers=_EXPOSED,
+    )
+    return [cors]
 
 
 # What Starlette's router finds before a handler runs, as ours.

@@ -23,7 +23,7 @@ ErrorFormat = Literal["auto", "page", "openai"]
 Dtype = Literal["float32", "float16", "bfloat16"]
 EngineChoice = Literal["auto", "torch", "openvino"]
 PaddingChoice = Literal["auto", "always"]
-TokenIdsMode = Literal["model", "reject"]
+TokenIdsMode = Literal["cl100k", "model", "reject"]
 
 
 def told(error: ValidationError, *, below: str = "") -> str:
@@ -134,9 +134,12 @@ class ModelConfig(BatchSettings):
     token_ids: Annotated[
         TokenIdsMode,
         Field(
-            description="Integer inputs: `model` reads them as the model's own ids, `reject` is 400."
+            description=(
+                "Integer inputs: `cl100k` reads them as OpenAI's encoding of a text, as its clients send them, `model` "
+                "as the model's own ids, `reject` is 400."
+            )
         ),
-    ] = "reject"
+    ] = "cl100k"
     deployment: Annotated[
         DeploymentOptions, Field(description="Ray Serve's options of this model's deployment.")
     ] = DeploymentOptions()
@@ -171,6 +174,24 @@ class HttpConfig(Settings):
             description="Shape of errors: `auto` sends OpenAI's envelope to its SDKs and the page's to all others."
         ),
     ] = "auto"
+    api_keys_file: Annotated[
+        str | None,
+        Field(
+            description=(
+                "A file of API keys, a line each: `KEY` or `NAME KEY`; looked at again every second. More, or all, "
+                "may be in the environment variable `EMBEDDINGS_API_KEYS`. Without either nobody needs a key."
+            )
+        ),
+    ] = None
+    metrics_need_key: Annotated[
+        bool, Field(description="Whether `/metrics` needs a key, where there are keys.")
+    ] = False
+    cors_origins: Annotated[
+        tuple[str, ...],
+        Field(
+            description="Web origins whose pages may call, as `https://example.org`; `*` is all of them."
+        ),
+    ] = ()
     max_client_batch_size: Annotated[
         PositiveInt, Field(description="Most inputs in a request; beyond it 413.")
     ] = 2048

@@ -12,6 +12,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve_app import http1
 from serve_app.errors import (
     DeadlineError,
     NotFoundError,
@@ -43,7 +44,8 @@ _ERRORS: dict[int, ServiceError] = {
 
 
 def middlewares() -> list[Middleware]:
-    """Return what Ray Serve puts around its HTTP server."""
+    """Return what Ray Serve puts around the HTTP server that it is about to start; `http1` is what that speaks."""
+    http1.use()
     return [Middleware(Edge)]
 
 

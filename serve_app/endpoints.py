@@ -5,13 +5,16 @@ Knows nothing of Ray or torch.
 
 import asyncio
 import time
+import zlib
 from collections.abc import Awaitable, Callable
 
 from starlette.requests import Request
 from starlette.responses import Response
 
+from serve_app import __version__
 from serve_app.config import HttpConfig
 from serve_app.errors import (
+    InvalidRequestError,
     PayloadTooLargeError,
     RequestTimeoutError,
     UnavailableError,
@@ -19,15 +22,26 @@ from serve_app.errors import (
 from serve_app.messages import EmbedResponse
 from serve_app.metrics import CONTENT_TYPE
 from serve_app.middleware import record_of
-from serve_app.protocol import EmbeddingRequest, Health, ModelCard, ModelList, parse_request
+from serve_app.protocol import (
+    EmbeddingRequest,
+    Health,
+    ModelCard,
+    ModelList,
+    TeiInfo,
+    parse_request,
+)
 from serve_app.request_log import RequestRecord
 from serve_app.service import ServedModel, Service
-from serve_app.vectors import write_response
+from serve_app.vectors import write_response, write_rows
 
 # Answers with more numbers than this are written in a thread: it takes some milliseconds.
 _INLINE_NUMBERS = 300_000
 
+# How bodies may be compressed, all of which zlib reads.
+_ENCODINGS = ("gzip", "x-gzip", "deflate")
+
 Scrape = Callable[[], Awaitable[bytes]]
+Writer = Callable[[EmbedResponse, EmbeddingRequest], bytes]
 
 
 class Endpoints:
@@ -53,24 +67,52 @@ class Endpoints:
 
     async def embeddings(self, request: Request) -> Response:
         """`POST /v1/embeddings`."""
+        return await self._embed(request, _whole_response)
+
+    async def embed(self, request: Request) -> Response:
+        """`POST /embed`, text-embeddings-inference's own route: nothing but the vectors."""
+        return await self._embed(request, _bare_vectors)
+
+    async def _embed(self, request: Request, write: Writer) -> Response:
         record = record_of(request.scope)
         with self._service.place():
-            return await self._embed(request, record)
-
-    async def _embed(self, request: Request, record: RequestRecord) -> Response:
-        body = await read_body(
-            request,
-            max_bytes=self._settings.max_body_bytes,
-            timeout_s=self._settings.body_timeout_s,
-        )
-        asked = parse_request(body)
-        record.inputs = len(asked.items)
-        record.model = self._service.find(asked.model).name
-        answer = await self._service.embed(asked, request_id=record.request_id)
-        record.tokens = answer.prompt_tokens
-        content = await _write(answer, asked)
+            body = await read_body(
+                request,
+                max_bytes=self._settings.max_body_bytes,
+                timeout_s=self._settings.body_timeout_s,
+            )
+            asked = parse_request(body)
+            if "model" in request.path_params:  # Azure's deployments, and engines
+                asked = asked.model_copy(update={"model": request.path_params["model"]})
+            record.inputs = len(asked.items)
+            record.model = self._service.find(asked.model).name
+            answer = await self._service.embed(asked, request_id=record.request_id)
+            record.tokens = answer.prompt_tokens
+            if answer.embeddings.size < _INLINE_NUMBERS:
+                content = write(answer, asked)
+            else:
+                content = await asyncio.to_thread(write, answer, asked)
         return Response(
             content, media_type="application/json", headers=_timing_headers(answer, record)
+        )
+
+    async def info(self, _request: Request) -> Response:
+        """`GET /info`: the default model, as text-embeddings-inference tells of its own."""
+        model = self._service.models[0]
+        limits = model.tokenizer.max_input_tokens if model.tokenizer else None
+        return _json(
+            TeiInfo(
+                model_id=model.name,
+                model_sha=model.config.revision,
+                model_dtype=model.config.dtype,
+                model_type={"embedding": {}} if model.embedder else {},
+                max_input_length=limits,
+                max_batch_tokens=model.config.max_batch_tokens,
+                max_client_batch_size=self._settings.max_client_batch_size,
+                max_concurrent_requests=self._service.max_requests,
+                auto_truncate=model.config.truncate,
+                version=__version__,
+            )
         )
 
     async def models(self, _request: Request) -> Response:
@@ -138,7 +180,36 @@ async def read_body(request: Request, *, max_bytes: int, timeout_s: float) -> by
     except TimeoutError:
         message = f"The body was not complete after {timeout_s:g} s."
         raise RequestTimeoutError(message, "request_timeout") from None
-    return b"".join(chunks)
+    body = b"".join(chunks)
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding in ("", "identity"):
+        return body
+    if encoding not in _ENCODINGS:
+        message = (
+            f"The body's Content-Encoding is not known here; there are {', '.join(_ENCODINGS)}."
+        )
+        raise InvalidRequestError(message, "unsupported_content_encoding")
+    return await asyncio.to_thread(inflate, body, max_bytes=max_bytes)
+
+
+def inflate(body: bytes, *, max_bytes: int) -> bytes:
+    """Decompress a body, and no more of it than is allowed.
+
+    Raises:
+        InvalidRequestError: it is not what its header says, or not all there.
+        PayloadTooLargeError: it is longer.
+    """
+    stream = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # gzip's header or zlib's
+    try:
+        plain = stream.decompress(body, max_bytes + 1)
+    except zlib.error:
+        plain = b""
+    if len(plain) > max_bytes:
+        raise _too_large(max_bytes)
+    if not stream.eof or stream.unused_data:
+        message = "The body is not what its Content-Encoding says, or ends too early."
+        raise InvalidRequestError(message, "invalid_content_encoding")
+    return plain
 
 
 def _too_large(max_bytes: int) -> PayloadTooLargeError:
@@ -146,18 +217,17 @@ def _too_large(max_bytes: int) -> PayloadTooLargeError:
     return PayloadTooLargeError(message, "payload_too_large")
 
 
-async def _write(answer: EmbedResponse, asked: EmbeddingRequest) -> bytes:
-    def write() -> bytes:
-        return write_response(
-            answer.embeddings,
-            encoding_format=asked.encoding_format or "float",
-            model=answer.model,
-            prompt_tokens=answer.prompt_tokens,
-        )
+def _whole_response(answer: EmbedResponse, asked: EmbeddingRequest) -> bytes:
+    return write_response(
+        answer.embeddings,
+        encoding_format=asked.encoding_format or "float",
+        model=answer.model,
+        prompt_tokens=answer.prompt_tokens,
+    )
 
-    if answer.embeddings.size < _INLINE_NUMBERS:
-        return write()
-    return await asyncio.to_thread(write)
+
+def _bare_vectors(answer: EmbedResponse, asked: EmbeddingRequest) -> bytes:
+    return write_rows(answer.embeddings, encoding_format=asked.encoding_format or "float")
 
 
 def _timing_headers(answer: EmbedResponse, record: RequestRecord) -> dict[str, str]:
@@ -177,5 +247,5 @@ def _milliseconds(seconds: float) -> str:
     return f"{seconds * 1000:.2f}"
 
 
-def _json(model: Health | ModelCard | ModelList) -> Response:
+def _json(model: Health | ModelCard | ModelList | TeiInfo) -> Response:
     return Response(model.model_dump_json(), media_type="application/json")

@@ -55,6 +55,15 @@ class InvalidRequestError(ServiceError):
     openai_type = "invalid_request_error"
 
 
+class UnauthorizedError(ServiceError):
+    """401: keys are configured, and none of them was sent."""
+
+    status = 401
+    error = "Unauthorized"
+    error_type = "authentication"
+    openai_type = "invalid_request_error"
+
+
 class NotFoundError(ServiceError):
     """404: no such path."""
 

@@ -12,11 +12,13 @@ from starlette.types import ASGIApp
 
 from serve_app.asgi import build_asgi_app
 from serve_app.checkpoint import read_checkpoint
+from serve_app.cl100k import Cl100k
 from serve_app.client import ClientSettings, ModelClient
 from serve_app.config import HttpConfig, ModelConfig, ServerConfig
+from serve_app.keys import Keys
 from serve_app.messages import EmbedResponse
 from serve_app.metrics import Metrics, Snapshot, exposition
-from serve_app.protocol import build_request
+from serve_app.protocol import InputType, build_request
 from serve_app.request_log import RequestLog, hide_expected_tracebacks
 from serve_app.service import ServedModel, Service
 from serve_app.tokenizer import Tokenizer
@@ -51,8 +53,11 @@ class Ingress:
             )
         self._log = RequestLog(self._metrics)
         hide_expected_tracebacks()
+        reads_cl100k = any(model.config.token_ids == "cl100k" for model in models)
+        self._keys = Keys(config.http.api_keys_file)
         self._service = Service(
             models,
+            cl100k=Cl100k() if reads_cl100k else None,
             limits=config.http,
             metrics=self._metrics,
             max_requests=config.ingress.max_requests,
@@ -68,6 +73,7 @@ class Ingress:
         return build_asgi_app(
             self._service,
             settings=self._config.http,
+            keys=self._keys,
             log=self._log,
             scrape=self._scrape,
             adds_request_id=False,  # Ray Serve adds the header to every response, and would double ours
@@ -79,6 +85,7 @@ class Ingress:
         *,
         model: str | None = None,
         prompt_name: str | None = None,
+        input_type: InputType | None = None,
         dimensions: int | None = None,
         normalize: bool = True,
         truncate: bool | None = None,
@@ -90,6 +97,7 @@ class Ingress:
             input: one or many texts, or token ids; a flat list of integers is one input.
             model: a served name or alias; None is the first model.
             prompt_name: a prompt of the model, put before each input.
+            input_type: what the inputs are, which picks the model's prompt for it.
             dimensions: how many components to keep; None keeps all.
             normalize: whether vectors get unit length.
             truncate: whether inputs that are too long are cut; None takes the model's setting.
@@ -109,6 +117,7 @@ class Ingress:
                     input=input,
                     model=model,
                     prompt_name=prompt_name,
+                    input_type=input_type,
                     dimensions=dimensions,
                     normalize=normalize,
                     truncate=truncate,

@@ -55,7 +55,9 @@ class Metrics:
         ProcessCollector(
             namespace="embeddings_ingress", registry=self._registry
         )  # memory, CPU; Linux only
-        self._requests = self._counter("requests", "Requests answered.", "model", "route", "status")
+        self._requests = self._counter(
+            "requests", "Requests answered.", "model", "route", "status", "key"
+        )
         self._request_seconds = self._seconds(
             "request", "A request, from its headers to its answer.", "route"
         )
@@ -108,10 +110,12 @@ class Metrics:
         """A request has come."""
         self._in_flight.inc()
 
-    def request_finished(self, *, model: str, route: str, status: int, seconds: float) -> None:
+    def request_finished(
+        self, *, model: str, route: str, status: int, key: str, seconds: float
+    ) -> None:
         """A request has its answer, or its client has gone (status 499)."""
         self._in_flight.dec()
-        self._requests.labels(model, route, status).inc()
+        self._requests.labels(model, route, status, key).inc()
         self._request_seconds.labels(route).observe(seconds)
 
     def request_failed(self, *, route: str, code: str) -> None:

@@ -3,6 +3,7 @@
 Pure ASGI. Knows nothing of models, of Ray or of torch.
 """
 
+import re
 import uuid
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -23,6 +24,19 @@ def record_of(scope: Scope) -> RequestRecord:
     record = scope[_SCOPE_KEY]
     assert isinstance(record, RequestRecord)
     return record
+
+
+class PathMiddleware:
+    """Gives a path the form that routes have; clients whose base URL ends in a slash send two, and some end in one."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] == "http":
+            scope["path"] = re.sub("/{2,}", "/", scope["path"]).rstrip("/") or "/"
+        await self._app(scope, receive, send)
 
 
 class RequestMiddleware:

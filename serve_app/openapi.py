@@ -25,6 +25,7 @@ from serve_app.protocol import (
     ModelCard,
     ModelList,
     OpenAIErrorBody,
+    TeiInfo,
 )
 from serve_app.service import ServedModel
 
@@ -35,12 +36,12 @@ _PAGE = """<!doctype html>
 <head>
 <meta charset="utf-8">
 <title>Embeddings API</title>
-<link rel="stylesheet" href="docs/swagger-ui.css">
+<link rel="stylesheet" href="{root}/docs/swagger-ui.css">
 </head>
 <body>
 <div id="api"></div>
-<script src="docs/swagger-ui-bundle.js"></script>
-<script>SwaggerUIBundle({url: "openapi.json", dom_id: "#api", validatorUrl: null})</script>
+<script src="{root}/docs/swagger-ui-bundle.js"></script>
+<script>SwaggerUIBundle({{url: "{root}/openapi.json", dom_id: "#api", validatorUrl: null}})</script>
 </body>
 </html>
 """
@@ -50,15 +51,20 @@ _ANSWERS = (
     ModelCard,
     ModelList,
     Health,
+    TeiInfo,
     ErrorBody,
     OpenAIErrorBody,
 )
 
 Json = dict[str, Any]
 
+_MODEL_PATHS = ("/openai/deployments/{model}/embeddings", "/v1/engines/{model}/embeddings")
+_LISTS = ("/v1/models", "/models", "/openai/v1/models")
+
 # What any route can answer, and what the embeddings route can besides.
 _ANYWHERE: tuple[type[ServiceError], ...] = (errors.MethodNotAllowedError, errors.InternalError)
 _EMBEDDING: tuple[type[ServiceError], ...] = (
+    errors.UnauthorizedError,
     errors.InvalidRequestError,
     errors.ModelNotFoundError,
     errors.RequestTimeoutError,
@@ -97,7 +103,19 @@ _RETRY_AFTER = {
 _SHOULD_RETRY = {
     "x-should-retry": _header("It would fail again.", type="string", enum=["false"]),
 }
+_AUTHENTICATE = {"www-authenticate": _header("How a key is sent.", type="string")}
 _ALLOW = {"allow": _header("The methods of this path.", type="string")}
+
+
+_SCHEMES: Json = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "api-key": {"type": "apiKey", "in": "header", "name": "api-key"},
+    "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+}
+_VECTORS: Json = {
+    "type": "array",
+    "items": {"anyOf": [{"type": "array", "items": {"type": "number"}}, {"type": "string"}]},
+}
 
 
 class Documentation:
@@ -116,9 +134,12 @@ class Documentation:
         """`GET /openapi.json`."""
         return Response(self._schema, media_type="application/json")
 
-    async def page(self, _request: Request) -> Response:
+    async def page(self, request: Request) -> Response:
         """`GET /docs`."""
-        return Response(_PAGE, media_type="text/html")
+        root = request.scope.get(
+            "root_path", ""
+        )  # where the application lies, as the operator set it
+        return Response(_PAGE.format(root=root), media_type="text/html")
 
     async def asset(self, request: Request) -> Response:
         """`GET /docs/{asset}`: the page's script and style."""
@@ -146,19 +167,30 @@ def build_schema(models: Sequence[str], settings: HttpConfig) -> Json:
     )
     embeddings["description"] = _limits(models, settings)
     embeddings["requestBody"] = {"required": True, "content": _json_content(EmbeddingRequest)}
-    model = _operation("model", "One model", ModelCard, [errors.ModelNotFoundError])
-    model["parameters"] = [
-        {"name": "id", "in": "path", "required": True, "schema": {"type": "string"},
-         "description": "A served name or alias; slashes may be sent raw or as %2F."}
-    ]  # fmt: skip
+    embed = _operation(
+        "embed", "Embed, as text-embeddings-inference does", None, _EMBEDDING, headers=_TIMINGS
+    )
+    embed["requestBody"] = embeddings["requestBody"]
+    embed["responses"]["200"]["content"] = {"application/json": {"schema": _VECTORS}}
+    closed = [errors.UnauthorizedError]
+    model = _operation("model", "One model", ModelCard, [*closed, errors.ModelNotFoundError])
+    model["parameters"] = [_name_in_path("id")]
+    listing = _operation("models", "All models", ModelList, closed)
+    of_model = {
+        **embeddings,
+        "operationId": "embeddings_of_model",
+        "parameters": [_name_in_path("model")],
+    }
     return {
         "openapi": "3.1.0",
         "info": {"title": "Embeddings API", "version": __version__},
         "paths": {
-            "/v1/embeddings": {"post": embeddings},
-            "/embeddings": {"post": {**embeddings, "operationId": "embeddings_alias"}},
-            "/v1/models": {"get": _operation("models", "All models", ModelList)},
-            "/v1/models/{id}": {"get": model},
+            **_paths("post", embeddings, "/v1/embeddings", "/embeddings", "/openai/v1/embeddings"),
+            **_paths("post", of_model, *_MODEL_PATHS),
+            **_paths("post", embed, "/embed", "/"),
+            **_paths("get", listing, *_LISTS),
+            **_paths("get", model, *(f"{path}/{{id}}" for path in _LISTS)),
+            "/info": {"get": _operation("info", "The default model", TeiInfo, closed)},
             "/health": {"get": _operation("health", "This process can answer", Health)},
             "/ready": {
                 "get": _operation(
@@ -167,7 +199,27 @@ def build_schema(models: Sequence[str], settings: HttpConfig) -> Json:
             },
             "/metrics": {"get": _operation("metrics", "Prometheus text of all replicas", None)},
         },
-        "components": {"schemas": definitions["$defs"]},
+        "components": {"schemas": definitions["$defs"], "securitySchemes": _SCHEMES},
+        "security": [{}, *({name: []} for name in _SCHEMES)],  # `{}`: where no keys are configured
+    }
+
+
+def _paths(method: str, operation: Json, path: str, *aliases: str) -> Json:
+    """Describe an operation at several paths; the name of one is its own."""
+    others = {
+        alias: {method: {**operation, "operationId": f"{operation['operationId']}_{number}"}}
+        for number, alias in enumerate(aliases, 2)
+    }
+    return {path: {method: operation}, **others}
+
+
+def _name_in_path(name: str) -> Json:
+    return {
+        "name": name,
+        "in": "path",
+        "required": True,
+        "schema": {"type": "string"},
+        "description": "A served name or alias; slashes may be sent raw or as %2F.",
     }
 
 
@@ -216,6 +268,8 @@ def _failure_headers(failures: Sequence[type[ServiceError]]) -> Json:
     for failure in failures:
         if issubclass(failure, errors.OverloadedError | errors.UnavailableError):
             headers = headers | _RETRY_AFTER
+        if failure is errors.UnauthorizedError:
+            headers = headers | _AUTHENTICATE
         if failure is errors.MethodNotAllowedError:
             headers = headers | _ALLOW
         if not failure.may_retry:

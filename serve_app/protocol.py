@@ -24,6 +24,7 @@ from serve_app.inputs import Inputs, Texts, TokenIdLists, plain
 
 TruncateDirection = Literal["right", "left"]
 EncodingFormat = Literal["float", "base64"]
+InputType = Literal["query", "document", "search_query", "search_document", "passage"]
 
 
 def _lowercase(value: Any) -> Any:
@@ -58,6 +59,15 @@ class EmbeddingRequest(BaseModel):
     normalize: Annotated[StrictBool | None, Field(description="Unit length. Default: true.")] = None
     prompt_name: Annotated[
         StrictStr | None, Field(description="A prompt of the model, put before each input.")
+    ] = None
+    input_type: Annotated[
+        InputType | None,
+        Field(
+            description=(
+                "What the inputs are, which picks the model's prompt for it; a `prompt_name` wins. A model's name may "
+                "end in it instead, as `name:query`."
+            )
+        ),
     ] = None
     truncate: Annotated[
         StrictBool | None,
@@ -209,6 +219,23 @@ class ModelList(Answer):
 
     object: Literal["list"] = "list"
     data: list[ModelCard]
+
+
+class TeiInfo(Answer):
+    """The answer of `GET /info`: the default model, in the words of text-embeddings-inference."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    model_id: str
+    model_sha: str | None
+    model_dtype: str
+    model_type: dict[str, dict[str, str]]
+    max_input_length: int | None
+    max_batch_tokens: int | None
+    max_client_batch_size: int
+    max_concurrent_requests: int | None
+    auto_truncate: bool
+    version: str
 
 
 class Health(Answer):

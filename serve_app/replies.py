@@ -10,7 +10,12 @@ from collections.abc import Iterable
 import orjson
 
 from serve_app.config import ErrorFormat
-from serve_app.errors import MethodNotAllowedError, RequestTimeoutError, ServiceError
+from serve_app.errors import (
+    MethodNotAllowedError,
+    RequestTimeoutError,
+    ServiceError,
+    UnauthorizedError,
+)
 
 Headers = Iterable[tuple[bytes, bytes]]
 
@@ -37,6 +42,8 @@ def error_reply(
         headers.append((b"vary", SDK_HEADER))
     if error.retry_after_s is not None:
         headers.append((b"retry-after", str(error.retry_after_s).encode()))
+    if isinstance(error, UnauthorizedError):
+        headers.append((b"www-authenticate", b"Bearer"))
     if isinstance(error, MethodNotAllowedError):
         headers.append((b"allow", error.allow.encode()))
     if isinstance(error, RequestTimeoutError):

@@ -28,6 +28,7 @@ class RequestRecord:
     inputs: int = 0
     tokens: int = 0
     code: str = ""
+    key: str = ""
     started: float = field(default_factory=time.perf_counter)
 
     @property
@@ -65,11 +66,17 @@ class RequestLog:
         """A request has its answer."""
         seconds = record.elapsed_s
         self._metrics.request_finished(
-            model=record.model, route=record.route, status=status, seconds=seconds
+            model=record.model,
+            route=record.route,
+            status=status,
+            key=record.key,
+            seconds=seconds,
         )
         line = f"{record.method} {record.route} {status} {seconds * 1000:.1f}ms"
         if record.inputs:
             line += f" inputs={record.inputs} tokens={record.tokens}"
+        if record.key:
+            line += f" key={record.key}"
         if record.code:
             line += f" code={record.code}"
         fields = {
@@ -82,6 +89,7 @@ class RequestLog:
             "inputs": record.inputs,
             "tokens": record.tokens,
             "code": record.code,
+            "key": record.key,
         }
         logger.info(line, extra=fields)
 

@@ -11,8 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
+from serve_app.cl100k import Cl100k
 from serve_app.config import HttpConfig, ModelConfig
 from serve_app.errors import (
     BatchSizeError,
@@ -26,7 +27,7 @@ from serve_app.errors import (
 )
 from serve_app.messages import EmbedResponse, Failure, ModelAnswer, TokenizedInputs
 from serve_app.metrics import Metrics
-from serve_app.protocol import EmbeddingRequest
+from serve_app.protocol import EmbeddingRequest, InputType
 from serve_app.tokenizer import Tokenized, Tokenizer
 from serve_app.vectors import finish, non_finite_rows
 
@@ -85,6 +86,7 @@ class Service:
         limits: what a request may ask for.
         metrics: where inputs are counted.
         max_requests: most embedding requests at once; None for no limit.
+        cl100k: reads OpenAI's token ids; needed where a model's `token_ids` say so.
     """
 
     def __init__(
@@ -94,16 +96,18 @@ class Service:
         limits: HttpConfig,
         metrics: Metrics,
         max_requests: int | None = None,
+        cl100k: Cl100k | None = None,
     ) -> None:
         self.models = tuple(models)
         self._limits = limits
         self._metrics = metrics
-        self._max_requests = max_requests
+        self.max_requests = max_requests
         self._requests = 0
         # Few, because each takes memory and a core, and the library spreads a large batch over cores by itself.
         self._tokenizing = ThreadPoolExecutor(_TOKENIZING_THREADS, thread_name_prefix="tokenize")
         self._tokenizing_large = ThreadPoolExecutor(1, thread_name_prefix="tokenize-large")
         self._by_name: Mapping[str, ServedModel] = dict(_names(self.models))
+        self._cl100k = cl100k
 
     def find(self, name: str | None) -> ServedModel:
         """Return the model that a request asks for; absent, empty and the page's literal "null" mean the first.
@@ -114,17 +118,26 @@ class Service:
         return self.named(name) if name and name != "null" else self.models[0]
 
     def named(self, name: str) -> ServedModel:
-        """Return the model of a name or alias.
+        """Return the model of a name or alias, which may end in what the inputs are: `name:query`.
 
         Raises:
             ModelNotFoundError: no model is served under that name.
         """
-        try:
-            return self._by_name[name]
-        except KeyError:
+        model = self._by_name.get(name) or self._by_name.get(_without_input_type(name))
+        if model is None:
             served = ", ".join(self._by_name)
             message = f"The model does not exist here. Served: {served}."
-            raise ModelNotFoundError(message, "model_not_found", "model") from None
+            raise ModelNotFoundError(message, "model_not_found", "model")
+        return model
+
+    def _prompt_name(self, request: EmbeddingRequest, tokenizer: Tokenizer) -> str | None:
+        """Return the prompt that a request asks for, by its name or by what the inputs are."""
+        input_type = request.input_type
+        if input_type is None and request.model and request.model not in self._by_name:
+            input_type = _input_type_of(request.model)
+        if request.prompt_name is not None or input_type is None:
+            return request.prompt_name
+        return tokenizer.prompt_for(input_type)
 
     async def not_ready(self) -> list[str]:
         """Return the embedding models that no replica can embed with now."""
@@ -139,7 +152,7 @@ class Service:
         Raises:
             OverloadedError: all are taken.
         """
-        if self._max_requests is not None and self._requests >= self._max_requests:
+        if self.max_requests is not None and self._requests >= self.max_requests:
             self._metrics.overloaded(reason="ingress_requests")
             message = "The server works on as many requests as it takes at once. Try again."
             raise OverloadedError(message, "overloaded", retry_after_s=self._limits.retry_after_s)
@@ -173,10 +186,11 @@ class Service:
             message = f"{model.name} is served here, but not for embeddings: {model.reason}."
             raise NotAnEmbeddingModelError(message, "not_an_embedding_model", "model")
         self._check_fields(request, model)
-        model.tokenizer.check_prompt(request.prompt_name)
+        prompt_name = self._prompt_name(request, model.tokenizer)
+        model.tokenizer.check_prompt(prompt_name)
         self._check_batch_size(len(request.items))
         started = time.perf_counter()
-        tokenized = await self._tokenize(request, model.tokenizer, truncate=model.config.truncate)
+        tokenized = await self._tokenize(request, model, model.tokenizer, prompt_name)
         tokenization_s = time.perf_counter() - started
         self._metrics.inputs_tokenized(
             model=model.name, truncated=tokenized.truncated, seconds=tokenization_s
@@ -226,14 +240,21 @@ class Service:
             raise BatchSizeError(message, "max_tokens_per_request", "input")
 
     async def _tokenize(
-        self, request: EmbeddingRequest, tokenizer: Tokenizer, *, truncate: bool
+        self,
+        request: EmbeddingRequest,
+        model: ServedModel,
+        tokenizer: Tokenizer,
+        prompt_name: str | None,
     ) -> Tokenized:
         """Turn the inputs into ids, in a thread if there is much of it; a caller that leaves ends it soon."""
         items = request.items
+        if isinstance(items[0], list) and model.config.token_ids == "cl100k":
+            assert self._cl100k is not None, "some model's token_ids say cl100k"
+            items = await self._cl100k.decode(items)
         has_left = threading.Event()
         options: dict[str, Any] = {
-            "prompt_name": request.prompt_name,
-            "truncate": truncate if request.truncate is None else request.truncate,
+            "prompt_name": prompt_name,
+            "truncate": model.config.truncate if request.truncate is None else request.truncate,
             "truncate_direction": request.direction,
         }
         if isinstance(items[0], str):
@@ -255,6 +276,16 @@ def _names(models: Sequence[ServedModel]) -> Iterator[tuple[str, ServedModel]]:
     for model in models:
         for name in (model.name, *model.config.aliases):
             yield name, model
+
+
+def _input_type_of(name: str) -> InputType | None:
+    """Return what stands behind a model's name, if it says what the inputs are."""
+    last = name.rpartition(":")[2]
+    return next((known for known in get_args(InputType) if known == last), None)
+
+
+def _without_input_type(name: str) -> str:
+    return name.rpartition(":")[0] if _input_type_of(name) else name
 
 
 def _raise_for(failures: Sequence[Failure]) -> None:

@@ -106,6 +106,19 @@ class Tokenizer:
         """
         self._find_prompt(name)
 
+    def prompt_for(self, input_type: str) -> str | None:
+        """Return the prompt of a kind of input: the one of that name, else the one of its role, else None.
+
+        The roles' prompts are those that `SentenceTransformer.encode_query` and `encode_document` take.
+
+        Args:
+            input_type: a value of the request's field of that name.
+        """
+        if self._prompts.get(input_type, NO_PROMPT).text:
+            return input_type
+        names = ("query",) if input_type.endswith("query") else ("document", "passage", "corpus")
+        return next((name for name in names if name in self._prompts), None)
+
     def encode_texts(
         self,
         texts: Sequence[str],

@@ -5,6 +5,7 @@ shortest form that reads back as the same float32. Knows nothing about requests.
 """
 
 import base64
+from typing import Any
 
 import numpy as np
 import orjson
@@ -53,20 +54,33 @@ def write_response(
         model: the served model's name.
         prompt_tokens: tokens that the model read.
     """
-    rows = _base64_rows(vectors) if encoding_format == "base64" else list(vectors)
     entries = [
-        {"embedding": row, "index": index, "object": "embedding"} for index, row in enumerate(rows)
-    ]
-    pieces = [
-        orjson.dumps(entries[start : start + _PIECE], option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]
-        for start in range(0, len(entries), _PIECE)
+        {"embedding": row, "index": index, "object": "embedding"}
+        for index, row in enumerate(_rows(vectors, encoding_format))
     ]
     end = {
         "model": model,
         "object": "list",
         "usage": {"prompt_tokens": prompt_tokens, "total_tokens": prompt_tokens},
     }
-    return b'{"data":[%b],%b' % (b",".join(pieces), orjson.dumps(end)[1:])
+    return b'{"data":%b,%b' % (_array(entries), orjson.dumps(end)[1:])
+
+
+def write_rows(vectors: Vectors, *, encoding_format: str) -> bytes:
+    """Write the JSON of nothing but the vectors, a list of lists; the arguments are those of `write_response`."""
+    return _array(_rows(vectors, encoding_format))
+
+
+def _rows(vectors: Vectors, encoding_format: str) -> list[Any]:
+    return _base64_rows(vectors) if encoding_format == "base64" else list(vectors)
+
+
+def _array(items: list[Any]) -> bytes:
+    pieces = [
+        orjson.dumps(items[start : start + _PIECE], option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]
+        for start in range(0, len(items), _PIECE)
+    ]
+    return b"[%b]" % b",".join(pieces)
 
 
 def _base64_rows(vectors: Vectors) -> list[str]:

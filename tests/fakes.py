@@ -23,8 +23,10 @@ from tokenizers.processors import TemplateProcessing
 from serve_app import errors
 from serve_app.asgi import build_asgi_app
 from serve_app.checkpoint import Checkpoint
+from serve_app.cl100k import Cl100k
 from serve_app.config import HttpConfig, ModelConfig
 from serve_app.errors import ServiceError
+from serve_app.keys import VARIABLE, Keys
 from serve_app.messages import (
     EmbedJob,
     EmbedResult,
@@ -171,6 +173,8 @@ def build_application(
     http: Mapping[str, Any] | None = None,
     model: Mapping[str, Any] | None = None,
     max_requests: int | None = None,
+    keys: str = "",
+    cl100k: Cl100k | None = None,
     adds_request_id: bool = True,
 ) -> Application:
     """Serve one model that embeds and one that does not.
@@ -181,13 +185,17 @@ def build_application(
         http: settings under `http:`.
         model: settings of the embedding model.
         max_requests: as in `Service`.
+        keys: API keys, as the environment holds them.
+        cl100k: as in `Service`.
         adds_request_id: as in `build_asgi_app`.
     """
     embedder = embedder or FakeEmbedder()
     settings = HttpConfig.model_validate(http or {})
     metrics = Metrics()
     models = served_models(tokenizer, embedder, model)
-    service = Service(models, limits=settings, metrics=metrics, max_requests=max_requests)
+    service = Service(
+        models, limits=settings, metrics=metrics, max_requests=max_requests, cl100k=cl100k
+    )
 
     async def scrape() -> bytes:
         return exposition({"here": metrics.snapshot()}, {})
@@ -195,6 +203,7 @@ def build_application(
     asgi = build_asgi_app(
         service,
         settings=settings,
+        keys=Keys(settings.api_keys_file, {VARIABLE: keys}),
         log=RequestLog(metrics),
         scrape=scrape,
         adds_request_id=adds_request_id,

@@ -43,6 +43,7 @@ class Given(Strict):
     http: dict[str, Any] = {}
     model: dict[str, Any] = {}
     max_requests: int | None = None
+    keys: str = ""
     raised: Raised | None = None
     failures: dict[int, FailureCode] = {}
     non_finite: tuple[int, ...] = ()
@@ -59,6 +60,7 @@ class Given(Strict):
             http=self.http | http,
             model=self.model,
             max_requests=self.max_requests,
+            keys=self.keys,
         )
 
     def _error(self) -> Exception | None:

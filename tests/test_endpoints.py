@@ -1,6 +1,9 @@
 import asyncio
 import base64
-from collections.abc import AsyncIterator
+import gzip
+import tracemalloc
+import zlib
+from collections.abc import AsyncIterator, Callable
 
 import httpx
 import numpy as np
@@ -168,7 +171,7 @@ async def test_a_client_that_leaves_in_its_body_gets_no_answer(app: Application)
     }
     await app.asgi(scope, receive, send)
 
-    labels = {"model": "", "route": "/v1/embeddings", "status": "499"}
+    labels = {"model": "", "route": "/v1/embeddings", "status": "499", "key": ""}
     assert sent == []
     assert counted(app.metrics, "embeddings_requests_total", **labels) == 1
     assert counted(app.metrics, "embeddings_requests_in_flight") == 0
@@ -220,7 +223,9 @@ async def test_requests_are_counted_by_route_and_model(app: Application) -> None
         {"model": "", "route": "/v1/embeddings", "status": "404"},
         {"model": "", "route": "other", "status": "404"},
     ]
-    counts = [counted(app.metrics, "embeddings_requests_total", **labels) for labels in by_labels]
+    counts = [
+        counted(app.metrics, "embeddings_requests_total", key="", **labels) for labels in by_labels
+    ]
     assert counts == [1, 1, 1]
     assert "secret" not in scrape
     assert "nobody" not in scrape
@@ -236,3 +241,64 @@ async def test_a_large_answer_is_written_in_a_thread_and_is_the_same(
         large = await client.post("/v1/embeddings", content=BODY)
 
     assert large.content == small.content
+
+
+# Compressed bodies.
+
+
+@pytest.mark.parametrize(
+    ("encoding", "compress"),
+    [
+        ("gzip", gzip.compress),
+        ("GZIP", gzip.compress),
+        ("deflate", zlib.compress),
+        ("identity", bytes),
+    ],
+)
+async def test_a_compressed_body_is_read(
+    app: Application, encoding: str, compress: Callable[[bytes], bytes]
+) -> None:
+    """As its header says."""
+    async with app.client(headers={"content-encoding": encoding}) as client:
+        response = await client.post("/v1/embeddings", content=compress(BODY))
+
+    assert len(response.json()["data"]) == 2
+
+
+async def test_a_bomb_is_413_and_takes_no_memory(app: Application) -> None:
+    """A gigabyte of nothing in a megabyte: no more of it is made than a body may have."""
+    one = zlib.compressobj(wbits=31)
+    bomb = b"".join(one.compress(bytes(2**20)) for _ in range(1024)) + one.flush()
+    assert len(bomb) < 2 * 2**20
+
+    tracemalloc.start()
+    async with app.client(headers={"content-encoding": "gzip"}) as client:
+        response = await client.post("/v1/embeddings", content=bomb)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert response.json()["code"] == "payload_too_large"
+    assert most < 64 * 2**20
+
+
+@pytest.mark.parametrize(
+    "body", [BODY, gzip.compress(BODY)[:-1], gzip.compress(BODY) + b"more", b""]
+)
+async def test_a_body_that_is_not_what_its_encoding_says_is_400(
+    app: Application, body: bytes
+) -> None:
+    """Not compressed, cut off, or with something behind it."""
+    async with app.client(headers={"content-encoding": "gzip"}) as client:
+        response = await client.post("/v1/embeddings", content=body)
+
+    assert response.status_code == 400
+    assert response.json()["code"] == "invalid_content_encoding"
+
+
+async def test_an_encoding_that_is_not_known_is_400(app: Application) -> None:
+    """It says which are."""
+    async with app.client(headers={"content-encoding": "br"}) as client:
+        response = await client.post("/v1/embeddings", content=BODY)
+
+    assert response.json()["code"] == "unsupported_content_encoding"
+    assert "gzip" in response.json()["message"]

@@ -42,7 +42,13 @@ def test_an_error_in_rays_wrapping_pickles_as_itself(error: ServiceError) -> Non
 @pytest.mark.parametrize("error", all_errors(), ids=lambda error: type(error).__name__)
 def test_every_error_has_words_of_its_own_status(error: ServiceError) -> None:
     """`error_type` follows from the status, as in the contract's table."""
-    by_status = {424: "backend", 429: "overloaded", 500: "internal", 503: "unavailable"}
+    by_status = {
+        401: "authentication",
+        424: "backend",
+        429: "overloaded",
+        500: "internal",
+        503: "unavailable",
+    }
 
     expected = by_status.get(error.status, "validation" if error.status < 424 else "unavailable")
 

@@ -31,7 +31,7 @@ def used() -> Metrics:
     metrics.job_retried(model="m")
     metrics.overloaded(reason="pending_tokens")
     metrics.request_failed(route="/v1/embeddings", code="overloaded")
-    metrics.request_finished(model="m", route="/v1/embeddings", status=429, seconds=0.03)
+    metrics.request_finished(model="m", route="/v1/embeddings", status=429, key="ada", seconds=0.03)
     return metrics
 
 
@@ -47,7 +47,7 @@ def test_each_event_is_counted_under_its_labels() -> None:
     expected = {
         "embeddings_requests_in_flight": ({}, 1),
         "embeddings_requests_total": (
-            {"model": "m", "route": "/v1/embeddings", "status": "429"}, 1),
+            {"model": "m", "route": "/v1/embeddings", "status": "429", "key": "ada"}, 1),
         "embeddings_request_seconds_count": ({"route": "/v1/embeddings"}, 1),
         "embeddings_errors_total": ({"route": "/v1/embeddings", "code": "overloaded"}, 1),
         "embeddings_overload_refusals_total": ({"reason": "pending_tokens"}, 1),

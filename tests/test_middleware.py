@@ -118,7 +118,7 @@ async def test_a_client_that_has_gone_is_noted_as_such(log: pytest.LogCaptureFix
     scope = {"type": "http", "method": "POST", "path": "/", "headers": []}
     await surrounded(reading, metrics)(scope, receive, send)
 
-    labels = {"model": "", "route": "other", "status": "499"}
+    labels = {"model": "", "route": "other", "status": "499", "key": ""}
     assert sent == []
     assert counted(metrics, "embeddings_requests_total", **labels) == 1
     assert counted(metrics, "embeddings_requests_in_flight") == 0

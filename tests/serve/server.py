@@ -24,6 +24,7 @@ from serve_app.session import Session, session_members
 
 ROOT = Path(__file__).parents[2]
 ProxyMode = Literal["default", "throughput"]
+EDGE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,11 +151,16 @@ def _free_port() -> int:
 
 
 def _environment(mode: ProxyMode, folder: Path) -> dict[str, str]:
-    """Return the environment of a user: none but the mode's; a folder of its own keeps clusters apart."""
+    """Return the environment of a user: the mode's and nothing else; a folder of its own keeps clusters apart."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "SERVE_"))}
-    flags = {}
+    flags = read_env_file((ROOT / "throughput.env").read_text())
     if mode == "throughput":
-        flags = read_env_file((ROOT / "throughput.env").read_text()) | haproxy_settings(str(folder))
+        flags |= haproxy_settings(str(folder))
+    else:  # the one line that the README asks for with Ray's own proxy
+        flags = {EDGE: flags[EDGE]}
+    encodings = ROOT.parent / "shared" / "tiktoken"
+    if encodings.is_dir():  # where tiktoken's files lie beside the checkout, nothing is fetched
+        flags["TIKTOKEN_CACHE_DIR"] = str(encodings)
     return {
         **inherited,
         **flags,

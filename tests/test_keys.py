@@ -1,0 +1,106 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from serve_app.errors import UnauthorizedError
+from serve_app.keys import UNNAMED, VARIABLE, Keys
+
+FILE = """
+# who may come in
+ada sk-1
+sk-2
+"""
+
+
+def bearing(key: str) -> list[tuple[bytes, bytes]]:
+    """Return the headers of a request that carries a key."""
+    return [(b"host", b"test"), (b"authorization", f"Bearer {key}".encode())]
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """Write a file of two keys."""
+    path = tmp_path / "keys"
+    path.write_text(FILE)
+    return path
+
+
+def test_without_keys_everyone_may_come_in() -> None:
+    """And is nobody in particular."""
+    keys = Keys(None, {})
+
+    assert not keys.are_needed
+    assert keys.owner(bearing("any")) == ""
+
+
+def test_keys_of_the_file_and_of_the_environment_are_valid(file: Path) -> None:
+    """Each with its name."""
+    keys = Keys(str(file), {VARIABLE: "grace sk-3, sk-4"})
+
+    owners = [keys.owner(bearing(key)) for key in ("sk-1", "sk-2", "sk-3", "sk-4")]
+
+    assert owners == ["ada", UNNAMED, "grace", UNNAMED]
+
+
+def test_a_file_without_keys_lets_nobody_in(tmp_path: Path) -> None:
+    """It was meant to hold some."""
+    empty = tmp_path / "keys"
+    empty.write_text("# none yet\n")
+
+    with pytest.raises(UnauthorizedError):
+        Keys(str(empty), {}).owner(bearing("any"))
+
+
+def test_keys_come_and_go_without_a_restart(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the file, which is looked at again."""
+    monkeypatch.setattr("serve_app.keys._LOOK_EVERY_S", 0.0)
+    keys = Keys(str(file), {})
+
+    file.write_text("eve sk-5\n")
+
+    assert keys.owner(bearing("sk-5")) == "eve"
+    with pytest.raises(UnauthorizedError):
+        keys.owner(bearing("sk-1"))
+
+
+@pytest.mark.parametrize("spoil", ["remove", "mistake"])
+def test_a_file_that_cannot_be_read_again_changes_nothing(
+    file: Path, spoil: str, monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture
+) -> None:
+    """The keys stay, and the log says so without a key."""
+    monkeypatch.setattr("serve_app.keys._LOOK_EVERY_S", 0.0)
+    keys = Keys(str(file), {})
+
+    if spoil == "remove":
+        file.unlink()
+    else:
+        file.write_text("one two sk-9\n")
+
+    assert keys.owner(bearing("sk-1")) == "ada"
+    assert "the keys stay as they were" in log.text
+    assert "sk-9" not in log.text
+
+
+def test_a_file_that_is_not_there_ends_the_start(tmp_path: Path) -> None:
+    """A server that should be closed does not open."""
+    with pytest.raises(ValueError, match="cannot be read"):
+        Keys(str(tmp_path / "nowhere"), {})
+
+
+def test_a_mistake_in_the_file_ends_the_start_and_tells_no_key(file: Path) -> None:
+    """It names the line."""
+    file.write_text("ada sk-1\none two sk-9\n")
+
+    with pytest.raises(ValueError, match="line 2") as raised:
+        Keys(str(file), {})
+
+    assert "sk-9" not in str(raised.value)
+
+
+def test_the_environment_is_the_process_s_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where none is given."""
+    monkeypatch.setenv(VARIABLE, "sk-1")
+
+    assert os.environ[VARIABLE] == "sk-1"
+    assert Keys(None).are_needed
