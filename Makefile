@@ -4,7 +4,7 @@ SHELL := /bin/bash
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 CONFIG ?= serve_config.yaml
-EXTRAS ?= minilm,openvino
+EXTRAS ?= minilm,openvino,cl100k
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP     = $(BIN)/python -m pip install --disable-pip-version-check --constraint requirements.lock
@@ -18,8 +18,14 @@ CALMLY  = awk '/(Downloading|Using cached).*\(([5-9]|[0-9][0-9]+)(\.[0-9]+)? MB\
 # that call; a build that is made for one kind of machine (2.13.0+cpu) is preferred where it is found.
 TORCH   = $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
 
+# The clients of the README's table, each kind in an environment of its own, with versions pinned beside its tests. What
+# cannot be installed is done without, and its tests say so.
+CLIENTS       := tests/serve/clients
+CLIENT_STAMPS := .venv-clients/openai-1/stamp .venv-clients/frameworks/stamp \
+	$(CLIENTS)/scripts/node_modules/stamp
+
 .DEFAULT_GOAL := help
-.PHONY: help install serve test lint bench lock clean
+.PHONY: help install serve test clients lint bench lock clean
 
 help: ## list the commands
 	@echo 'make COMMAND, where COMMAND is one of'
@@ -28,7 +34,7 @@ help: ## list the commands
 	@echo 'Settings, as NAME=value after the command:'
 	@echo '  CONFIG       the Serve config file of `make serve`, instead of serve_config.yaml; more in configs/'
 	@echo '  ARGS         what `make test` gives to pytest, `make lock` to the resolver (--upgrade), `make bench` to it (--rounds 5)'
-	@echo '  EXTRAS       what is installed beyond the core, of pyproject.toml: minilm,openvino'
+	@echo '  EXTRAS       what is installed beyond the core, of pyproject.toml: minilm,openvino,cl100k'
 	@echo '  QUICK, ONLY  `make bench QUICK=1` measures one short round; ONLY="throughput infinity short" leaves parts out'
 	@echo '  PYTHON       the Python (3.11 or later) that makes .venv, instead of the one on the PATH'
 	@echo '  TORCH_INDEX  an index with another build of torch. On Linux the default build brings gigabytes of CUDA; on a'
@@ -39,8 +45,10 @@ install: $(VENV)/runtime.stamp ## make .venv with what serving needs (serve and 
 serve: $(VENV)/runtime.stamp ## start the server, with the settings of throughput.env; Ctrl-C stops it
 	@exec $(BIN)/python -m serve_app.launch --config $(CONFIG) --env throughput.env
 
-test: $(VENV)/dev.stamp ## run the tests that need no GPU
+test: $(VENV)/dev.stamp $(CLIENT_STAMPS) ## run the tests that need no GPU
 	@$(BIN)/python -m pytest $(ARGS)
+
+clients: $(CLIENT_STAMPS) .venv-clients/more/stamp ## install all clients that the tests can run, also those that `make test` does without
 
 lint: $(VENV)/dev.stamp ## check style, types and imports
 	$(BIN)/ruff check .
@@ -60,9 +68,13 @@ lock: ## resolve all dependencies anew into requirements.lock
 	   echo '# as it is installed first: `pip install --constraint requirements.lock torch`, then the rest.'; \
 	   grep '^torch==' requirements.lock; grep -v -e '^torch==' -e '^#' requirements.lock; } > requirements.new
 	@mv requirements.new requirements.lock
+	@for kind in openai-1 frameworks more; do \
+		$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate $(ARGS) \
+			$(CLIENTS)/$$kind.in --output-file $(CLIENTS)/$$kind.lock; done
+	cd $(CLIENTS)/scripts && npm install --package-lock-only --no-fund --no-audit
 
 clean: ## remove .venv and everything else that was made here
-	rm -rf $(VENV) benchmarks/.venv-infinity build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-clients $(CLIENTS)/scripts/node_modules benchmarks/.venv-infinity build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find serve_app tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/bin/python:
@@ -84,6 +96,18 @@ $(VENV)/dev.stamp: $(VENV)/runtime.stamp
 	@echo 'Installing the tools for tests and checks'
 	@set -o pipefail; $(PIP) --no-build-isolation --editable '.[$(EXTRAS),dev]' | $(CALMLY)
 	@touch $@
+
+.venv-clients/%/stamp: $(CLIENTS)/%.lock | $(VENV)/bin/python
+	@echo 'Installing clients into .venv-clients/$*, for the tests'
+	@mkdir -p build
+	@if { $(BIN)/python -m venv .venv-clients/$* && \
+		.venv-clients/$*/bin/python -m pip install --disable-pip-version-check --requirement $<; } \
+		> build/clients-$*.log 2>&1; then touch $@; else rm -rf .venv-clients/$*; fi
+
+$(CLIENTS)/scripts/node_modules/stamp: $(CLIENTS)/scripts/package-lock.json
+	@echo 'Installing the clients for Node, for the tests'
+	@mkdir -p build
+	@if (cd $(CLIENTS)/scripts && npm ci --no-fund --no-audit) > build/clients-node.log 2>&1; then touch $@; fi
 
 # What `make bench` compares with, in a venv of its own because it needs older versions of almost everything. It is done
 # without where it cannot be installed, and then tried again the next time. Torch comes first, and the same as ours.

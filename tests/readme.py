@@ -11,6 +11,7 @@ from serve_app.config import HttpConfig, ModelConfig, ServerConfig
 from serve_app.deployment_options import DeploymentOptions, IngressOptions
 from serve_app.messages import ReplicaState
 from serve_app.metrics import Metrics, exposition
+from tests.serve.clients.table import compatibility_table
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -85,6 +86,7 @@ def filled(text: str) -> str:
         "configuration": configuration_table(),
         "metrics": metrics_table(),
         "modules": modules_table(),
+        "clients": compatibility_table(),
     }
     for name, table in tables.items():
         start, end = f"<!-- {name}: python -m tests.readme -->", f"<!-- end of {name} -->"

@@ -1,0 +1,83 @@
+"""openai-python: the client, the one for Azure, sixty-four requests at once, and what becomes of errors."""
+
+import asyncio
+import json
+import sys
+from typing import Any
+
+import openai
+
+URL, MODEL, OTHER_URL = sys.argv[1:4]
+TEXTS = json.loads(sys.argv[4])
+OPTIONS: Any = {"api_key": "sk-any", "timeout": 60}
+ERRORS: dict[str, dict[str, Any]] = {
+    "empty": {"input": ""},
+    "empty item": {"input": ["a", ""]},
+    "dimensions": {"input": "a", "dimensions": 100_000},
+    "unknown model": {"input": "a", "model": "no/such"},
+    "too many": {"input": ["a"] * 2049},
+    "too long": {"input": ["a", "word " * 9000]},
+}
+
+
+def rows(response: Any) -> list[list[float]]:
+    """Return the vectors, in the order in which they came."""
+    assert [item.index for item in response.data] == list(range(len(response.data)))
+    return [list(item.embedding) for item in response.data]
+
+
+def error_of(client: Any, **fields: Any) -> dict[str, Any]:
+    """Return what a request raises, as its caller sees it."""
+    try:
+        client.embeddings.create(**{"model": MODEL, **fields})
+    except openai.APIStatusError as error:
+        return {
+            "class": type(error).__name__,
+            "status": error.status_code,
+            "code": error.code,
+            "param": error.param,
+            "says": error.body.get("message") if isinstance(error.body, dict) else None,
+            "request_id": error.request_id,
+        }
+    return {}
+
+
+async def at_once() -> list[list[float]]:
+    """Send each text in a request of its own, sixty-four in all, together."""
+    async with openai.AsyncOpenAI(base_url=f"{URL}/v1", **OPTIONS) as client:
+        texts = [TEXTS[number % len(TEXTS)] for number in range(64)]
+        answers = await asyncio.gather(
+            *(client.embeddings.create(model=MODEL, input=text) for text in texts)
+        )
+    return [rows(answer)[0] for answer in answers]
+
+
+def main() -> None:
+    """Print all of it."""
+    client = openai.OpenAI(base_url=f"{URL}/v1", **OPTIONS)
+    slashed = openai.OpenAI(base_url=f"{URL}//v1/", **OPTIONS)
+    azure = openai.AzureOpenAI(azure_endpoint=URL, api_version="2024-10-21", **OPTIONS)
+    raw = client.embeddings.with_raw_response.create(model=MODEL, input=TEXTS)
+    other = openai.OpenAI(base_url=f"{OTHER_URL}/v1", **OPTIONS)
+    vectors = {
+        "default": rows(client.embeddings.create(model=MODEL, input=TEXTS)),
+        "float": rows(client.embeddings.create(model=MODEL, input=TEXTS, encoding_format="float")),
+        "raw": rows(raw.parse()),
+        "azure": rows(azure.embeddings.create(model=MODEL, input=TEXTS)),
+        "two slashes": rows(slashed.embeddings.create(model=MODEL, input=TEXTS)),
+        "at once": asyncio.run(at_once()),
+    }
+    errors = {name: error_of(client, **fields) for name, fields in ERRORS.items()}
+    errors["no embedding model"] = error_of(other, input="a", model="reranker")
+    print(json.dumps({
+        "version": openai.__version__,
+        "vectors": vectors,
+        "request_id": raw.headers["x-request-id"],
+        "models": [model.id for model in client.models.list()],
+        "model": client.models.retrieve(MODEL).id,
+        "usage": client.embeddings.create(model=MODEL, input="a text").usage.total_tokens,
+        "errors": errors,
+    }))  # fmt: skip
+
+
+main()

@@ -1,0 +1,32 @@
+"""Clients of text-embeddings-inference: huggingface_hub's and LlamaIndex's."""
+
+import json
+import sys
+from importlib.metadata import version
+
+sys.path.pop(0)
+
+from huggingface_hub import InferenceClient
+from llama_index.embeddings.text_embeddings_inference import TextEmbeddingsInference
+
+URL, MODEL = sys.argv[1:3]
+TEXTS = json.loads(sys.argv[4])
+PACKAGES = (
+    "huggingface_hub",
+    "llama-index-embeddings-text-embeddings-inference",
+)
+
+
+def main() -> None:
+    """Print the vectors."""
+    hub = InferenceClient(model=f"{URL}/embed")
+    llama_index = TextEmbeddingsInference(model_name=MODEL, base_url=URL)
+    vectors = {
+        "huggingface_hub": hub.feature_extraction(TEXTS).tolist(),
+        "huggingface_hub, one text": [hub.feature_extraction(one)[0].tolist() for one in TEXTS],
+        "llama-index": llama_index.get_text_embedding_batch(TEXTS),
+    }
+    print(json.dumps({"version": ", ".join(map(version, PACKAGES)), "vectors": vectors}))
+
+
+main()
