@@ -5,20 +5,15 @@ Knows nothing of Ray or torch.
 
 import asyncio
 import time
-import zlib
 from collections.abc import Awaitable, Callable
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from serve_app import __version__
+from serve_app.bodies import read_body
 from serve_app.config import HttpConfig
-from serve_app.errors import (
-    InvalidRequestError,
-    PayloadTooLargeError,
-    RequestTimeoutError,
-    UnavailableError,
-)
+from serve_app.errors import UnavailableError
 from serve_app.messages import EmbedResponse
 from serve_app.metrics import CONTENT_TYPE
 from serve_app.middleware import record_of
@@ -31,14 +26,12 @@ from serve_app.protocol import (
     parse_request,
 )
 from serve_app.request_log import RequestRecord
-from serve_app.service import ServedModel, Service
+from serve_app.served_models import ServedModel
+from serve_app.service import Service
 from serve_app.vectors import write_response, write_rows
 
 # Answers with more numbers than this are written in a thread: it takes some milliseconds.
 _INLINE_NUMBERS = 300_000
-
-# How bodies may be compressed, all of which zlib reads.
-_ENCODINGS = ("gzip", "x-gzip", "deflate")
 
 Scrape = Callable[[], Awaitable[bytes]]
 Writer = Callable[[EmbedResponse, EmbeddingRequest], bytes]
@@ -85,7 +78,7 @@ class Endpoints:
             if "model" in request.path_params:  # Azure's deployments, and engines
                 asked = asked.model_copy(update={"model": request.path_params["model"]})
             record.inputs = len(asked.items)
-            record.model = self._service.find(asked.model).name
+            record.model = self._service.models.find(asked.model).name
             answer = await self._service.embed(asked, request_id=record.request_id)
             record.tokens = answer.prompt_tokens
             if answer.embeddings.size < _INLINE_NUMBERS:
@@ -98,7 +91,7 @@ class Endpoints:
 
     async def info(self, _request: Request) -> Response:
         """`GET /info`: the default model, as text-embeddings-inference tells of its own."""
-        model = self._service.models[0]
+        model = self._service.models.first
         limits = model.tokenizer.max_input_tokens if model.tokenizer else None
         return _json(
             TeiInfo(
@@ -124,7 +117,7 @@ class Endpoints:
     async def model(self, request: Request) -> Response:
         """`GET /v1/models/{id}`."""
         name = request.path_params["id"]
-        return _json(self._card(name, self._service.named(name)))
+        return _json(self._card(name, self._service.models.named(name)))
 
     def _card(self, name: str, model: ServedModel) -> ModelCard:
         tokenizer = model.tokenizer
@@ -155,66 +148,6 @@ class Endpoints:
     async def metrics(self, _request: Request) -> Response:
         """`GET /metrics`: the series of all replicas, whichever answers."""
         return Response(await self._scrape(), media_type=CONTENT_TYPE)
-
-
-async def read_body(request: Request, *, max_bytes: int, timeout_s: float) -> bytes:
-    """Read a body that has a limit in size and time.
-
-    Raises:
-        PayloadTooLargeError: it is longer, by its own word or by count; no more of it is read.
-        RequestTimeoutError: it was not all here in time.
-    """
-    declared = request.headers.get("content-length", "")
-    # Eighteen digits say enough, and int() takes no number that is thousands of digits long.
-    if declared.isdecimal() and int(declared[:18]) > max_bytes:
-        raise _too_large(max_bytes)
-    chunks: list[bytes] = []
-    size = 0
-    try:
-        async with asyncio.timeout(timeout_s):
-            async for chunk in request.stream():
-                size += len(chunk)
-                if size > max_bytes:
-                    raise _too_large(max_bytes)
-                chunks.append(chunk)
-    except TimeoutError:
-        message = f"The body was not complete after {timeout_s:g} s."
-        raise RequestTimeoutError(message, "request_timeout") from None
-    body = b"".join(chunks)
-    encoding = request.headers.get("content-encoding", "identity").strip().lower()
-    if encoding in ("", "identity"):
-        return body
-    if encoding not in _ENCODINGS:
-        message = (
-            f"The body's Content-Encoding is not known here; there are {', '.join(_ENCODINGS)}."
-        )
-        raise InvalidRequestError(message, "unsupported_content_encoding")
-    return await asyncio.to_thread(inflate, body, max_bytes=max_bytes)
-
-
-def inflate(body: bytes, *, max_bytes: int) -> bytes:
-    """Decompress a body, and no more of it than is allowed.
-
-    Raises:
-        InvalidRequestError: it is not what its header says, or not all there.
-        PayloadTooLargeError: it is longer.
-    """
-    stream = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # gzip's header or zlib's
-    try:
-        plain = stream.decompress(body, max_bytes + 1)
-    except zlib.error:
-        plain = b""
-    if len(plain) > max_bytes:
-        raise _too_large(max_bytes)
-    if not stream.eof or stream.unused_data:
-        message = "The body is not what its Content-Encoding says, or ends too early."
-        raise InvalidRequestError(message, "invalid_content_encoding")
-    return plain
-
-
-def _too_large(max_bytes: int) -> PayloadTooLargeError:
-    message = f"The body is longer than {max_bytes} bytes. Send fewer inputs in a request."
-    return PayloadTooLargeError(message, "payload_too_large")
 
 
 def _whole_response(answer: EmbedResponse, asked: EmbeddingRequest) -> bytes:

@@ -20,7 +20,8 @@ from serve_app.messages import EmbedResponse
 from serve_app.metrics import Metrics, Snapshot, exposition
 from serve_app.protocol import InputType, build_request
 from serve_app.request_log import RequestLog, hide_expected_tracebacks
-from serve_app.service import ServedModel, Service
+from serve_app.served_models import ServedModel
+from serve_app.service import Service
 from serve_app.tokenizer import Tokenizer
 
 # Tokens of the first calls where the settings leave the budget to the device; then the replicas have told theirs.
@@ -123,7 +124,10 @@ class Ingress:
                     truncate=truncate,
                     truncate_direction=truncate_direction,
                 )
-                record.inputs, record.model = len(request.items), self._service.find(model).name
+                record.inputs, record.model = (
+                    len(request.items),
+                    self._service.models.find(model).name,
+                )
                 answer = await self._service.embed(request, request_id=record.request_id)
                 record.tokens = answer.prompt_tokens
                 return answer

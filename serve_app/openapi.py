@@ -5,7 +5,7 @@ assets, Swagger UI 5, come from the package fastapi-offline, which is read and n
 """
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,7 +27,7 @@ from serve_app.protocol import (
     OpenAIErrorBody,
     TeiInfo,
 )
-from serve_app.service import ServedModel
+from serve_app.served_models import ServedModel
 
 ASSETS: Final = {"swagger-ui-bundle.js": "text/javascript", "swagger-ui.css": "text/css"}
 
@@ -126,7 +126,7 @@ class Documentation:
         settings: the limits that the document states.
     """
 
-    def __init__(self, models: Sequence[ServedModel], settings: HttpConfig) -> None:
+    def __init__(self, models: Iterable[ServedModel], settings: HttpConfig) -> None:
         self._schema = orjson.dumps(build_schema([m.name for m in models], settings))
         self._assets = _assets_directory()
 

@@ -1,33 +1,32 @@
 """One embedding request, from validated input to vectors: which model, the limits, the ids, the answer.
 
-HTTP and `DeploymentHandle` callers meet here. Knows neither Starlette nor Ray: a model is reached through `Embedder`.
+HTTP and `DeploymentHandle` callers meet here. Knows neither Starlette nor Ray.
 """
 
 import asyncio
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, get_args
+from typing import Any
 
 from serve_app.cl100k import Cl100k
-from serve_app.config import HttpConfig, ModelConfig
+from serve_app.config import HttpConfig
 from serve_app.errors import (
     BatchSizeError,
     DeadlineError,
     InferenceError,
     InvalidRequestError,
-    ModelNotFoundError,
     NotAnEmbeddingModelError,
     OverloadedError,
     ServiceError,
 )
-from serve_app.messages import EmbedResponse, Failure, ModelAnswer, TokenizedInputs
+from serve_app.messages import EmbedResponse, Failure
 from serve_app.metrics import Metrics
-from serve_app.protocol import EmbeddingRequest, InputType
+from serve_app.protocol import EmbeddingRequest
+from serve_app.served_models import ServedModel, ServedModels
 from serve_app.tokenizer import Tokenized, Tokenizer
 from serve_app.vectors import finish, non_finite_rows
 
@@ -42,40 +41,6 @@ _FAILURES = {
     "inference_failed": "The model failed on {item}.",
     "non_finite_embedding": "The model gave a vector that is not finite for {item}.",
 }
-
-
-class Embedder(Protocol):
-    """A model's deployment, as the service sees it."""
-
-    async def embed(self, inputs: TokenizedInputs, *, request_id: str) -> ModelAnswer:
-        """Return the vectors of all inputs, or raise one of ours."""
-
-    async def is_ready(self) -> bool:
-        """Return whether a replica can embed now."""
-
-
-@dataclass(frozen=True, slots=True)
-class ServedModel:
-    """A model of the configuration, with what it takes to serve it.
-
-    Attributes:
-        config: its settings.
-        dimensions: native dimensions; None for a model that does not embed.
-        tokenizer: None for a model that does not embed.
-        embedder: None for a model that does not embed.
-        reason: why it embeds or does not.
-    """
-
-    config: ModelConfig
-    dimensions: int | None
-    tokenizer: Tokenizer | None
-    embedder: Embedder | None
-    reason: str
-
-    @property
-    def name(self) -> str:
-        """What responses call it."""
-        return self.config.name
 
 
 class Service:
@@ -98,7 +63,7 @@ class Service:
         max_requests: int | None = None,
         cl100k: Cl100k | None = None,
     ) -> None:
-        self.models = tuple(models)
+        self.models = ServedModels(models)
         self._limits = limits
         self._metrics = metrics
         self.max_requests = max_requests
@@ -106,35 +71,11 @@ class Service:
         # Few, because each takes memory and a core, and the library spreads a large batch over cores by itself.
         self._tokenizing = ThreadPoolExecutor(_TOKENIZING_THREADS, thread_name_prefix="tokenize")
         self._tokenizing_large = ThreadPoolExecutor(1, thread_name_prefix="tokenize-large")
-        self._by_name: Mapping[str, ServedModel] = dict(_names(self.models))
         self._cl100k = cl100k
-
-    def find(self, name: str | None) -> ServedModel:
-        """Return the model that a request asks for; absent, empty and the page's literal "null" mean the first.
-
-        Raises:
-            ModelNotFoundError: no model is served under that name.
-        """
-        return self.named(name) if name and name != "null" else self.models[0]
-
-    def named(self, name: str) -> ServedModel:
-        """Return the model of a name or alias, which may end in what the inputs are: `name:query`.
-
-        Raises:
-            ModelNotFoundError: no model is served under that name.
-        """
-        model = self._by_name.get(name) or self._by_name.get(_without_input_type(name))
-        if model is None:
-            served = ", ".join(self._by_name)
-            message = f"The model does not exist here. Served: {served}."
-            raise ModelNotFoundError(message, "model_not_found", "model")
-        return model
 
     def _prompt_name(self, request: EmbeddingRequest, tokenizer: Tokenizer) -> str | None:
         """Return the prompt that a request asks for, by its name or by what the inputs are."""
-        input_type = request.input_type
-        if input_type is None and request.model and request.model not in self._by_name:
-            input_type = _input_type_of(request.model)
+        input_type = request.input_type or self.models.input_type(request.model)
         if request.prompt_name is not None or input_type is None:
             return request.prompt_name
         return tokenizer.prompt_for(input_type)
@@ -181,7 +122,7 @@ class Service:
             raise _named_as_sent(error, request) from None
 
     async def _embed(self, request: EmbeddingRequest, request_id: str) -> EmbedResponse:
-        model = self.find(request.model)
+        model = self.models.find(request.model)
         if model.tokenizer is None or model.embedder is None:
             message = f"{model.name} is served here, but not for embeddings: {model.reason}."
             raise NotAnEmbeddingModelError(message, "not_an_embedding_model", "model")
@@ -270,22 +211,6 @@ class Service:
             return await asyncio.get_running_loop().run_in_executor(threads, run)
         finally:
             has_left.set()
-
-
-def _names(models: Sequence[ServedModel]) -> Iterator[tuple[str, ServedModel]]:
-    for model in models:
-        for name in (model.name, *model.config.aliases):
-            yield name, model
-
-
-def _input_type_of(name: str) -> InputType | None:
-    """Return what stands behind a model's name, if it says what the inputs are."""
-    last = name.rpartition(":")[2]
-    return next((known for known in get_args(InputType) if known == last), None)
-
-
-def _without_input_type(name: str) -> str:
-    return name.rpartition(":")[0] if _input_type_of(name) else name
 
 
 def _raise_for(failures: Sequence[Failure]) -> None:

@@ -39,7 +39,8 @@ from serve_app.messages import (
 )
 from serve_app.metrics import Metrics, exposition
 from serve_app.request_log import RequestLog
-from serve_app.service import ServedModel, Service
+from serve_app.served_models import ServedModel
+from serve_app.service import Service
 from serve_app.tokenizer import Tokenizer
 
 DIMENSIONS = 8

@@ -225,14 +225,14 @@ async def test_the_first_model_is_meant_by_its_names_and_by_none(
     build: Build, name: str | None
 ) -> None:
     """Absent, empty and the page's literal "null" are the default."""
-    assert build().find(name).name == MODEL
+    assert build().models.find(name).name == MODEL
 
 
 @pytest.mark.parametrize("name", ["null", "", "acme", "ACME/TINY"])
 async def test_a_model_is_called_by_a_name_it_has(build: Build, name: str) -> None:
     """What stands for the default in a request is no model's name elsewhere."""
     with pytest.raises(ModelNotFoundError):
-        build().named(name)
+        build().models.named(name)
 
 
 async def test_a_model_that_cannot_embed_now_is_not_ready(
@@ -246,7 +246,7 @@ async def test_a_model_that_cannot_embed_now_is_not_ready(
 
     assert ready == []
     assert await service.not_ready() == [MODEL]
-    assert service.named(RANKER).embedder is None
+    assert service.models.named(RANKER).embedder is None
 
 
 async def test_a_place_is_free_again_after_whatever_happened(

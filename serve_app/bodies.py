@@ -1,0 +1,74 @@
+"""The body of a request: read within a limit of size and time, and decompressed within the same limit.
+
+Knows Starlette's request and nothing of what a body says.
+"""
+
+import asyncio
+import zlib
+
+from starlette.requests import Request
+
+from serve_app.errors import InvalidRequestError, PayloadTooLargeError, RequestTimeoutError
+
+# How bodies may be compressed, all of which zlib reads.
+_ENCODINGS = ("gzip", "x-gzip", "deflate")
+
+
+async def read_body(request: Request, *, max_bytes: int, timeout_s: float) -> bytes:
+    """Read a body that has a limit in size and time.
+
+    Raises:
+        PayloadTooLargeError: it is longer, by its own word or by count; no more of it is read.
+        RequestTimeoutError: it was not all here in time.
+    """
+    declared = request.headers.get("content-length", "")
+    # Eighteen digits say enough, and int() takes no number that is thousands of digits long.
+    if declared.isdecimal() and int(declared[:18]) > max_bytes:
+        raise _too_large(max_bytes)
+    chunks: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout(timeout_s):
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > max_bytes:
+                    raise _too_large(max_bytes)
+                chunks.append(chunk)
+    except TimeoutError:
+        message = f"The body was not complete after {timeout_s:g} s."
+        raise RequestTimeoutError(message, "request_timeout") from None
+    body = b"".join(chunks)
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding in ("", "identity"):
+        return body
+    if encoding not in _ENCODINGS:
+        message = (
+            f"The body's Content-Encoding is not known here; there are {', '.join(_ENCODINGS)}."
+        )
+        raise InvalidRequestError(message, "unsupported_content_encoding")
+    return await asyncio.to_thread(inflate, body, max_bytes=max_bytes)
+
+
+def inflate(body: bytes, *, max_bytes: int) -> bytes:
+    """Decompress a body, and no more of it than is allowed.
+
+    Raises:
+        InvalidRequestError: it is not what its header says, or not all there.
+        PayloadTooLargeError: it is longer.
+    """
+    stream = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # gzip's header or zlib's
+    try:
+        plain = stream.decompress(body, max_bytes + 1)
+    except zlib.error:
+        plain = b""
+    if len(plain) > max_bytes:
+        raise _too_large(max_bytes)
+    if not stream.eof or stream.unused_data:
+        message = "The body is not what its Content-Encoding says, or ends too early."
+        raise InvalidRequestError(message, "invalid_content_encoding")
+    return plain
+
+
+def _too_large(max_bytes: int) -> PayloadTooLargeError:
+    message = f"The body is longer than {max_bytes} bytes. Send fewer inputs in a request."
+    return PayloadTooLargeError(message, "payload_too_large")
