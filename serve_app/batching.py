@@ -40,11 +40,13 @@ def lane_budget(lengths: npt.NDArray[np.int32], *, max_batch_tokens: int, lanes:
         lanes: passes that are computed side by side, each on its part of the processor.
 
     Returns:
-        None where one pass at a time, on the whole processor, is faster: there is little to do, or one input is longer
-        than a lane's share of it.
+        None where passes go one at a time, on the whole processor: there is little to do, or one input is longer than a
+        lane's share of it or of the budget.
     """
     tokens = int(lengths.sum(dtype=np.int64))
-    if lanes == 1 or tokens < lanes * _LANE_TOKENS or int(lengths.max()) * lanes > tokens:
+    if lanes == 1 or tokens < lanes * _LANE_TOKENS:
+        return None
+    if int(lengths.max()) * lanes > min(tokens, max_batch_tokens):
         return None
     share = -(-tokens // lanes)
     return max(min(max_batch_tokens // lanes, max(share // 2, min(share, _SMALL_PASS_TOKENS))), 1)

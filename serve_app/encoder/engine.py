@@ -125,7 +125,7 @@ def lanes_for(threads: int, max_batch_tokens: int) -> int:
     and whatever else runs on the machine makes one of them the last. Lanes meet at the end of a batch only.
     """
     most = max(min(threads, max_batch_tokens // _TOKENS_A_LANE), 1)
-    threads_each = -(-threads // most)  # rounded up: lanes that leave threads over waste them
+    threads_each = -(-threads // most)  # rounded up, so that few threads are left over
     return threads // threads_each
 
 

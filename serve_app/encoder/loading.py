@@ -21,7 +21,7 @@ from serve_app.encoder.engine import (
     lanes_for,
 )
 from serve_app.encoder.torch_engine import TorchEngine, has_changing_positions
-from serve_app.encoder.unpadded import CannotUnpadError, check_device
+from serve_app.encoder.unpadded import check_device
 from serve_app.errors import ModelLoadError
 from serve_app.model_check import check_model
 from serve_app.source import resolve
@@ -130,8 +130,9 @@ class _Loader:
             raise ModelLoadError(
                 f"{self.directory}: the GPU failed without padding; set `padding: always` for this model"
             ) from error
-        except CannotUnpadError as error:
-            logger.info("%s: inputs are padded, because %s", self.directory, error)
+        except Exception as error:  # nothing else is worth a model that does not start
+            engine.pad_again()
+            logger.info("%s: inputs are padded, because %r", self.directory, error)
 
     def openvino_or_torch(self, dtype: str, *, must_be_openvino: bool) -> Engine:
         model: TorchEngine | None = None

@@ -81,7 +81,11 @@ class OpenVinoEngine:
             output = self._request.infer(arrays, share_inputs=True, share_outputs=True)[0]
             return Computed(*self._finished(output, features))
         request = self._idle.pop()
-        request.start_async(arrays, share_inputs=True)
+        try:
+            request.start_async(arrays, share_inputs=True)
+        except Exception:
+            self._idle.append(request)
+            raise
         return _LanePass(self, request, features)
 
     def finish(self, request: openvino.InferRequest, features: Features) -> tuple[Vectors, Finite]:

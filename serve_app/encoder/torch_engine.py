@@ -81,6 +81,9 @@ class TorchEngine:
             raise CannotUnpadError(
                 "its positions depend on the lengths of the inputs, or it is code of its own"
             )
+        if not self.includes_prompt and any("lasttoken" in _modes(m) for m in self.modules):
+            # Of an input that is no longer than its prompt it would give the last token, and with padding zeros.
+            raise CannotUnpadError("it pools the last token and leaves prompts out")
         self._row = Row(self.modules[0], attention=attention)
         self.pads = False
 
@@ -200,6 +203,12 @@ def _without_trailing_normalize(modules: list[Any]) -> list[Any]:
     ):
         modules = modules[:-1]
     return modules
+
+
+def _modes(module: Any) -> tuple[str, ...]:
+    """Return how a module pools, if it does."""
+    modes = getattr(module, "pooling_mode", ())
+    return (modes,) if isinstance(modes, str) else tuple(modes)
 
 
 def _vocabulary_size(first: Any) -> int:

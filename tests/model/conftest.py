@@ -18,6 +18,7 @@ from sentence_transformers.base.modules import Normalize
 from serve_app.checkpoint import Checkpoint, read_checkpoint
 from serve_app.encoder import Encoder, load_encoder
 from serve_app.encoder.torch_engine import TorchEngine
+from serve_app.encoder.unpadded import CannotUnpadError
 from serve_app.messages import Vectors
 from serve_app.tokenizer import Tokenizer, TruncateDirection
 from tests.model.attention import one_by_one
@@ -93,7 +94,10 @@ def unpadded(directory: Path, checkpoint: Checkpoint) -> Encoder:
     """Load a model for torch without padding, with an attention that any device has."""
     model = SentenceTransformer(str(directory), device="cpu", model_kwargs={"dtype": torch.float32})
     engine = TorchEngine(model, checkpoint)
-    engine.unpad(one_by_one)
+    try:
+        engine.unpad(one_by_one)
+    except CannotUnpadError as error:
+        pytest.skip(f"inputs are padded: {error}")
     return Encoder(engine, checkpoint)
 
 

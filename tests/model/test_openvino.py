@@ -323,3 +323,22 @@ def test_an_input_at_the_limit_has_the_vector_of_torch(saved: Path) -> None:
     )
 
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_lane_whose_pass_cannot_be_started_is_there_for_the_next(
+    saved: Path, engine_of: Callable[[Path], OpenVinoEngine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often."""
+    engine = engine_of(saved)
+    features = Features(np.full(8, 10), np.array([4, 4]), 0)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("openvino.InferRequest.start_async", fail)
+        for _ in range(2 * PASSES_PER_LANE + 1):
+            with pytest.raises(MemoryError):
+                engine.start(features, alone=False)
+
+    assert engine.start(features, alone=False).result()[1].all()

@@ -106,6 +106,12 @@ def test_a_model_whose_vectors_would_be_others_is_padded(
     )
 
 
+def test_a_model_that_pools_the_last_token_without_the_prompt_is_padded(tiny: TinyModels) -> None:
+    """sentence-transformers pools a row otherwise where the prompt is all there is."""
+    with pytest.raises(CannotUnpadError, match="last token"):
+        engine_of(tiny("no-prompt-lasttoken")).unpad(one_by_one)
+
+
 def test_a_model_whose_vectors_are_the_same_is_not_padded(tiny: TinyModels) -> None:
     """No token is computed that an input does not have."""
     model = tiny("roberta")
