@@ -114,7 +114,7 @@ def test_an_answer_carries_its_timings_and_one_request_id(url: str) -> None:
         ({"input": "a", "dimensions": 385}, 400, "Invalid request", "validation", "invalid_dimensions", "dimensions"),
         ({"input": "a", "prompt_name": "x"}, 400, "Invalid request", "validation", "unknown_prompt", "prompt_name"),
         ({"input": "a", "model": "gpt"}, 404, "Model not found", "validation", "model_not_found", "model"),
-        ({"input": [[1, 2]]}, 400, "Invalid request", "validation", "token_ids_not_accepted", "input"),
+        ({"input": "a", "input_type": "x"}, 400, "Invalid request", "validation", "invalid_input_type", "input_type"),
     ],
 )  # fmt: skip
 def test_bad_input_gets_the_pages_shape(
