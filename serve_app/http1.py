@@ -28,23 +28,31 @@ class StayingProtocol(HttpToolsProtocol):
         except httptools.HttpParserUpgrade as upgrade:
             if self._should_upgrade():
                 self.handle_websocket_upgrade()
-                return
-            head = self._head()
-            self.parser = httptools.HttpRequestParser(self)
-            self.data_received(head + data[upgrade.args[0] :])
+            elif (
+                self.parser.get_method() == b"CONNECT"
+            ):  # for a proxy, and an upgrade with or without an offer
+                self._refuse()
+            else:
+                head = self._head()
+                self.parser = httptools.HttpRequestParser(self)
+                self.data_received(head + data[upgrade.args[0] :])
         except httptools.HttpParserError:
-            message = "Invalid HTTP request received."
-            self.logger.warning(message)
-            self.send_400_response(message)
+            self._refuse()
+
+    def _refuse(self) -> None:
+        message = "Invalid HTTP request received."
+        self.logger.warning(message)
+        self.send_400_response(message)
 
     def _head(self) -> bytes:
         """Return the headers that were read, without an offer to upgrade and what belongs to it."""
-        kept = [(name, value) for name, value in self.headers if name not in _OFFERS]
         lines = [
             b"%b %b HTTP/%b"
             % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())
         ]
-        for name, value in kept:
+        for name, value in self.headers:
+            if name in _OFFERS:
+                continue
             if name == b"connection":
                 words = (word.strip() for word in value.split(b","))
                 value = b", ".join(w for w in words if w.lower() not in _OFFERS)  # noqa: PLW2901

@@ -136,9 +136,8 @@ class Documentation:
 
     async def page(self, request: Request) -> Response:
         """`GET /docs`."""
-        root = request.scope.get(
-            "root_path", ""
-        )  # where the application lies, as the operator set it
+        # Where the application lies, as the operator set it.
+        root = request.scope.get("root_path", "")
         return Response(_PAGE.format(root=root), media_type="text/html")
 
     async def asset(self, request: Request) -> Response:

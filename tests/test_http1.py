@@ -124,6 +124,14 @@ def test_other_requests_are_read_as_ever(port: int) -> None:
     assert b"HTTP/1.1 100" in answer
 
 
-def test_what_is_no_http_is_400(port: int) -> None:
+@pytest.mark.parametrize(
+    "message",
+    [
+        b"\x16\x03\x01 nonsense\r\n\r\n",
+        b"CONNECT example.org:443 HTTP/1.1\r\nHost: example.org\r\n\r\n",
+        b"CONNECT example.org:443 HTTP/1.1\r\nHost: example.org\r\n" + OFFER + b"\r\n",
+    ],
+)
+def test_what_is_no_http_for_a_server_is_400(port: int, message: bytes) -> None:
     """And ends the connection."""
-    assert exchange(port, b"\x16\x03\x01 nonsense\r\n\r\n").startswith(b"HTTP/1.1 400")
+    assert exchange(port, message).startswith(b"HTTP/1.1 400")

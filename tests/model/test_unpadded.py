@@ -7,7 +7,7 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import ModernBertConfig, ModernBertModel, Qwen2Config, Qwen2Model
+from transformers import ModernBertConfig, ModernBertModel
 
 from serve_app.checkpoint import read_checkpoint
 from serve_app.encoder import Encoder, load_encoder
@@ -19,7 +19,7 @@ from tests.checkpoints import byte_bpe
 from tests.model.attention import one_by_one
 from tests.model.conftest import UNPADDED, Loaded, TinyModels, load, reference_of
 from tests.model.test_parity import TEXTS, assert_same
-from tests.model.tiny import SIZES, Backbone, build, save_backbone
+from tests.model.tiny import SIZES, Backbone, build, qwen2, save_backbone
 
 BPE_TOKENS = {"eos": "<|endoftext|>", "pad": "<|endoftext|>"}
 
@@ -43,18 +43,7 @@ def modern_bert(directory: Path) -> Path:
 
 def windowed_qwen2(directory: Path) -> Path:
     """Save a decoder that sees no further back than four tokens."""
-    torch.manual_seed(6)
-    tokenizer = byte_bpe()
-    config = Qwen2Config(
-        vocab_size=tokenizer.get_vocab_size(),
-        max_position_embeddings=40,
-        num_key_value_heads=2,
-        use_sliding_window=True,
-        sliding_window=4,
-        max_window_layers=0,
-        **SIZES,
-    )
-    return save_backbone(directory, Qwen2Model(config), tokenizer, BPE_TOKENS)
+    return qwen2(directory, use_sliding_window=True, sliding_window=4, max_window_layers=0)
 
 
 @pytest.mark.parametrize("backbone", [modern_bert, windowed_qwen2])

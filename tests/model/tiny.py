@@ -99,7 +99,7 @@ def xlm_roberta(directory: Path) -> Path:
     return save_backbone(directory, XLMRobertaModel(config), tokenizer, ROBERTA_TOKENS)
 
 
-def qwen2(directory: Path) -> Path:
+def qwen2(directory: Path, **changes: Any) -> Path:
     """Save a causal decoder, whose tokenizer pads on the left."""
     torch.manual_seed(4)
     tokenizer = byte_bpe()
@@ -107,7 +107,7 @@ def qwen2(directory: Path) -> Path:
         vocab_size=tokenizer.get_vocab_size(),
         max_position_embeddings=40,
         num_key_value_heads=2,
-        **SIZES,
+        **{**SIZES, **changes},
     )
     tokens = {"eos": "<|endoftext|>", "pad": "<|endoftext|>"}
     return save_backbone(directory, Qwen2Model(config), tokenizer, tokens, padding_side="left")

@@ -24,7 +24,6 @@ class Client:
         ways: what the script tries.
         settings: what to set beside base URL, key and model.
         arguments: given to the script behind those that all get.
-        is_installed_for_tests: `make test` installs it.
     """
 
     name: str
@@ -34,7 +33,6 @@ class Client:
     ways: str
     settings: str = "nothing"
     arguments: tuple[str, ...] = ()
-    is_installed_for_tests: bool = True
 
     @property
     def versions(self) -> str:
@@ -70,7 +68,7 @@ CLIENTS = (
         "langchain_openai.py",
         ("langchain-openai",),
         "frameworks",
-        "token ids as by default, texts of several pieces",
+        "documents, queries, as token ids, which is its default",
         "nothing; the server needs the extra `cl100k`",
         ("ids",),
     ),
@@ -110,7 +108,6 @@ CLIENTS = (
         ("chromadb",),
         "more",
         "documents",
-        is_installed_for_tests=False,
     ),
     Client(
         "Semantic Kernel, `OpenAITextEmbedding`",
@@ -119,7 +116,6 @@ CLIENTS = (
         "more",
         "documents",
         "an `AsyncOpenAI` with the base URL",
-        is_installed_for_tests=False,
     ),
     Client(
         "text-embeddings-inference's: huggingface_hub, LlamaIndex",
@@ -131,7 +127,6 @@ CLIENTS = (
         "more",
         "lists, single texts",
         "the URL without `/v1`",
-        is_installed_for_tests=False,
     ),
 )
 

@@ -11,7 +11,6 @@ from langchain_openai import OpenAIEmbeddings
 URL, MODEL = sys.argv[1:3]
 TEXTS = json.loads(sys.argv[4])
 IDS = sys.argv[5] == "ids"
-LONG = "word " * 9000  # more than the 8,191 ids of a piece
 
 
 def main() -> None:
