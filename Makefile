@@ -5,6 +5,7 @@ SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 CONFIG ?= serve_config.yaml
 EXTRAS ?= minilm,openvino,cl100k
+URL    ?= http://127.0.0.1:8000
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP     = $(BIN)/python -m pip install --disable-pip-version-check --constraint requirements.lock
@@ -25,7 +26,7 @@ CLIENT_STAMPS := .venv-clients/openai-1/stamp .venv-clients/frameworks/stamp \
 	$(CLIENTS)/scripts/node_modules/stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test clients lint bench lock clean
+.PHONY: help install serve test clients lint fuzz bench lock clean
 
 help: ## list the commands
 	@echo 'make COMMAND, where COMMAND is one of'
@@ -33,9 +34,10 @@ help: ## list the commands
 	@echo
 	@echo 'Settings, as NAME=value after the command:'
 	@echo '  CONFIG       the Serve config file of `make serve`, instead of serve_config.yaml; more in configs/'
-	@echo '  ARGS         what `make test` gives to pytest, `make lock` to the resolver (--upgrade), `make bench` to it (--rounds 5)'
+	@echo '  ARGS         what `make test` gives to pytest, `make lock` to the resolver (--upgrade), `make bench` and `make fuzz` to theirs'
 	@echo '  EXTRAS       what is installed beyond the core, of pyproject.toml: minilm,openvino,cl100k'
 	@echo '  QUICK, ONLY  `make bench QUICK=1` measures one short round; ONLY="throughput infinity short" leaves parts out'
+	@echo '  URL          where the server is that `make fuzz` calls: http://127.0.0.1:8000'
 	@echo '  PYTHON       the Python (3.11 or later) that makes .venv, instead of the one on the PATH'
 	@echo '  TORCH_INDEX  an index with another build of torch. On Linux the default build brings gigabytes of CUDA; on a'
 	@echo '               machine without a GPU: make install TORCH_INDEX=https://download.pytorch.org/whl/cpu'
@@ -56,6 +58,9 @@ lint: $(VENV)/dev.stamp ## check style, types and imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+fuzz: $(VENV)/dev.stamp ## send a running server what schemathesis makes of its /openapi.json
+	@$(BIN)/st run $(URL)/openapi.json --url $(URL) --max-examples 500 $(ARGS)
+
 bench: $(VENV)/dev.stamp benchmarks/.venv-infinity/stamp ## measure speed here beside other servers; QUICK=1 in five minutes
 	@$(BIN)/python -m benchmarks $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY)) $(ARGS)
 
@@ -74,7 +79,7 @@ lock: ## resolve all dependencies anew into requirements.lock
 	cd $(CLIENTS)/scripts && npm install --package-lock-only --no-fund --no-audit
 
 clean: ## remove .venv and everything else that was made here
-	rm -rf $(VENV) .venv-clients $(CLIENTS)/scripts/node_modules benchmarks/.venv-infinity build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-clients $(CLIENTS)/scripts/node_modules benchmarks/.venv-infinity build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .schemathesis .import_linter_cache
 	find serve_app tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/bin/python:

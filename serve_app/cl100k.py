@@ -15,6 +15,8 @@ from typing import Any
 from serve_app.errors import InvalidRequestError
 
 NAME = "cl100k_base"
+# What lies beyond are a few special tokens, which are taken but stand for no text of anybody.
+LAST_ORDINARY_ID = 100_255
 # Seconds that a request waits for the file; the first seconds of a server without network are spent on trying.
 _PATIENCE_S = 10.0
 # More ids than this are decoded in a thread: it takes some milliseconds.

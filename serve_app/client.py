@@ -10,19 +10,17 @@ import math
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
-from serve_app.batching import split_by_budget
 from serve_app.errors import OverloadedError, UnavailableError
+from serve_app.jobs import join, split
 from serve_app.messages import (
     EmbedJob,
     EmbedResult,
-    Failure,
     ModelAnswer,
     Refusal,
     ReplicaState,
@@ -62,6 +60,7 @@ class ClientSettings:
         unavailable_after_s: seconds that a call may wait while there is no replica at all.
         retry_after_s: what a refused client is told to wait.
         retry_pause_s: most seconds before a job goes out again.
+        may_rest: whether there is no replica while nothing is to do.
     """
 
     model: str
@@ -70,6 +69,7 @@ class ClientSettings:
     unavailable_after_s: float
     retry_after_s: int
     retry_pause_s: float = 0.1
+    may_rest: bool = False
 
 
 class ModelClient:
@@ -111,8 +111,8 @@ class ModelClient:
         self._look_at_replicas()
         started = time.perf_counter()
         try:
-            jobs = _split(inputs, job_tokens=-(-self._sender.budget // 2), request_id=request_id)
-            return _join(jobs, await self._run(jobs), started)
+            jobs = split(inputs, job_tokens=-(-self._sender.budget // 2), request_id=request_id)
+            return join(jobs, await self._run(jobs), started)
         finally:
             self._count_pending(-inputs.tokens)
 
@@ -127,8 +127,8 @@ class ModelClient:
         return [answer for answer in answers if isinstance(answer, ReplicaState)]
 
     async def is_ready(self) -> bool:
-        """Return whether a replica can embed now."""
-        return bool(await self.states())
+        """Return whether a replica can embed now, or would be started by the first request."""
+        return self._settings.may_rest or bool(await self.states())
 
     def _count_pending(self, tokens: int) -> None:
         self._pending_tokens += tokens
@@ -250,50 +250,3 @@ def _retrieve(waiting: asyncio.Future[Any]) -> None:
 async def _awaited(response: Response) -> Sequence[EmbedResult] | Refusal:
     answer: Sequence[EmbedResult] | Refusal = await response
     return answer
-
-
-def _split(inputs: TokenizedInputs, *, job_tokens: int, request_id: str) -> list[EmbedJob]:
-    """Cut a request into jobs of at most so many tokens, in input order."""
-    runs = split_by_budget(inputs.lengths, budget=job_tokens)
-    if len(runs) == 1:
-        return [EmbedJob(inputs, request_id)]
-    ends = np.concatenate([[0], np.cumsum(inputs.lengths, dtype=np.int64)])
-    return [
-        EmbedJob(
-            TokenizedInputs(
-                inputs.ids[ends[run.start] : ends[run.stop]],
-                inputs.lengths[run],
-                inputs.prompt_length,
-            ),
-            request_id,
-        )
-        for run in runs
-    ]
-
-
-def _join(jobs: Sequence[EmbedJob], answers: Sequence[Answered], started: float) -> ModelAnswer:
-    """Put the jobs' answers together again, in input order."""
-    failures: list[Failure] = []
-    first = 0
-    for job, answer in zip(jobs, answers, strict=True):
-        failures += [
-            replace(failure, index=first + failure.index) for failure in answer.result.failures
-        ]
-        first += len(job.inputs)
-    vectors = [answer.result.vectors for answer in answers]
-    inference_s = _inference_seconds(answers)
-    return ModelAnswer(
-        vectors=vectors[0] if len(vectors) == 1 else np.concatenate(vectors),
-        failures=tuple(failures),
-        queue_s=max(max(answer.at for answer in answers) - started - inference_s, 0.0),
-        inference_s=inference_s,
-    )
-
-
-def _inference_seconds(answers: Sequence[Answered]) -> float:
-    """Return how long some batch of the request was being computed; jobs may share a batch, or a moment."""
-    seconds, counted_until = 0.0, -math.inf
-    for end, length in sorted((answer.at, answer.result.inference_s) for answer in answers):
-        seconds += min(length, end - counted_until)
-        counted_until = end
-    return seconds

@@ -71,6 +71,11 @@ class DeploymentOptions(Settings):
             raise ValueError("set num_replicas or autoscaling_config, not both")
         return self
 
+    @property
+    def may_rest(self) -> bool:
+        """Whether the deployment goes down to no replica when there is nothing to do."""
+        return (self.autoscaling_config or {}).get("min_replicas") == 0
+
     def given(self) -> dict[str, Any]:
         """Return what Serve is told: the options that have a value, without those that this project handles itself."""
         return self.model_dump(exclude_none=True, exclude={"name", "user_config"})

@@ -136,7 +136,7 @@ class Endpoints:
         return _json(Health())
 
     async def ready(self, _request: Request) -> Response:
-        """`GET /ready`: every model has a replica that can embed."""
+        """`GET /ready`: every model has a replica that can embed, or starts one when it is asked."""
         names = await self._service.not_ready()
         if names:
             message = f"No replica can embed with: {', '.join(names)}."

@@ -160,6 +160,7 @@ def _client(handle: Any, model: ModelConfig, http: HttpConfig, metrics: Metrics)
         max_queued_tokens=model.max_queued_tokens,
         unavailable_after_s=http.unavailable_after_s,
         retry_after_s=http.retry_after_s,
+        may_rest=model.deployment.may_rest,
     )
     return ModelClient(handle, settings, metrics=metrics)
 

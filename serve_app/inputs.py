@@ -12,21 +12,6 @@ from serve_app.errors import InvalidRequestError
 Texts = list[str]
 TokenIdLists = list[list[int]]
 
-_INTEGERS: dict[str, Any] = {
-    "type": "array",
-    "minItems": 1,
-    "items": {"type": "integer", "minimum": 0},
-}
-_SCHEMA: dict[str, Any] = {
-    "anyOf": [
-        {"type": "string", "minLength": 1},
-        {"type": "array", "minItems": 1, "items": {"type": "string", "minLength": 1}},
-        _INTEGERS,
-        {"type": "array", "minItems": 1, "items": _INTEGERS},
-        {"type": "null"},
-    ],
-}
-
 
 def plain(value: Any, *, depth: int = 2) -> Any:
     """Make JSON's kinds of what Python callers send: tuples, subclasses of str, numpy's arrays and scalars.
@@ -44,6 +29,11 @@ def plain(value: Any, *, depth: int = 2) -> Any:
     if set(map(type, value)) <= {str, int}:
         return value if isinstance(value, list) else list(value)
     return [plain(item, depth=depth - 1) for item in value]
+
+
+def whole(value: Any) -> Any:
+    """Make an integer of a number like 7.0: to JSON both are the same, and some languages write all numbers so."""
+    return int(value) if type(value) is float and value.is_integer() else value
 
 
 # What an item can be, in words for errors. Exact types: a bool is no token id, though Python calls it an int.
@@ -66,25 +56,34 @@ def _check_inputs(value: Any, info: ValidationInfo) -> Any:
         raise InvalidRequestError(
             f"{param} is empty; send at least one text.", "empty_input", param
         )
-    if isinstance(value, list):
-        _check_items(value, param)
-    return value
+    return _checked_items(value, param) if isinstance(value, list) else value
 
 
-def _check_items(items: list[Any], param: str) -> None:
+def _checked_items(items: list[Any], param: str) -> list[Any]:
     """Check that all items are of one kind, that none is empty, and that lists hold integers."""
     kinds = set(map(type, items))
+    if float in kinds:
+        items = [whole(item) for item in items]
+        kinds = set(map(type, items))
     if len(kinds) > 1 or not kinds <= _KINDS.keys():
         raise _kind_error(items, param)
     if kinds != {int} and not all(items):
         at = f"{param}[{next(index for index, item in enumerate(items) if not item)}]"
         raise InvalidRequestError(f"{at} is empty.", "empty_input", at)
     if kinds == {list}:
-        for index, ids in enumerate(items):
-            if set(map(type, ids)) != {int}:
-                at = f"{param}[{index}]"
-                message = f"{at} holds a token id that is no integer."
-                raise InvalidRequestError(message, "invalid_token_id", at)
+        return [_checked_ids(ids, f"{param}[{index}]") for index, ids in enumerate(items)]
+    return items
+
+
+def _checked_ids(ids: list[Any], param: str) -> list[int]:
+    kinds = set(map(type, ids))
+    if float in kinds:
+        ids = [whole(number) for number in ids]
+        kinds = set(map(type, ids))
+    if kinds != {int}:
+        message = f"{param} holds a token id that is no integer."
+        raise InvalidRequestError(message, "invalid_token_id", param)
+    return ids
 
 
 def _kind_error(items: list[Any], param: str) -> InvalidRequestError:
@@ -106,5 +105,5 @@ def _kind_error(items: list[Any], param: str) -> InvalidRequestError:
 Inputs = Annotated[
     str | Texts | list[int] | TokenIdLists | None,
     PlainValidator(_check_inputs),
-    WithJsonSchema(_SCHEMA),
+    WithJsonSchema({}),  # made exact in request_schema.py
 ]

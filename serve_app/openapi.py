@@ -18,7 +18,6 @@ from serve_app import __version__, errors
 from serve_app.config import HttpConfig
 from serve_app.errors import NotFoundError, ServiceError
 from serve_app.protocol import (
-    EmbeddingRequest,
     EmbeddingResponse,
     ErrorBody,
     Health,
@@ -27,6 +26,7 @@ from serve_app.protocol import (
     OpenAIErrorBody,
     TeiInfo,
 )
+from serve_app.request_schema import names, request_schema
 from serve_app.served_models import ServedModel
 
 ASSETS: Final = {"swagger-ui-bundle.js": "text/javascript", "swagger-ui.css": "text/css"}
@@ -127,7 +127,7 @@ class Documentation:
     """
 
     def __init__(self, models: Iterable[ServedModel], settings: HttpConfig) -> None:
-        self._schema = orjson.dumps(build_schema([m.name for m in models], settings))
+        self._schema = orjson.dumps(build_schema([*models], settings))
         self._assets = _assets_directory()
 
     async def schema(self, _request: Request) -> Response:
@@ -155,17 +155,18 @@ def _assets_directory() -> Path:
     return Path(spec.origin).parent / "static"
 
 
-def build_schema(models: Sequence[str], settings: HttpConfig) -> Json:
+def build_schema(models: Sequence[ServedModel], settings: HttpConfig) -> Json:
     """Return the OpenAPI 3.1 document of all routes."""
     _, definitions = models_json_schema(
-        [(EmbeddingRequest, "validation"), *((answer, "serialization") for answer in _ANSWERS)],
+        [(answer, "serialization") for answer in _ANSWERS],
         ref_template="#/components/schemas/{model}",
     )
+    request = request_schema(models, most_inputs=settings.max_client_batch_size)
     embeddings = _operation(
         "embeddings", "Embed one or many inputs", EmbeddingResponse, _EMBEDDING, headers=_TIMINGS
     )
     embeddings["description"] = _limits(models, settings)
-    embeddings["requestBody"] = {"required": True, "content": _json_content(EmbeddingRequest)}
+    embeddings["requestBody"] = {"required": True, "content": _json_content("EmbeddingRequest")}
     embed = _operation(
         "embed", "Embed, as text-embeddings-inference does", None, _EMBEDDING, headers=_TIMINGS
     )
@@ -173,13 +174,14 @@ def build_schema(models: Sequence[str], settings: HttpConfig) -> Json:
     embed["responses"]["200"]["content"] = {"application/json": {"schema": _VECTORS}}
     closed = [errors.UnauthorizedError]
     model = _operation("model", "One model", ModelCard, [*closed, errors.ModelNotFoundError])
-    model["parameters"] = [_name_in_path("id")]
+    model["parameters"] = [_name_in_path("id", models)]
     listing = _operation("models", "All models", ModelList, closed)
     of_model = {
         **embeddings,
         "operationId": "embeddings_of_model",
-        "parameters": [_name_in_path("model")],
+        "parameters": [_name_in_path("model", models)],
     }
+    schemas = {**definitions["$defs"], "EmbeddingRequest": request}
     return {
         "openapi": "3.1.0",
         "info": {"title": "Embeddings API", "version": __version__},
@@ -198,7 +200,7 @@ def build_schema(models: Sequence[str], settings: HttpConfig) -> Json:
             },
             "/metrics": {"get": _operation("metrics", "Prometheus text of all replicas", None)},
         },
-        "components": {"schemas": definitions["$defs"], "securitySchemes": _SCHEMES},
+        "components": {"schemas": schemas, "securitySchemes": _SCHEMES},
         "security": [{}, *({name: []} for name in _SCHEMES)],  # `{}`: where no keys are configured
     }
 
@@ -212,19 +214,19 @@ def _paths(method: str, operation: Json, path: str, *aliases: str) -> Json:
     return {path: {method: operation}, **others}
 
 
-def _name_in_path(name: str) -> Json:
+def _name_in_path(name: str, models: Sequence[ServedModel]) -> Json:
     return {
         "name": name,
         "in": "path",
         "required": True,
-        "schema": {"type": "string"},
+        "schema": {"type": "string", "minLength": 1, "examples": names(models)},
         "description": "A served name or alias; slashes may be sent raw or as %2F.",
     }
 
 
-def _limits(models: Sequence[str], settings: HttpConfig) -> str:
+def _limits(models: Sequence[ServedModel], settings: HttpConfig) -> str:
     return (
-        f"Models: {', '.join(models)}. At most {settings.max_client_batch_size} inputs, "
+        f"Models: {', '.join(model.name for model in models)}. At most {settings.max_client_batch_size} inputs, "
         f"{settings.max_request_tokens} tokens and {settings.max_body_bytes} bytes in a request."
     )
 
@@ -237,7 +239,9 @@ def _operation(
     *,
     headers: Json | None = None,
 ) -> Json:
-    content = _json_content(answer) if answer else {"text/plain": {"schema": {"type": "string"}}}
+    content = (
+        _json_content(answer.__name__) if answer else {"text/plain": {"schema": {"type": "string"}}}
+    )
     ok = {
         "description": "OK",
         "headers": _REQUEST_ID | (headers or {}),
@@ -284,5 +288,5 @@ def _examples(failures: Sequence[type[ServiceError]]) -> Json:
     }  # fmt: skip
 
 
-def _json_content(model: type) -> Json:
-    return {"application/json": {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}}
+def _json_content(name: str) -> Json:
+    return {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}}

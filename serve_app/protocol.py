@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from serve_app.errors import InvalidRequestError
-from serve_app.inputs import Inputs, Texts, TokenIdLists, plain
+from serve_app.inputs import Inputs, Texts, TokenIdLists, plain, whole
 
 TruncateDirection = Literal["right", "left"]
 EncodingFormat = Literal["float", "base64"]
@@ -52,8 +52,8 @@ class EmbeddingRequest(BaseModel):
         Field(description="`base64` is little-endian float32. Default: `float`."),
     ] = None
     dimensions: Annotated[
-        StrictInt | None,
-        Field(ge=1, description="Keeps the first components; 1 to the model's own. Default: all."),
+        Annotated[StrictInt, Field(ge=1), BeforeValidator(whole)] | None,
+        Field(description="Keeps the first components; 1 to the model's own. Default: all."),
     ] = None
     user: Annotated[StrictStr | None, Field(description="Accepted and not used.")] = None
     normalize: Annotated[StrictBool | None, Field(description="Unit length. Default: true.")] = None

@@ -451,6 +451,13 @@ async def test_a_model_is_ready_when_one_replica_is_well(
     assert await client.is_ready() is is_ready
 
 
+async def test_a_model_that_may_rest_is_ready_without_a_replica() -> None:
+    """Whoever keeps requests away while `/ready` is 503 would never let the one through that wakes it."""
+    client = client_of(FakeHandle(answer, states=[]), may_rest=True)
+
+    assert await client.is_ready()
+
+
 @pytest.mark.parametrize(
     "error", [TimeoutError(), ActorDiedError(), DeploymentUnavailableError(None)]
 )

@@ -31,7 +31,7 @@ def test_the_four_kinds_of_inputs_pass_unchanged(value: Any) -> None:
         (True, "invalid_type", "input"),
         ({"text": "a"}, "invalid_type", "input"),
         (["a", None], "invalid_type", "input[1]"),
-        ([1, 2.0], "invalid_type", "input[1]"),
+        ([1, 2.5], "invalid_type", "input[1]"),
         ([1, True], "invalid_type", "input[1]"),
         ([True], "invalid_type", "input[0]"),
         (["a", 1], "mixed_types", "input[1]"),

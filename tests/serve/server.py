@@ -54,6 +54,11 @@ class Server:
         """Where the application of plumbing.py answers."""
         return f"{self.url}/plumbing"
 
+    @property
+    def guarded_url(self) -> str:
+        """Where the application answers that wants a key."""
+        return f"{self.url}/guarded"
+
     def run_script(self, name: str, *arguments: str) -> str:
         """Run a script of this folder on the server's cluster and return what it prints."""
         script = [sys.executable, str(ROOT / "tests" / "serve" / name), *arguments]
@@ -124,8 +129,9 @@ def running_server(config: Mapping[str, Any], *, mode: ProxyMode) -> Iterator[Se
     )
     try:
         _wait_until_ready(f"{server.url}/ready", session, early)
-        # Until it is there, its paths are the other application's.
+        # Until they are there, their paths are the first application's.
         _wait_until_ready(f"{server.plumbing_url}/ready", session, [])
+        _wait_until_ready(f"{server.guarded_url}/ready", session, [])
         yield server
     finally:
         left = session.stop(lambda: False, grace_s=60)

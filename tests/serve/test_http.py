@@ -12,7 +12,8 @@ import pytest
 import requests
 from sentence_transformers import SentenceTransformer
 
-NAME = "sentence-transformers/all-MiniLM-L6-v2"
+from tests.serve.applications import NAME
+
 PAGE_KEYS = {"error", "error_type", "message", "type", "param", "code"}
 TIMINGS = {"x-total-time", "x-tokenization-time", "x-queue-time", "x-inference-time"}
 

@@ -1,8 +1,14 @@
 """Overload is the page's 429, whichever limit is met and whoever would have refused."""
 
+import asyncio
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 
+import httpx
+import openai
+import pytest
 import requests
 
 from tests.serve.server import Server
@@ -66,3 +72,43 @@ def test_the_server_answers_normally_after_an_overload(server: Server) -> None:
     answer = post(server.plumbing_url, {"input": "fine"})
 
     assert answer.status_code == 200
+
+
+@dataclass
+class Tries:
+    """What was answered to one call of an SDK, try by try: the status, and when."""
+
+    statuses: list[int] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
+
+    async def note(self, answer: httpx.Response) -> None:
+        """Be told of an answer."""
+        self.statuses.append(answer.status_code)
+        self.times.append(time.monotonic())
+
+
+@pytest.mark.anyio
+async def test_an_sdk_that_is_refused_waits_as_it_is_told_and_gets_through(server: Server) -> None:
+    """Three times as many as are taken at once come together."""
+
+    async def call() -> Tries:
+        tries = Tries()
+        http = httpx.AsyncClient(event_hooks={"response": [tries.note]})
+        options = {"base_url": f"{server.plumbing_url}/v1", "api_key": "sk-any", "max_retries": 8}
+        async with openai.AsyncOpenAI(**options, http_client=http) as client:
+            await client.embeddings.create(model="obedient", input="slow")
+        return tries
+
+    calls = await asyncio.gather(*(call() for _ in range(120)))
+
+    refused = [tries for tries in calls if len(tries.statuses) > 1]
+    assert refused
+    for tries in refused:
+        assert set(tries.statuses[:-1]) == {429}
+        pauses = [
+            later - sooner for sooner, later in zip(tries.times, tries.times[1:], strict=False)
+        ]
+        assert (
+            min(pauses) > 0.9
+        )  # of the second that Retry-After says; an SDK's own first pause is half of one
+    assert {tries.statuses[-1] for tries in calls} == {200}

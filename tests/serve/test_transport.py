@@ -91,3 +91,12 @@ def test_options_says_which_methods_there_are(server: Server) -> None:
 
     assert answer.status_code == 405
     assert answer.headers["allow"] == "POST"
+
+
+def test_head_is_get_without_a_body(server: Server) -> None:
+    """Probes and load balancers send it; the route itself has no GET."""
+    probe = requests.head(f"{server.url}/health", timeout=30)
+    route = requests.head(f"{server.url}/v1/embeddings", timeout=30)
+
+    assert (probe.status_code, probe.content) == (200, b"")
+    assert (route.status_code, route.headers["allow"], route.content) == (405, "POST", b"")

@@ -10,29 +10,44 @@ import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
 
+from tests.serve.applications import ABSENT, NAME
 from tests.serve.clients.table import CLIENTS, HERE, Client
 from tests.serve.server import Server
-from tests.serve.test_http import NAME
 
 TEXTS = ["a text", "another text, with a comma", "日本語のテスト", "x" * 30, "words " * 40]
 SCRIPTS = {(client.script, client.lock, client.arguments): client for client in CLIENTS}
-# By case of the OpenAI scripts: class, status, code, and how `param` begins.
-PYTHON_ERRORS = {
-    "empty": ("BadRequestError", 400, "empty_input", "input"),
-    "empty item": ("BadRequestError", 400, "empty_input", "input[1]"),
-    "dimensions": ("BadRequestError", 400, "invalid_dimensions", "dimensions"),
-    "unknown model": ("NotFoundError", 404, "model_not_found", "model"),
-    "too many": ("APIStatusError", 413, "batch_size_exceeded", "input"),
-    "too long": ("UnprocessableEntityError", 422, "context_length_exceeded", "input[1]"),
-    "no embedding model": ("APIStatusError", 424, "not_an_embedding_model", "model"),
+WHERE = {"open": lambda server: server.url, "guarded": lambda server: server.guarded_url}
+# By case of OpenAI's SDKs: class, status, code, `param`, and some of the words.
+ERRORS = {
+    "empty": ("BadRequestError", 400, "empty_input", "input", "send at least one text"),
+    "empty item": ("BadRequestError", 400, "empty_input", "input[1]", "input[1] is empty"),
+    "dimensions": ("BadRequestError", 400, "invalid_dimensions", "dimensions", "from 1 to 384"),
+    "unknown model": ("NotFoundError", 404, "model_not_found", "model", "does not exist"),
+    "too many": ("APIStatusError", 413, "batch_size_exceeded", "input", "at most 2048"),
+    "too long": (
+        "UnprocessableEntityError",
+        422,
+        "context_length_exceeded",
+        "input[1]",
+        "maximum context length is 256",
+    ),
+    "no embedding model": (
+        "APIStatusError",
+        424,
+        "not_an_embedding_model",
+        "model",
+        "not for embeddings",
+    ),
 }
-NODE_ERRORS = {
-    "empty": ("BadRequestError", 400, "empty_input", "input"),
-    "unknown model": ("NotFoundError", 404, "model_not_found", "model"),
+GUARDED_ERRORS = {
+    "wrong key": ("AuthenticationError", 401, "invalid_api_key", None, "A valid API key"),
+    "no replica": ("InternalServerError", 503, "model_unavailable", None, "no replica"),
 }
+# What the classes are called that have no name of their own in openai-node.
+NODE_CLASSES = {"APIStatusError": "APIError"}
 
 
-def run(client: Client, server: Server) -> dict[str, Any]:
+def run(client: Client, server: Server, url: str) -> dict[str, Any]:
     """Run a client's script and return what it prints."""
     *_, script = client.command
     program = client.command[0]
@@ -43,7 +58,7 @@ def run(client: Client, server: Server) -> dict[str, Any]:
         pytest.skip(f"{client.name} is not installed here: `make clients` installs all of them")
     if "ids" in client.arguments and "TIKTOKEN_CACHE_DIR" not in server.environment:
         pytest.skip("TIKTOKEN_CACHE_DIR does not say where the file of cl100k_base is")
-    arguments = [server.url, NAME, server.plumbing_url, json.dumps(TEXTS), *client.arguments]
+    arguments = [url, NAME, ABSENT, json.dumps(TEXTS), *client.arguments]
     done = subprocess.run(
         [*client.command, *arguments],
         cwd=HERE,
@@ -58,30 +73,41 @@ def run(client: Client, server: Server) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.parametrize("where", WHERE)
 @pytest.mark.parametrize(
     "client",
     SCRIPTS.values(),
     ids=lambda c: "-".join([Path(c.script).stem, c.lock, *c.arguments]),
 )
 def test_a_client_gets_the_model_s_vectors(
-    client: Client, server: Server, reference: SentenceTransformer
+    client: Client, where: str, server: Server, reference: SentenceTransformer
 ) -> None:
-    """In every way that it has, and errors that its user can read."""
-    found = run(client, server)
+    """In every way that it has, and errors that its user can read; also with a key, and `error_format: openai`."""
+    found = run(client, server, WHERE[where](server))
 
     expected = reference.encode(TEXTS)
     assert found["vectors"]
     for way, rows in found["vectors"].items():
         wanted = np.resize(expected, (len(rows), expected.shape[1]))
         np.testing.assert_allclose(np.array(rows), wanted, atol=1e-5, err_msg=way)
-    known = PYTHON_ERRORS if client.script.endswith("python.py") else NODE_ERRORS
-    for case, (kind, status, code, param) in known.items():
-        if "errors" in found:
-            error = found["errors"][case]
-            assert (error["class"], error["status"], error["code"]) == (kind, status, code), case
-            assert error["param"] == param
-            assert error["says"]
+    if "errors" in found:
+        check_errors(found["errors"], client, is_guarded=where == "guarded")
     if "too_long" in found:
         assert found["too_long"] == "ContextWindowExceededError"
-    if "ai_sdk_error" in found:
-        assert found["ai_sdk_error"] == "Not Found"  # it looks into OpenAI's envelope only
+    if "ai_sdk_error" in found:  # it looks into OpenAI's envelope only
+        words = "does not exist" if where == "guarded" else "Not Found"
+        assert words in found["ai_sdk_error"]
+
+
+def check_errors(found: dict[str, Any], client: Client, *, is_guarded: bool) -> None:
+    """Check what an SDK made of each error, and that it tried again only what may go well then."""
+    known = ERRORS | GUARDED_ERRORS if is_guarded else ERRORS
+    for case, (kind, status, code, param, words) in known.items():
+        error = found[case]
+        name = NODE_CLASSES.get(kind, kind) if client.lock == "node" else kind
+        assert (error["class"], error["status"], error["code"]) == (name, status, code), case
+        assert error["param"] == param
+        assert words in error["says"]
+        assert error["tries"] == [status] * (3 if status == 503 else 1)
+    if not is_guarded:
+        assert found["wrong key"] == {}  # nobody asks for one

@@ -5,7 +5,7 @@ import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
 import { embedMany } from "ai";
 import OpenAI from "openai";
 
-const [url, model, , texts] = process.argv.slice(2);
+const [url, model, absent, texts] = process.argv.slice(2);
 const inputs = JSON.parse(texts);
 const versionOf = (name) => {
   // Not every package lets its package.json be imported.
@@ -22,13 +22,21 @@ const versionOf = (name) => {
 const client = new OpenAI({ baseURL: `${url}/v1`, apiKey: "sk-any" });
 const rows = (answer) => answer.data.map((item) => Array.from(item.embedding));
 
-const errorOf = async (fields) => {
+const errorOf = async (fields, apiKey = "sk-any") => {
+  const tries = [];
+  const counting = async (...request) => {
+    const answer = await fetch(...request);
+    tries.push(answer.status);
+    return answer;
+  };
   try {
-    await client.embeddings.create({ model, ...fields });
+    const own = new OpenAI({ baseURL: `${url}/v1`, apiKey, fetch: counting });
+    await own.embeddings.create({ model, ...fields });
   } catch (error) {
     const { status, code, param, message } = error;
-    return { class: error.constructor.name, status, code, param, says: message };
+    return { class: error.constructor.name, status, code, param, says: message, tries };
   }
+  return {};
 };
 
 const provider = createOpenAICompatible({
@@ -55,7 +63,14 @@ console.log(
     },
     errors: {
       empty: await errorOf({ input: "" }),
+      "empty item": await errorOf({ input: ["a", ""] }),
+      dimensions: await errorOf({ input: "a", dimensions: 100000 }),
       "unknown model": await errorOf({ input: "a", model: "no/such" }),
+      "too many": await errorOf({ input: Array(2049).fill("a") }),
+      "too long": await errorOf({ input: ["a", "word ".repeat(9000)] }),
+      "no embedding model": await errorOf({ input: "a", model: "reranker" }),
+      "wrong key": await errorOf({ input: "a" }, "sk-other"),
+      "no replica": await errorOf({ input: "a", model: absent }),
     },
     ai_sdk_error: aiSdkError,
   }),

@@ -1,13 +1,17 @@
-"""openai-python: the client, the one for Azure, sixty-four requests at once, and what becomes of errors."""
+"""openai-python: the client, the one for Azure, sixty-four requests at once, and what becomes of errors.
+
+Where a model is named that has no replica, how often it is asked for again is counted.
+"""
 
 import asyncio
 import json
 import sys
 from typing import Any
 
+import httpx
 import openai
 
-URL, MODEL, OTHER_URL = sys.argv[1:4]
+URL, MODEL, ABSENT = sys.argv[1:4]
 TEXTS = json.loads(sys.argv[4])
 OPTIONS: Any = {"api_key": "sk-any", "timeout": 60}
 ERRORS: dict[str, dict[str, Any]] = {
@@ -17,6 +21,7 @@ ERRORS: dict[str, dict[str, Any]] = {
     "unknown model": {"input": "a", "model": "no/such"},
     "too many": {"input": ["a"] * 2049},
     "too long": {"input": ["a", "word " * 9000]},
+    "no embedding model": {"input": "a", "model": "reranker"},
 }
 
 
@@ -26,8 +31,12 @@ def rows(response: Any) -> list[list[float]]:
     return [list(item.embedding) for item in response.data]
 
 
-def error_of(client: Any, **fields: Any) -> dict[str, Any]:
-    """Return what a request raises, as its caller sees it."""
+def error_of(key: str = "sk-any", **fields: Any) -> dict[str, Any]:
+    """Return what a request raises, as its caller sees it, and what was answered to each of its tries."""
+    tries: list[int] = []
+    hooks: Any = {"response": [lambda answer: tries.append(answer.status_code)]}
+    options = {**OPTIONS, "api_key": key, "http_client": httpx.Client(event_hooks=hooks)}
+    client = openai.OpenAI(base_url=f"{URL}/v1", **options)
     try:
         client.embeddings.create(**{"model": MODEL, **fields})
     except openai.APIStatusError as error:
@@ -38,6 +47,7 @@ def error_of(client: Any, **fields: Any) -> dict[str, Any]:
             "param": error.param,
             "says": error.body.get("message") if isinstance(error.body, dict) else None,
             "request_id": error.request_id,
+            "tries": tries,
         }
     return {}
 
@@ -58,7 +68,6 @@ def main() -> None:
     slashed = openai.OpenAI(base_url=f"{URL}//v1/", **OPTIONS)
     azure = openai.AzureOpenAI(azure_endpoint=URL, api_version="2024-10-21", **OPTIONS)
     raw = client.embeddings.with_raw_response.create(model=MODEL, input=TEXTS)
-    other = openai.OpenAI(base_url=f"{OTHER_URL}/v1", **OPTIONS)
     vectors = {
         "default": rows(client.embeddings.create(model=MODEL, input=TEXTS)),
         "float": rows(client.embeddings.create(model=MODEL, input=TEXTS, encoding_format="float")),
@@ -67,8 +76,9 @@ def main() -> None:
         "two slashes": rows(slashed.embeddings.create(model=MODEL, input=TEXTS)),
         "at once": asyncio.run(at_once()),
     }
-    errors = {name: error_of(client, **fields) for name, fields in ERRORS.items()}
-    errors["no embedding model"] = error_of(other, input="a", model="reranker")
+    errors = {name: error_of(**fields) for name, fields in ERRORS.items()}
+    errors["wrong key"] = error_of("sk-other", input="a")
+    errors["no replica"] = error_of(input="a", model=ABSENT)
     print(json.dumps({
         "version": openai.__version__,
         "vectors": vectors,

@@ -19,8 +19,8 @@ PACKAGES = (
 
 def main() -> None:
     """Print the vectors."""
-    hub = InferenceClient(model=f"{URL}/embed")
-    llama_index = TextEmbeddingsInference(model_name=MODEL, base_url=URL)
+    hub = InferenceClient(model=f"{URL}/embed", token="sk-any")
+    llama_index = TextEmbeddingsInference(model_name=MODEL, base_url=URL, auth_token="sk-any")
     vectors = {
         "huggingface_hub": hub.feature_extraction(TEXTS).tolist(),
         "huggingface_hub, one text": [hub.feature_extraction(one)[0].tolist() for one in TEXTS],

@@ -1,0 +1,58 @@
+"""A request as the jobs that a model gets of it, and their results as one answer again."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from serve_app.batching import split_by_budget
+from serve_app.messages import EmbedJob, Failure, ModelAnswer, TokenizedInputs
+from serve_app.sender import Answered
+
+
+def split(inputs: TokenizedInputs, *, job_tokens: int, request_id: str) -> list[EmbedJob]:
+    """Cut a request into jobs of at most so many tokens, in input order."""
+    runs = split_by_budget(inputs.lengths, budget=job_tokens)
+    if len(runs) == 1:
+        return [EmbedJob(inputs, request_id)]
+    ends = np.concatenate([[0], np.cumsum(inputs.lengths, dtype=np.int64)])
+    return [
+        EmbedJob(
+            TokenizedInputs(
+                inputs.ids[ends[run.start] : ends[run.stop]],
+                inputs.lengths[run],
+                inputs.prompt_length,
+            ),
+            request_id,
+        )
+        for run in runs
+    ]
+
+
+def join(jobs: Sequence[EmbedJob], answers: Sequence[Answered], started: float) -> ModelAnswer:
+    """Put the jobs' answers together again, in input order."""
+    failures: list[Failure] = []
+    first = 0
+    for job, answer in zip(jobs, answers, strict=True):
+        failures += [
+            replace(failure, index=first + failure.index) for failure in answer.result.failures
+        ]
+        first += len(job.inputs)
+    vectors = [answer.result.vectors for answer in answers]
+    inference_s = _inference_seconds(answers)
+    return ModelAnswer(
+        vectors=vectors[0] if len(vectors) == 1 else np.concatenate(vectors),
+        failures=tuple(failures),
+        queue_s=max(max(answer.at for answer in answers) - started - inference_s, 0.0),
+        inference_s=inference_s,
+    )
+
+
+def _inference_seconds(answers: Sequence[Answered]) -> float:
+    """Return how long some batch of the request was being computed; jobs may share a batch, or a moment."""
+    seconds, counted_until = 0.0, -math.inf
+    for end, length in sorted((answer.at, answer.result.inference_s) for answer in answers):
+        seconds += min(length, end - counted_until)
+        counted_until = end
+    return seconds
