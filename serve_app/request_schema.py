@@ -42,8 +42,9 @@ def request_schema(models: Sequence[ServedModel], *, most_inputs: int) -> Json:
 
 
 def names(models: Sequence[ServedModel]) -> list[str]:
-    """Return the names and aliases that a client may ask for."""
-    return [name for model in models for name in (model.name, *model.config.aliases)]
+    """Return the names and aliases of the models that embed."""
+    embedding = [model for model in models if model.embedder is not None]
+    return [name for model in embedding for name in (model.name, *model.config.aliases)]
 
 
 def _inputs(models: Sequence[ServedModel], most: int) -> list[Json]:
