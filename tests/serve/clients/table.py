@@ -118,15 +118,16 @@ CLIENTS = (
         "an `AsyncOpenAI` with the base URL",
     ),
     Client(
-        "text-embeddings-inference's: huggingface_hub, LlamaIndex",
+        "text-embeddings-inference's: huggingface_hub, LangChain, LlamaIndex",
         "tei.py",
         (
             "huggingface-hub",
+            "langchain-huggingface",
             "llama-index-embeddings-text-embeddings-inference",
         ),
         "more",
         "lists, single texts",
-        "the URL without `/v1`",
+        "the URL without `/v1`; LangChain's class takes no URL from 1.2.2 on",
     ),
 )
 
