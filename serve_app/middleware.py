@@ -35,7 +35,9 @@ class PathMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         if scope["type"] == "http":
-            scope["path"] = re.sub("/{2,}", "/", scope["path"]).rstrip("/") or "/"
+            path = re.sub("/{2,}", "/", scope["path"]).rstrip("/")
+            # Of an application that lies below a path of its own, this is the root.
+            scope["path"] = f"{path}/" if path == scope.get("root_path", "") else path
         await self._app(scope, receive, send)
 
 

@@ -1,6 +1,7 @@
 import subprocess
 import sys
 
+import httpx
 import pytest
 
 from serve_app.tokenizer import Tokenizer
@@ -357,3 +358,16 @@ async def test_info_tells_what_clients_plan_by(app: Application) -> None:
     assert info["max_client_batch_size"] == 2048
     assert info["max_input_length"] == 8
     assert info["auto_truncate"] is False
+
+
+@pytest.mark.parametrize("root", ["", "/below"])
+@pytest.mark.parametrize("path", ["", "/", "//", "/embed", "//embed/"])
+async def test_paths_with_slashes_too_many_or_too_few_are_found(
+    app: Application, root: str, path: str
+) -> None:
+    """Also where the application lies below a path, whose root some clients write without a slash."""
+    transport = httpx.ASGITransport(app.asgi, root_path=root)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        answer = await client.post(f"http://test{root}{path}", json={"inputs": "a"})
+
+    assert answer.status_code == 200

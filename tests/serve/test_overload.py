@@ -5,8 +5,8 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
-import httpx
 import openai
 import pytest
 import requests
@@ -81,7 +81,7 @@ class Tries:
     statuses: list[int] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
 
-    async def note(self, answer: httpx.Response) -> None:
+    async def note(self, answer: Any) -> None:
         """Be told of an answer."""
         self.statuses.append(answer.status_code)
         self.times.append(time.monotonic())
@@ -93,9 +93,10 @@ async def test_an_sdk_that_is_refused_waits_as_it_is_told_and_gets_through(serve
 
     async def call() -> Tries:
         tries = Tries()
-        http = httpx.AsyncClient(event_hooks={"response": [tries.note]})
-        options = {"base_url": f"{server.plumbing_url}/v1", "api_key": "sk-any", "max_retries": 8}
-        async with openai.AsyncOpenAI(**options, http_client=http) as client:
+        http = openai.DefaultAsyncHttpxClient(event_hooks={"response": [tries.note]})
+        async with openai.AsyncOpenAI(
+            base_url=f"{server.plumbing_url}/v1", api_key="sk-any", max_retries=8, http_client=http
+        ) as client:
             await client.embeddings.create(model="obedient", input="slow")
         return tries
 

@@ -8,7 +8,6 @@ import json
 import sys
 from typing import Any
 
-import httpx
 import openai
 
 URL, MODEL, ABSENT = sys.argv[1:4]
@@ -35,7 +34,11 @@ def error_of(key: str = "sk-any", **fields: Any) -> dict[str, Any]:
     """Return what a request raises, as its caller sees it, and what was answered to each of its tries."""
     tries: list[int] = []
     hooks: Any = {"response": [lambda answer: tries.append(answer.status_code)]}
-    options = {**OPTIONS, "api_key": key, "http_client": httpx.Client(event_hooks=hooks)}
+    options = {
+        **OPTIONS,
+        "api_key": key,
+        "http_client": openai.DefaultHttpxClient(event_hooks=hooks),
+    }
     client = openai.OpenAI(base_url=f"{URL}/v1", **options)
     try:
         client.embeddings.create(**{"model": MODEL, **fields})
