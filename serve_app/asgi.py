@@ -25,7 +25,14 @@ from serve_app.service import Service
 Handler = Callable[[Request], Awaitable[Response]]
 
 # What a page in a browser may read of an answer, beside its body.
-_EXPOSED = ("x-request-id", "retry-after", "x-compute-tokens", "x-truncated-inputs")
+_EXPOSED = (
+    *("x-request-id", "retry-after", "retry-after-ms", "x-compute-tokens", "x-truncated-inputs"),
+    *(
+        f"x-ratelimit-{what}-{unit}"
+        for what in ("limit", "remaining", "reset")
+        for unit in ("requests", "tokens")
+    ),
+)
 
 
 def build_asgi_app(

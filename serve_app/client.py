@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
+from serve_app.backlog import Backlog
 from serve_app.errors import OverloadedError, UnavailableError
 from serve_app.jobs import join, split
 from serve_app.messages import (
@@ -58,7 +59,7 @@ class ClientSettings:
         max_queued_tokens: most tokens accepted and not answered, until a replica has told its own; one request always
             fits.
         unavailable_after_s: seconds that a call may wait while there is no replica at all.
-        retry_after_s: what a refused client is told to wait.
+        retry_after_s: what a refused client is told to wait while nothing better is known.
         retry_pause_s: most seconds before a job goes out again.
         may_rest: whether there is no replica while nothing is to do.
     """
@@ -85,8 +86,7 @@ class ModelClient:
         self._handle = handle
         self._settings = settings
         self._metrics = metrics
-        self._max_queued_tokens = settings.max_queued_tokens
-        self._pending_tokens = 0
+        self.backlog = Backlog(limit=settings.max_queued_tokens, unknown_s=settings.retry_after_s)
         self._sender = Sender(
             self._call,
             budget=settings.job_tokens,
@@ -105,16 +105,23 @@ class ModelClient:
             OverloadedError: there is no room, here or in a replica.
             UnavailableError: no replica answers.
         """
-        if self._pending_tokens and self._pending_tokens + inputs.tokens > self._max_queued_tokens:
+        # One always finds room, however large it is.
+        if self.backlog.units and not self.backlog.has_room(inputs.tokens):
             raise self._overloaded("pending_tokens")
-        self._count_pending(inputs.tokens)
+        self.backlog.add(inputs.tokens)
+        self._metrics.pending_changed(model=self._settings.model, tokens=self.backlog.units)
         self._look_at_replicas()
         started = time.perf_counter()
+        jobs = split(inputs, job_tokens=-(-self._sender.budget // 2), request_id=request_id)
+        answers: dict[int, Answered] = {}
         try:
-            jobs = split(inputs, job_tokens=-(-self._sender.budget // 2), request_id=request_id)
-            return join(jobs, await self._run(jobs), started)
+            await self._run(jobs, answers)
+            return join(jobs, [answers[number] for number in range(len(jobs))], started)
         finally:
-            self._count_pending(-inputs.tokens)
+            self.backlog.drop(
+                sum(job.inputs.tokens for number, job in enumerate(jobs) if number not in answers)
+            )
+            self._metrics.pending_changed(model=self._settings.model, tokens=self.backlog.units)
 
     async def states(self) -> list[ReplicaState]:
         """Return the state of every replica that can embed now."""
@@ -130,15 +137,11 @@ class ModelClient:
         """Return whether a replica can embed now, or would be started by the first request."""
         return self._settings.may_rest or bool(await self.states())
 
-    def _count_pending(self, tokens: int) -> None:
-        self._pending_tokens += tokens
-        self._metrics.pending_changed(model=self._settings.model, tokens=self._pending_tokens)
-
-    async def _run(self, jobs: Sequence[EmbedJob]) -> list[Answered]:
-        """Run jobs, a few at once; the first that fails ends the others."""
+    async def _run(self, jobs: Sequence[EmbedJob], answers: dict[int, Answered]) -> None:
+        """Run jobs, a few at once, and put down their answers by number; the first that fails ends the others."""
         if len(jobs) == 1:
-            return [await self._send(jobs[0])]
-        answers: dict[int, Answered] = {}
+            answers[0] = await self._send(jobs[0])
+            return
         to_do = iter(enumerate(jobs))
 
         async def work() -> None:
@@ -151,13 +154,13 @@ class ModelClient:
         finally:
             for task in tasks:
                 task.cancel()
-        return [answers[number] for number in range(len(jobs))]
 
     async def _send(self, job: EmbedJob) -> Answered:
         try:
             answered = await self._sender.send(job)
         except LostCallError:
             raise self._unavailable("each died while it worked on this request") from None
+        self.backlog.finish(job.inputs.tokens)
         self._metrics.job_finished(
             model=self._settings.model,
             tokens=job.inputs.tokens,
@@ -202,7 +205,7 @@ class ModelClient:
             self._sender.calls_at_once = _CALLS_PER_REPLICA * max(len(states), 1)
             if states:  # settings may have been changed there, and the budget may be the device's
                 self._sender.budget = min(state.max_batch_tokens for state in states)
-                self._max_queued_tokens = max(state.max_queued_tokens for state in states)
+                self.backlog.limit = max(state.max_queued_tokens for state in states)
         finally:
             self._looking = None
 
@@ -228,7 +231,7 @@ class ModelClient:
     def _overloaded(self, reason: str) -> OverloadedError:
         self._metrics.overloaded(reason=reason)
         message = f"{self._settings.model} has more work than it can queue. Try again."
-        return OverloadedError(message, "overloaded", retry_after_s=self._settings.retry_after_s)
+        return OverloadedError(message, "overloaded", retry_after_s=self.backlog.retry_after_s)
 
     def _unavailable(self, why: str) -> UnavailableError:
         message = f"{self._settings.model} has no replica that answers: {why}."

@@ -213,7 +213,12 @@ class HttpConfig(Settings):
         Field(description="Seconds a request waits for a model without any replica; then 503."),
     ] = 30.0
     retry_after_s: Annotated[
-        int, Field(ge=1, le=60, description="`Retry-After` of 429 and 503.")
+        int,
+        Field(
+            ge=1,
+            le=60,
+            description="`Retry-After` of a 503, and of a 429 before anything was done from which a wait follows.",
+        ),
     ] = 1
 
 

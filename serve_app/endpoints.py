@@ -6,6 +6,7 @@ Knows nothing of Ray or torch.
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -25,6 +26,7 @@ from serve_app.protocol import (
     TeiInfo,
     parse_request,
 )
+from serve_app.replies import rate_limit_headers
 from serve_app.request_log import RequestRecord
 from serve_app.served_models import ServedModel
 from serve_app.service import Service
@@ -68,6 +70,7 @@ class Endpoints:
 
     async def _embed(self, request: Request, write: Writer) -> Response:
         record = record_of(request.scope)
+        record.limits = partial(rate_limit_headers, self._service.requests, None)
         with self._service.place():
             body = await read_body(
                 request,
@@ -78,7 +81,11 @@ class Endpoints:
             if "model" in request.path_params:  # Azure's deployments, and engines
                 asked = asked.model_copy(update={"model": request.path_params["model"]})
             record.inputs = len(asked.items)
-            record.model = self._service.models.find(asked.model).name
+            model = self._service.models.find(asked.model)
+            record.model = model.name
+            if model.embedder is not None:
+                tokens = model.embedder.backlog
+                record.limits = partial(rate_limit_headers, self._service.requests, tokens)
             answer = await self._service.embed(asked, request_id=record.request_id)
             record.tokens = answer.prompt_tokens
             if answer.embeddings.size < _INLINE_NUMBERS:
@@ -102,7 +109,7 @@ class Endpoints:
                 max_input_length=limits,
                 max_batch_tokens=model.config.max_batch_tokens,
                 max_client_batch_size=self._settings.max_client_batch_size,
-                max_concurrent_requests=self._service.max_requests,
+                max_concurrent_requests=self._service.requests.limit,
                 auto_truncate=model.config.truncate,
                 version=__version__,
             )

@@ -26,7 +26,7 @@ class ServiceError(Exception):
         message: str,
         code: str,
         param: str | None = None,
-        retry_after_s: int | None = None,
+        retry_after_s: float | None = None,
     ) -> None:
         super().__init__(message, code, param, retry_after_s)
         self.message = message

@@ -70,6 +70,7 @@ class RequestMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                message["headers"] = [*message["headers"], *record.limits()]
                 if self._adds_request_id:
                     MutableHeaders(scope=message)["x-request-id"] = record.request_id
             await send(message)

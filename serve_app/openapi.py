@@ -17,6 +17,7 @@ from starlette.responses import FileResponse, Response
 from serve_app import __version__, errors
 from serve_app.config import HttpConfig
 from serve_app.errors import NotFoundError, ServiceError
+from serve_app.header_schemas import RATE_LIMITS, REQUEST_ID, TIMINGS, failure_headers
 from serve_app.protocol import (
     EmbeddingResponse,
     ErrorBody,
@@ -79,34 +80,6 @@ _EMBEDDING: tuple[type[ServiceError], ...] = (
 )
 
 
-def _header(text: str, **schema: Any) -> Json:
-    return {"description": text, "schema": schema}
-
-
-_REQUEST_ID = {
-    "x-request-id": _header("The client's own if it sent a sane one.", type="string"),
-}
-_TIMINGS = {
-    "x-compute-tokens": _header("Tokens that the model read.", type="integer"),
-    "x-total-time": _header("Milliseconds in all.", type="number"),
-    "x-tokenization-time": _header("Milliseconds spent on tokenizing.", type="number"),
-    "x-queue-time": _header("Milliseconds spent on waiting for the model.", type="number"),
-    "x-inference-time": _header("Milliseconds spent in the model.", type="number"),
-    "x-truncated-inputs": _header("Inputs that were cut; absent if none.", type="integer"),
-}
-_VARY = {
-    "vary": _header("The request header that decides the error's shape.", type="string"),
-}
-_RETRY_AFTER = {
-    "retry-after": _header("Seconds to wait.", type="integer", minimum=1, maximum=60),
-}
-_SHOULD_RETRY = {
-    "x-should-retry": _header("It would fail again.", type="string", enum=["false"]),
-}
-_AUTHENTICATE = {"www-authenticate": _header("How a key is sent.", type="string")}
-_ALLOW = {"allow": _header("The methods of this path.", type="string")}
-
-
 _SCHEMES: Json = {
     "bearer": {"type": "http", "scheme": "bearer"},
     "api-key": {"type": "apiKey", "in": "header", "name": "api-key"},
@@ -163,12 +136,20 @@ def build_schema(models: Sequence[ServedModel], settings: HttpConfig) -> Json:
     )
     request = request_schema(models, most_inputs=settings.max_client_batch_size)
     embeddings = _operation(
-        "embeddings", "Embed one or many inputs", EmbeddingResponse, _EMBEDDING, headers=_TIMINGS
+        "embeddings",
+        "Embed one or many inputs",
+        EmbeddingResponse,
+        _EMBEDDING,
+        headers=TIMINGS | RATE_LIMITS,
     )
     embeddings["description"] = _limits(models, settings)
     embeddings["requestBody"] = {"required": True, "content": _json_content("EmbeddingRequest")}
     embed = _operation(
-        "embed", "Embed, as text-embeddings-inference does", None, _EMBEDDING, headers=_TIMINGS
+        "embed",
+        "Embed, as text-embeddings-inference does",
+        None,
+        _EMBEDDING,
+        headers=TIMINGS | RATE_LIMITS,
     )
     embed["requestBody"] = embeddings["requestBody"]
     embed["responses"]["200"]["content"] = {"application/json": {"schema": _VECTORS}}
@@ -244,7 +225,7 @@ def _operation(
     )
     ok = {
         "description": "OK",
-        "headers": _REQUEST_ID | (headers or {}),
+        "headers": REQUEST_ID | (headers or {}),
         "content": content,
     }
     by_status: dict[int, list[type[ServiceError]]] = {}
@@ -259,25 +240,11 @@ def _failure(failures: Sequence[type[ServiceError]]) -> Json:
     schemas = [{"$ref": f"#/components/schemas/{m.__name__}"} for m in (ErrorBody, OpenAIErrorBody)]
     return {
         "description": "; ".join(failure.error for failure in failures),
-        "headers": _failure_headers(failures),
+        "headers": failure_headers(failures),
         "content": {
             "application/json": {"schema": {"oneOf": schemas}, "examples": _examples(failures)}
         },
     }
-
-
-def _failure_headers(failures: Sequence[type[ServiceError]]) -> Json:
-    headers = _REQUEST_ID | _VARY
-    for failure in failures:
-        if issubclass(failure, errors.OverloadedError | errors.UnavailableError):
-            headers = headers | _RETRY_AFTER
-        if failure is errors.UnauthorizedError:
-            headers = headers | _AUTHENTICATE
-        if failure is errors.MethodNotAllowedError:
-            headers = headers | _ALLOW
-        if not failure.may_retry:
-            headers = headers | _SHOULD_RETRY
-    return headers
 
 
 def _examples(failures: Sequence[type[ServiceError]]) -> Json:

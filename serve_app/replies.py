@@ -4,11 +4,13 @@ The page's shape goes to everyone, OpenAI's envelope to OpenAI's own SDKs or to 
 bytes and pairs, so that it serves in our app as well as in Ray Serve's proxy process, where no app of ours runs.
 """
 
+import math
 import re
 from collections.abc import Iterable
 
 import orjson
 
+from serve_app.backlog import Backlog
 from serve_app.config import ErrorFormat
 from serve_app.errors import (
     MethodNotAllowedError,
@@ -41,7 +43,8 @@ def error_reply(
     if error_format == "auto":
         headers.append((b"vary", SDK_HEADER))
     if error.retry_after_s is not None:
-        headers.append((b"retry-after", str(error.retry_after_s).encode()))
+        headers.append((b"retry-after", str(math.ceil(error.retry_after_s)).encode()))
+        headers.append((b"retry-after-ms", str(round(1000 * error.retry_after_s)).encode()))
     if isinstance(error, UnauthorizedError):
         headers.append((b"www-authenticate", b"Bearer"))
     if isinstance(error, MethodNotAllowedError):
@@ -53,6 +56,20 @@ def error_reply(
     if not error.may_retry:
         headers.append((b"x-should-retry", b"false"))
     return error.status, headers, body
+
+
+def rate_limit_headers(requests: Backlog, tokens: Backlog | None) -> Iterable[tuple[bytes, bytes]]:
+    """Tell of the live state, in OpenAI's words: what is taken at once, what there is room for, when all is done.
+
+    Args:
+        requests: the ingress's.
+        tokens: the model's; None for no model.
+    """
+    for unit, backlog in ((b"requests", requests), (b"tokens", tokens)):
+        if backlog is not None and backlog.limit is not None:
+            yield b"x-ratelimit-limit-" + unit, str(backlog.limit).encode()
+            yield b"x-ratelimit-remaining-" + unit, str(backlog.remaining).encode()
+            yield b"x-ratelimit-reset-" + unit, f"{round(backlog.wait_s * 1000)}ms".encode()
 
 
 def _wants_openai(error_format: ErrorFormat, request_headers: Headers) -> bool:

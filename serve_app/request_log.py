@@ -7,6 +7,7 @@ kind and place, but neither its message nor its values, for both can hold an inp
 import logging
 import time
 import traceback
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import PurePath
 
@@ -19,7 +20,10 @@ logger = logging.getLogger("ray.serve.embeddings")
 
 @dataclass(slots=True)
 class RequestRecord:
-    """What is known of a request while it is worked on."""
+    """What is known of a request while it is worked on.
+
+    `limits` gives the headers of its answer that tell of the server's state at that moment.
+    """
 
     request_id: str
     method: str
@@ -29,6 +33,7 @@ class RequestRecord:
     tokens: int = 0
     code: str = ""
     key: str = ""
+    limits: Callable[[], Iterable[tuple[bytes, bytes]]] = tuple
     started: float = field(default_factory=time.perf_counter)
 
     @property

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, get_args
 
+from serve_app.backlog import Backlog
 from serve_app.config import ModelConfig
 from serve_app.errors import ModelNotFoundError
 from serve_app.messages import ModelAnswer, TokenizedInputs
@@ -16,6 +17,8 @@ from serve_app.tokenizer import Tokenizer
 
 class Embedder(Protocol):
     """A model's deployment, as the service sees it."""
+
+    backlog: Backlog
 
     async def embed(self, inputs: TokenizedInputs, *, request_id: str) -> ModelAnswer:
         """Return the vectors of all inputs, or raise one of ours."""

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+from serve_app.backlog import Backlog
 from serve_app.cl100k import Cl100k
 from serve_app.config import HttpConfig
 from serve_app.errors import (
@@ -66,8 +67,7 @@ class Service:
         self.models = ServedModels(models)
         self._limits = limits
         self._metrics = metrics
-        self.max_requests = max_requests
-        self._requests = 0
+        self.requests = Backlog(limit=max_requests, unknown_s=limits.retry_after_s)
         # Few, because each takes memory and a core, and the library spreads a large batch over cores by itself.
         self._tokenizing = ThreadPoolExecutor(_TOKENIZING_THREADS, thread_name_prefix="tokenize")
         self._tokenizing_large = ThreadPoolExecutor(1, thread_name_prefix="tokenize-large")
@@ -93,15 +93,17 @@ class Service:
         Raises:
             OverloadedError: all are taken.
         """
-        if self.max_requests is not None and self._requests >= self.max_requests:
+        if not self.requests.has_room(1):
             self._metrics.overloaded(reason="ingress_requests")
             message = "The server works on as many requests as it takes at once. Try again."
-            raise OverloadedError(message, "overloaded", retry_after_s=self._limits.retry_after_s)
-        self._requests += 1
+            raise OverloadedError(message, "overloaded", retry_after_s=self.requests.retry_after_s)
+        self.requests.add(1)
         try:
             yield
-        finally:
-            self._requests -= 1
+        except BaseException:
+            self.requests.drop(1)
+            raise
+        self.requests.finish(1)
 
     async def embed(self, request: EmbeddingRequest, *, request_id: str) -> EmbedResponse:
         """Embed one request.

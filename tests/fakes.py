@@ -22,6 +22,7 @@ from tokenizers.processors import TemplateProcessing
 
 from serve_app import errors
 from serve_app.asgi import build_asgi_app
+from serve_app.backlog import Backlog
 from serve_app.checkpoint import Checkpoint
 from serve_app.cl100k import Cl100k
 from serve_app.config import HttpConfig, ModelConfig
@@ -121,6 +122,7 @@ class FakeEmbedder:
         seen: the inputs of every call.
         called: set when the first call has come.
         cancelled: calls that their caller gave up.
+        backlog: what a test puts into it.
     """
 
     error: Exception | None = None
@@ -131,6 +133,7 @@ class FakeEmbedder:
     seen: list[TokenizedInputs] = field(default_factory=list)
     called: asyncio.Event = field(default_factory=asyncio.Event)
     cancelled: int = 0
+    backlog: Backlog = field(default_factory=lambda: Backlog(limit=1000, unknown_s=1))
 
     async def embed(self, inputs: TokenizedInputs, *, request_id: str) -> ModelAnswer:  # noqa: ARG002
         """Give the vectors of all inputs."""

@@ -34,7 +34,7 @@ class Raised(Strict):
 
     kind: str
     code: str
-    retry_after_s: int | None = None
+    retry_after_s: float | None = None
 
 
 class Given(Strict):

@@ -315,7 +315,8 @@ async def test_back_pressure_is_overload() -> None:
     with pytest.raises(OverloadedError) as error:
         await client_of(handle, metrics=metrics).embed(tokenized([1]), request_id="an-id")
 
-    assert (error.value.code, error.value.retry_after_s) == ("overloaded", 7)
+    assert error.value.code == "overloaded"
+    assert error.value.retry_after_s == pytest.approx(7, rel=0.25)
     assert counted(metrics, "embeddings_overload_refusals_total", reason="serve_queue") == 1
     assert len(handle.jobs) == 1
 
@@ -381,7 +382,7 @@ async def test_without_any_replica_a_call_is_given_up() -> None:
     with pytest.raises(UnavailableError) as error:
         await client_of(handle).embed(tokenized([1]), request_id="an-id")
 
-    assert error.value.retry_after_s == 7
+    assert error.value.retry_after_s == pytest.approx(7, rel=0.25)
     assert [call.is_cancelled for call in handle.calls] == [True]
 
 

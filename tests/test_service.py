@@ -261,7 +261,7 @@ async def test_a_place_is_free_again_after_whatever_happened(
         entered = True
 
     assert entered
-    assert refusal.value.retry_after_s == 5
+    assert refusal.value.retry_after_s == pytest.approx(5, rel=0.25)
     assert counted(metrics, "embeddings_overload_refusals_total", reason="ingress_requests") == 1
 
 

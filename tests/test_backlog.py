@@ -1,0 +1,101 @@
+import math
+from dataclasses import dataclass
+
+import pytest
+
+from serve_app.backlog import Backlog
+
+
+@dataclass
+class Clock:
+    """A clock that a test sets."""
+
+    now: float = 100.0
+
+    def __call__(self) -> float:
+        """Return the time."""
+        return self.now
+
+
+def work(backlog: Backlog, clock: Clock, *, seconds: float, pace: float) -> None:
+    """Do what is there at a steady pace, and keep it as full as it is."""
+    for _ in range(round(seconds)):
+        clock.now += 1
+        backlog.finish(round(pace))
+        backlog.add(round(pace))
+
+
+def test_there_is_room_up_to_the_limit() -> None:
+    """And none beyond it."""
+    backlog = Backlog(limit=10, unknown_s=1)
+
+    backlog.add(8)
+    assert backlog.has_room(2)
+    assert not backlog.has_room(3)
+    assert backlog.remaining == 2
+    backlog.add(8)
+    assert backlog.remaining == 0
+
+
+def test_without_a_limit_there_is_always_room() -> None:
+    """Whatever is there."""
+    backlog = Backlog(limit=None, unknown_s=1)
+    backlog.add(10**9)
+
+    assert backlog.has_room(10**9)
+
+
+def test_the_wait_is_what_is_there_over_the_pace_of_lately() -> None:
+    """Whatever it was long ago."""
+    clock = Clock()
+    backlog = Backlog(limit=1000, unknown_s=3, clock=clock)
+    backlog.add(600)
+
+    assert backlog.wait_s == 3
+    work(backlog, clock, seconds=20, pace=100)
+    assert backlog.wait_s == pytest.approx(6, rel=0.2)
+    work(backlog, clock, seconds=60, pace=20)
+    assert backlog.wait_s == pytest.approx(30, rel=0.2)
+
+
+def test_a_pause_does_not_count_as_slowness() -> None:
+    """Nothing was to be done."""
+    clock = Clock()
+    backlog = Backlog(limit=1000, unknown_s=3, clock=clock)
+    backlog.add(100)
+    work(backlog, clock, seconds=20, pace=100)
+    before = backlog.wait_s
+    backlog.finish(100)
+    assert backlog.wait_s == 0
+    clock.now += 3600
+    backlog.add(100)
+
+    assert backlog.wait_s == pytest.approx(before, rel=0.1)
+
+
+def test_what_is_dropped_is_not_done() -> None:
+    """A client that leaves makes the others' wait shorter, and the server no faster."""
+    clock = Clock()
+    backlog = Backlog(limit=1000, unknown_s=3, clock=clock)
+    backlog.add(400)
+    work(backlog, clock, seconds=20, pace=100)
+    backlog.drop(300)
+
+    assert backlog.units == 100
+    assert backlog.wait_s == pytest.approx(1, rel=0.2)
+
+
+@pytest.mark.parametrize(("units", "least", "most"), [(1, 1, 1), (600, 4, 8), (10**6, 60, 60)])
+def test_who_is_refused_waits_between_a_second_and_a_minute(
+    units: int, least: float, most: float
+) -> None:
+    """And not all equally long."""
+    clock = Clock()
+    backlog = Backlog(limit=None, unknown_s=3, clock=clock)
+    backlog.add(units)
+    work(backlog, clock, seconds=20, pace=100)
+
+    waits = [backlog.retry_after_s for _ in range(50)]
+
+    assert least <= min(waits) <= max(waits) <= most
+    assert math.isclose(least, most) == (len(set(waits)) == 1)
