@@ -36,9 +36,9 @@ class Backlog:
         self._done = 0.0
         self._seconds = 0.0
 
-    def has_room(self, units: int) -> bool:
-        """Return whether there is room for so many more."""
-        return self.limit is None or self.units + units <= self.limit
+    def has_room(self, units: int, *, share: float = 1) -> bool:
+        """Return whether there is room for so many more, in a share of all that there is."""
+        return self.limit is None or self.units + units <= self.limit * share
 
     @property
     def remaining(self) -> int:

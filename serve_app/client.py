@@ -35,6 +35,8 @@ from serve_app.sender import Answered, LostCallError, Sender
 _ATTEMPTS = 3
 # Calls to one replica that are under way at once: one computes and one is ready, so that the model need not wait.
 _CALLS_PER_REPLICA = 2
+# How much of the queue bulk may fill; the rest is kept for what somebody waits for.
+_BULK_SHARE = 0.75
 # How long what replicas have told of themselves is trusted.
 _REPLICAS_KNOWN_S = 2.0
 
@@ -61,6 +63,7 @@ class ClientSettings:
         unavailable_after_s: seconds that a call may wait while there is no replica at all.
         retry_after_s: what a refused client is told to wait while nothing better is known.
         retry_pause_s: most seconds before a job goes out again.
+        bulk_patience_s: how long bulk may be overtaken.
         may_rest: whether there is no replica while nothing is to do.
     """
 
@@ -69,6 +72,7 @@ class ClientSettings:
     max_queued_tokens: int
     unavailable_after_s: float
     retry_after_s: int
+    bulk_patience_s: float
     retry_pause_s: float = 0.1
     may_rest: bool = False
 
@@ -91,6 +95,7 @@ class ModelClient:
             self._call,
             budget=settings.job_tokens,
             calls_at_once=_CALLS_PER_REPLICA,
+            bulk_patience_s=settings.bulk_patience_s,
             attempts=_ATTEMPTS,
             lost=self._count_retry,
             pause=self._pause,
@@ -98,15 +103,24 @@ class ModelClient:
         self._looking: asyncio.Task[None] | None = None
         self._looked_at = -math.inf
 
-    async def embed(self, inputs: TokenizedInputs, *, request_id: str) -> ModelAnswer:
+    async def embed(
+        self, inputs: TokenizedInputs, *, request_id: str, is_bulk: bool = False
+    ) -> ModelAnswer:
         """Return the vectors of all inputs.
+
+        Args:
+            inputs: what is embedded.
+            request_id: the request's, for logs.
+            is_bulk: whether others may overtake it; it is also refused before them.
 
         Raises:
             OverloadedError: there is no room, here or in a replica.
             UnavailableError: no replica answers.
         """
         # One always finds room, however large it is.
-        if self.backlog.units and not self.backlog.has_room(inputs.tokens):
+        if self.backlog.units and not self.backlog.has_room(
+            inputs.tokens, share=_BULK_SHARE if is_bulk else 1
+        ):
             raise self._overloaded("pending_tokens")
         self.backlog.add(inputs.tokens)
         self._metrics.pending_changed(model=self._settings.model, tokens=self.backlog.units)
@@ -115,7 +129,7 @@ class ModelClient:
         jobs = split(inputs, job_tokens=-(-self._sender.budget // 2), request_id=request_id)
         answers: dict[int, Answered] = {}
         try:
-            await self._run(jobs, answers)
+            await self._run(jobs, answers, is_bulk=is_bulk)
             return join(jobs, [answers[number] for number in range(len(jobs))], started)
         finally:
             self.backlog.drop(
@@ -137,16 +151,18 @@ class ModelClient:
         """Return whether a replica can embed now, or would be started by the first request."""
         return self._settings.may_rest or bool(await self.states())
 
-    async def _run(self, jobs: Sequence[EmbedJob], answers: dict[int, Answered]) -> None:
+    async def _run(
+        self, jobs: Sequence[EmbedJob], answers: dict[int, Answered], *, is_bulk: bool
+    ) -> None:
         """Run jobs, a few at once, and put down their answers by number; the first that fails ends the others."""
         if len(jobs) == 1:
-            answers[0] = await self._send(jobs[0])
+            answers[0] = await self._send(jobs[0], is_bulk=is_bulk)
             return
         to_do = iter(enumerate(jobs))
 
         async def work() -> None:
             for number, job in to_do:
-                answers[number] = await self._send(job)
+                answers[number] = await self._send(job, is_bulk=is_bulk)
 
         tasks = [asyncio.create_task(work()) for _ in range(self._sender.calls_at_once)]
         try:
@@ -155,9 +171,9 @@ class ModelClient:
             for task in tasks:
                 task.cancel()
 
-    async def _send(self, job: EmbedJob) -> Answered:
+    async def _send(self, job: EmbedJob, *, is_bulk: bool) -> Answered:
         try:
-            answered = await self._sender.send(job)
+            answered = await self._sender.send(job, is_bulk=is_bulk)
         except LostCallError:
             raise self._unavailable("each died while it worked on this request") from None
         self.backlog.finish(job.inputs.tokens)

@@ -130,6 +130,19 @@ class ModelConfig(BatchSettings):
     max_input_tokens: Annotated[
         PositiveInt | None, Field(description="Lowers the most tokens that an input may have.")
     ] = None
+    interactive_tokens: Annotated[
+        int,
+        Field(
+            ge=0,
+            description=(
+                "Requests of more tokens are bulk, which others overtake before the model and which is refused at "
+                "three quarters of `max_queued_tokens`; the header `x-priority: interactive` or `bulk` decides instead."
+            ),
+        ),
+    ] = 512
+    bulk_patience_s: Annotated[
+        float, Field(ge=0, description="Most seconds for which bulk is overtaken.")
+    ] = 5.0
     truncate: Annotated[bool, Field(description="What an absent `truncate` means.")] = False
     token_ids: Annotated[
         TokenIdsMode,

@@ -25,6 +25,7 @@ from serve_app.protocol import (
     ModelList,
     TeiInfo,
     parse_request,
+    read_priority,
 )
 from serve_app.replies import rate_limit_headers
 from serve_app.request_log import RequestRecord
@@ -78,6 +79,7 @@ class Endpoints:
                 timeout_s=self._settings.body_timeout_s,
             )
             asked = parse_request(body)
+            priority = read_priority(request.headers.get("x-priority"), name="x-priority")
             if "model" in request.path_params:  # Azure's deployments, and engines
                 asked = asked.model_copy(update={"model": request.path_params["model"]})
             record.inputs = len(asked.items)
@@ -86,7 +88,9 @@ class Endpoints:
             if model.embedder is not None:
                 tokens = model.embedder.backlog
                 record.limits = partial(rate_limit_headers, self._service.requests, tokens)
-            answer = await self._service.embed(asked, request_id=record.request_id)
+            answer = await self._service.embed(
+                asked, request_id=record.request_id, priority=priority
+            )
             record.tokens = answer.prompt_tokens
             if answer.embeddings.size < _INLINE_NUMBERS:
                 content = write(answer, asked)

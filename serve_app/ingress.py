@@ -18,7 +18,7 @@ from serve_app.config import HttpConfig, ModelConfig, ServerConfig
 from serve_app.keys import Keys
 from serve_app.messages import EmbedResponse
 from serve_app.metrics import Metrics, Snapshot, exposition
-from serve_app.protocol import InputType, build_request
+from serve_app.protocol import InputType, Priority, build_request, read_priority
 from serve_app.request_log import RequestLog, hide_expected_tracebacks
 from serve_app.served_models import ServedModel
 from serve_app.service import Service
@@ -80,7 +80,7 @@ class Ingress:
             adds_request_id=False,  # Ray Serve adds the header to every response, and would double ours
         )
 
-    async def embed(
+    async def embed(  # noqa: PLR0913  # a request's fields
         self,
         input: str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]],  # noqa: A002  # the field
         *,
@@ -91,6 +91,7 @@ class Ingress:
         normalize: bool = True,
         truncate: bool | None = None,
         truncate_direction: Literal["right", "left"] = "right",
+        priority: Priority | None = None,
     ) -> EmbedResponse:
         """Embed from Python: `await handle.embed.remote(["a text"])`, with the checks and limits of HTTP.
 
@@ -103,6 +104,7 @@ class Ingress:
             normalize: whether vectors get unit length.
             truncate: whether inputs that are too long are cut; None takes the model's setting.
             truncate_direction: the side that is cut.
+            priority: the lane before the model; None goes by how many tokens there are.
 
         Returns:
             The vectors as one float32 array, and what they cost.
@@ -128,7 +130,11 @@ class Ingress:
                     len(request.items),
                     self._service.models.find(model).name,
                 )
-                answer = await self._service.embed(request, request_id=record.request_id)
+                answer = await self._service.embed(
+                    request,
+                    request_id=record.request_id,
+                    priority=read_priority(priority, name="priority"),
+                )
                 record.tokens = answer.prompt_tokens
                 return answer
         except Exception as error:
@@ -160,6 +166,7 @@ def _client(handle: Any, model: ModelConfig, http: HttpConfig, metrics: Metrics)
         max_queued_tokens=model.max_queued_tokens,
         unavailable_after_s=http.unavailable_after_s,
         retry_after_s=http.retry_after_s,
+        bulk_patience_s=model.bulk_patience_s,
         may_rest=model.deployment.may_rest,
     )
     return ModelClient(handle, settings, metrics=metrics)

@@ -5,7 +5,7 @@ What comes in is checked here, once; what goes out is described here for `/opena
 """
 
 import codecs
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
     BaseModel,
@@ -24,6 +24,7 @@ from serve_app.inputs import Inputs, Texts, TokenIdLists, plain, whole
 
 TruncateDirection = Literal["right", "left"]
 EncodingFormat = Literal["float", "base64"]
+Priority = Literal["interactive", "bulk"]
 InputType = Literal["query", "document", "search_query", "search_document", "passage"]
 
 
@@ -152,6 +153,26 @@ def build_request(**fields: Any) -> EmbeddingRequest:
         )
     except ValidationError as error:
         raise explain(error) from None
+
+
+def read_priority(sent: str | None, *, name: str) -> Priority | None:
+    """Read what a client says of its request's lane; None or "" says nothing.
+
+    Args:
+        sent: by the client, in any case.
+        name: what the client calls it.
+
+    Raises:
+        InvalidRequestError: it is none of the two.
+    """
+    if not sent:
+        return None
+    for priority in get_args(Priority):
+        if sent.strip().lower() == priority:
+            known: Priority = priority
+            return known
+    words = " or ".join(get_args(Priority))
+    raise InvalidRequestError(f"{name} must be {words}.", "invalid_priority", name)
 
 
 def explain(error: ValidationError) -> InvalidRequestError:

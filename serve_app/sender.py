@@ -1,5 +1,8 @@
 """Which jobs go to a model next, and together: oldest first, one token budget a call, a few calls at once.
 
+There are two lanes. Bulk is overtaken by what somebody waits for, though not for ever: to the order it came some
+seconds later than it did.
+
 What waits is not frozen: a call that may start takes along all that fits its budget by then, whoever asked for it, so
 that under load a call carries a whole batch and the cost of a call is shared. With no other call under way a job goes
 at once. A job whose replica died goes again, and then alone: it may be what the replica died of.
@@ -8,11 +11,13 @@ Plain asyncio on one loop. Knows nothing of Ray or of the model.
 """
 
 import asyncio
+import heapq
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice, takewhile
 
 from serve_app.batching import take_batch
 from serve_app.messages import EmbedJob, EmbedResult
@@ -44,6 +49,7 @@ class _Ticket:
     job: EmbedJob
     answer: asyncio.Future[Answered]
     since: float
+    is_bulk: bool
     losses: int = 0
 
 
@@ -54,6 +60,7 @@ class Sender:
         call: makes one call; raises `LostCallError` when its replica died, anything else fails the jobs.
         budget: most tokens in a call; a job that is larger goes alone. May be set anew at any time.
         calls_at_once: most calls under way; may be set anew at any time.
+        bulk_patience_s: how much later than it came a bulk job counts as come.
         attempts: how often a job may be sent.
         lost: called for each job that is sent again.
         pause: waits before a job is sent again.
@@ -65,6 +72,7 @@ class Sender:
         *,
         budget: int,
         calls_at_once: int,
+        bulk_patience_s: float,
         attempts: int,
         lost: Callable[[], None],
         pause: Callable[[], Awaitable[None]],
@@ -72,22 +80,27 @@ class Sender:
         self.budget = budget
         self.calls_at_once = calls_at_once
         self._call = call
+        self._bulk_patience_s = bulk_patience_s
         self._attempts = attempts
         self._lost = lost
         self._pause = pause
-        self._waiting: deque[_Ticket] = deque()
+        self._lanes: dict[bool, deque[_Ticket]] = {False: deque(), True: deque()}
         self._under_way: set[asyncio.Task[None]] = set()
 
-    async def send(self, job: EmbedJob) -> Answered:
+    async def send(self, job: EmbedJob, *, is_bulk: bool = False) -> Answered:
         """Return a job's result; a caller that is cancelled leaves at once and holds up nobody.
+
+        Args:
+            job: what is sent.
+            is_bulk: whether others may overtake it.
 
         Raises:
             LostCallError: every replica that was given the job died.
             Exception: what the call raised.
         """
         answer: asyncio.Future[Answered] = asyncio.get_running_loop().create_future()
-        ticket = _Ticket(job, answer, time.perf_counter())
-        self._waiting.append(ticket)
+        ticket = _Ticket(job, answer, time.perf_counter(), is_bulk)
+        self._lanes[is_bulk].append(ticket)
         self._start_calls()
         try:
             return await answer
@@ -96,7 +109,7 @@ class Sender:
                 self._forget_cancelled()
 
     def _start_calls(self) -> None:
-        while self._waiting and len(self._under_way) < self.calls_at_once:
+        while any(self._lanes.values()) and len(self._under_way) < self.calls_at_once:
             tickets = self._take()
             task = asyncio.create_task(self._run(tickets))
             self._under_way.add(task)
@@ -106,14 +119,21 @@ class Sender:
 
     def _take(self) -> list[_Ticket]:
         """Take the jobs of the next call; one that was lost before goes alone."""
-        if self._waiting[0].losses:
-            return [self._waiting.popleft()]
-        costs = []
-        for ticket in self._waiting:
-            if ticket.losses:
-                break
-            costs.append(ticket.job.inputs.tokens)
-        return [self._waiting.popleft() for _ in range(take_batch(costs, budget=self.budget))]
+        first = next(self._in_order())
+        if first.losses:
+            return [self._lanes[first.is_bulk].popleft()]
+        fresh = takewhile(lambda ticket: not ticket.losses, self._in_order())
+        count = take_batch((t.job.inputs.tokens for t in fresh), budget=self.budget)
+        tickets = list(islice(self._in_order(), count))
+        for ticket in tickets:
+            self._lanes[ticket.is_bulk].popleft()
+        return tickets
+
+    def _in_order(self) -> Iterator[_Ticket]:
+        return heapq.merge(*self._lanes.values(), key=self._turn)
+
+    def _turn(self, ticket: _Ticket) -> float:
+        return ticket.since + self._bulk_patience_s * ticket.is_bulk
 
     def _call_ended(self, task: asyncio.Task[None]) -> None:
         self._under_way.discard(task)
@@ -141,10 +161,11 @@ class Sender:
         for ticket in reversed(tickets):
             if not ticket.answer.done():
                 self._lost()
-                self._waiting.appendleft(ticket)
+                self._lanes[ticket.is_bulk].appendleft(ticket)
 
     def _forget_cancelled(self) -> None:
-        self._waiting = deque(t for t in self._waiting if not t.answer.cancelled())
+        for is_bulk, lane in self._lanes.items():
+            self._lanes[is_bulk] = deque(t for t in lane if not t.answer.cancelled())
 
 
 def _fail(tickets: Sequence[_Ticket], error: Exception) -> None:

@@ -20,7 +20,9 @@ class Embedder(Protocol):
 
     backlog: Backlog
 
-    async def embed(self, inputs: TokenizedInputs, *, request_id: str) -> ModelAnswer:
+    async def embed(
+        self, inputs: TokenizedInputs, *, request_id: str, is_bulk: bool
+    ) -> ModelAnswer:
         """Return the vectors of all inputs, or raise one of ours."""
 
     async def is_ready(self) -> bool:

@@ -26,7 +26,7 @@ from serve_app.errors import (
 )
 from serve_app.messages import EmbedResponse, Failure
 from serve_app.metrics import Metrics
-from serve_app.protocol import EmbeddingRequest
+from serve_app.protocol import EmbeddingRequest, Priority
 from serve_app.served_models import ServedModel, ServedModels
 from serve_app.tokenizer import Tokenized, Tokenizer
 from serve_app.vectors import finish, non_finite_rows
@@ -105,8 +105,15 @@ class Service:
             raise
         self.requests.finish(1)
 
-    async def embed(self, request: EmbeddingRequest, *, request_id: str) -> EmbedResponse:
+    async def embed(
+        self, request: EmbeddingRequest, *, request_id: str, priority: Priority | None = None
+    ) -> EmbedResponse:
         """Embed one request.
+
+        Args:
+            request: what was asked for.
+            request_id: its id.
+            priority: its lane before the model; None goes by how much it is.
 
         Raises:
             ServiceError: whatever keeps any input from its vector; `param` names the field or the item.
@@ -114,7 +121,7 @@ class Service:
         seconds = self._limits.request_timeout_s
         try:
             async with asyncio.timeout(seconds) as deadline:
-                return await self._embed(request, request_id)
+                return await self._embed(request, request_id, priority)
         except TimeoutError:
             if not deadline.expired():
                 raise  # somebody else's, and none of the errors that were foreseen
@@ -123,7 +130,9 @@ class Service:
         except ServiceError as error:
             raise _named_as_sent(error, request) from None
 
-    async def _embed(self, request: EmbeddingRequest, request_id: str) -> EmbedResponse:
+    async def _embed(
+        self, request: EmbeddingRequest, request_id: str, priority: Priority | None
+    ) -> EmbedResponse:
         model = self.models.find(request.model)
         if model.tokenizer is None or model.embedder is None:
             message = f"{model.name} is served here, but not for embeddings: {model.reason}."
@@ -139,7 +148,12 @@ class Service:
             model=model.name, truncated=tokenized.truncated, seconds=tokenization_s
         )
         self._check_tokens(tokenized.inputs.tokens)
-        answer = await model.embedder.embed(tokenized.inputs, request_id=request_id)
+        is_bulk = tokenized.inputs.tokens > model.config.interactive_tokens
+        if priority is not None:
+            is_bulk = priority == "bulk"
+        answer = await model.embedder.embed(
+            tokenized.inputs, request_id=request_id, is_bulk=is_bulk
+        )
         _raise_for(answer.failures)
         # A replica reports these as failures. Looked at again, as clients read NaN as a vector like any other.
         _raise_for(

@@ -120,6 +120,7 @@ class FakeEmbedder:
         waits: whether calls never end.
         is_up: whether a replica can embed.
         seen: the inputs of every call.
+        bulk: whether each call was bulk.
         called: set when the first call has come.
         cancelled: calls that their caller gave up.
         backlog: what a test puts into it.
@@ -131,13 +132,21 @@ class FakeEmbedder:
     waits: bool = False
     is_up: bool = True
     seen: list[TokenizedInputs] = field(default_factory=list)
+    bulk: list[bool] = field(default_factory=list)
     called: asyncio.Event = field(default_factory=asyncio.Event)
     cancelled: int = 0
     backlog: Backlog = field(default_factory=lambda: Backlog(limit=1000, unknown_s=1))
 
-    async def embed(self, inputs: TokenizedInputs, *, request_id: str) -> ModelAnswer:  # noqa: ARG002
+    async def embed(
+        self,
+        inputs: TokenizedInputs,
+        *,
+        request_id: str,  # noqa: ARG002
+        is_bulk: bool,
+    ) -> ModelAnswer:
         """Give the vectors of all inputs."""
         self.seen.append(inputs)
+        self.bulk.append(is_bulk)
         self.called.set()
         if self.waits:
             try:

@@ -45,6 +45,7 @@ def client_of(
         "max_queued_tokens": 100,
         "unavailable_after_s": 0.01,
         "retry_after_s": 7,
+        "bulk_patience_s": 60,
         "retry_pause_s": 0,
     }
     return ModelClient(
@@ -361,6 +362,22 @@ async def test_tokens_that_are_not_answered_yet_are_bounded() -> None:
     assert pending == 8
     assert counted(metrics, "embeddings_pending_tokens", model="m") == 0
     assert counted(metrics, "embeddings_overload_refusals_total", reason="pending_tokens") == 1
+
+
+async def test_bulk_is_refused_first() -> None:
+    """A quarter of the queue is kept for what somebody waits for."""
+    client = client_of(FakeHandle(never), max_queued_tokens=100)
+    waiting = asyncio.create_task(client.embed(tokenized([1] * 70), request_id="first"))
+    await asyncio.sleep(0)
+
+    with pytest.raises(OverloadedError):
+        await client.embed(tokenized([2] * 6), request_id="second", is_bulk=True)
+    fitting = asyncio.create_task(client.embed(tokenized([2] * 6), request_id="third"))
+    await asyncio.sleep(0)
+
+    assert client.backlog.units == 76
+    for task in (waiting, fitting):
+        task.cancel()
 
 
 async def test_one_request_always_fits() -> None:

@@ -328,3 +328,39 @@ async def test_every_answer_tells_what_there_is_room_for(tokenizer: Tokenizer) -
     assert {h["x-ratelimit-remaining-requests"] for h in (answered, refused, unknown)} == {"5"}
     assert "x-ratelimit-limit-tokens" not in refused
     assert not [name for name in other if name.startswith("x-ratelimit")]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "priority", "is_bulk"),
+    [
+        (["a"], None, False),
+        (["a", "b"], None, True),
+        (["a", "b"], "Interactive", False),
+        (["a"], "bulk", True),
+        (["a"], "", False),
+    ],
+)
+async def test_a_request_has_its_lane(
+    tokenizer: Tokenizer,
+    inputs: list[str],
+    priority: str | None,
+    is_bulk: bool,  # noqa: FBT001
+) -> None:
+    """By its tokens, of which each of these inputs has three, or as its client says."""
+    app = build_application(tokenizer, model={"interactive_tokens": 3})
+    headers = {} if priority is None else {"x-priority": priority}
+
+    async with app.client() as client:
+        answer = await client.post("/v1/embeddings", json={"input": inputs}, headers=headers)
+
+    assert answer.status_code == 200
+    assert app.embedder.bulk == [is_bulk]
+
+
+async def test_a_lane_that_does_not_exist_is_named(app: Application) -> None:
+    """By the header that asked for it."""
+    async with app.client() as client:
+        answer = await client.post("/v1/embeddings", content=BODY, headers={"x-priority": "urgent"})
+
+    assert answer.status_code == 400
+    assert (answer.json()["param"], answer.json()["code"]) == ("x-priority", "invalid_priority")

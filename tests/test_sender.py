@@ -55,6 +55,7 @@ def sender_of(
     defaults = {
         "budget": 10,
         "calls_at_once": 1,
+        "bulk_patience_s": 60,
         "attempts": 3,
         "lost": lambda: None,
         "pause": no_pause,
@@ -225,3 +226,49 @@ def test_jobs_go_in_order_within_the_budget_and_none_is_lost(
     assert [n for call in replicas.calls for n in call] == list(range(len(sizes)))
     assert all(len(call) == 1 or sum(sizes[n] for n in call) <= 10 for call in replicas.calls)
     assert len(answers) == len(sizes)
+
+
+async def test_bulk_is_overtaken() -> None:
+    """What somebody waits for goes first, and takes bulk along where there is room."""
+    replicas = Replicas()
+    sender = sender_of(replicas.call)
+    await send_all(sender, [job(1)])
+    for number in (2, 3, 4):
+        asyncio.create_task(sender.send(job(number, 4), is_bulk=True))  # noqa: RUF006
+    await send_all(sender, [job(5), job(6)])
+
+    for number in range(3):
+        await replicas.end(number)
+
+    assert replicas.calls == [[1], [5, 6, 2], [3, 4]]
+
+
+async def test_bulk_is_not_overtaken_for_ever() -> None:
+    """Once it has waited for so long, what comes later comes later."""
+    replicas = Replicas()
+    sender = sender_of(replicas.call, bulk_patience_s=0.02)
+    await send_all(sender, [job(1)])
+    asyncio.create_task(sender.send(job(2, 9), is_bulk=True))  # noqa: RUF006
+    await send_all(sender, [job(3)])
+    await asyncio.sleep(0.03)
+    await send_all(sender, [job(4)])
+
+    for number in range(3):
+        await replicas.end(number)
+
+    assert replicas.calls == [[1], [3], [2], [4]]
+
+
+async def test_bulk_that_is_given_up_leaves_its_lane() -> None:
+    """As what is not bulk does."""
+    replicas = Replicas()
+    sender = sender_of(replicas.call)
+    await send_all(sender, [job(1)])
+    left = asyncio.create_task(sender.send(job(2), is_bulk=True))
+    await send_all(sender, [job(3)])
+    left.cancel()
+    await turns()
+
+    await replicas.end(0)
+
+    assert replicas.calls == [[1], [3]]
