@@ -6,6 +6,7 @@ calls may be under way, so that others that come later find their place between 
 """
 
 import asyncio
+import logging
 import math
 import random
 import time
@@ -17,28 +18,31 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from serve_app.backlog import Backlog
-from serve_app.errors import OverloadedError, UnavailableError
+from serve_app.errors import InferenceError, OverloadedError, UnavailableError
 from serve_app.jobs import join, split
 from serve_app.messages import (
     EmbedJob,
     EmbedResult,
     ModelAnswer,
+    NotNow,
     Refusal,
     ReplicaState,
     TokenizedInputs,
 )
 from serve_app.metrics import Metrics
-from serve_app.sender import Answered, LostCallError, Sender
+from serve_app.sender import Answered, LostCallError, NotNowError, Sender
 
-# Embedding is idempotent, so a job whose replica died may be sent again; a job that is there at two deaths more is
-# likely to be their cause.
-_ATTEMPTS = 3
+# Embedding is idempotent, so a job whose replica died may be sent again. A replica has one such job at a time, so one
+# that is there at two deaths is their cause.
+_ATTEMPTS = 2
 # Calls to one replica that are under way at once: one computes and one is ready, so that the model need not wait.
 _CALLS_PER_REPLICA = 2
 # How much of the queue bulk may fill; the rest is kept for what somebody waits for.
 _BULK_SHARE = 0.75
 # How long what replicas have told of themselves is trusted.
 _REPLICAS_KNOWN_S = 2.0
+
+logger = logging.getLogger("ray.serve.embeddings")
 
 
 class Response(Protocol):
@@ -100,6 +104,7 @@ class ModelClient:
             lost=self._count_retry,
             pause=self._pause,
         )
+        self._not_now_since: float | None = None
         self._looking: asyncio.Task[None] | None = None
         self._looked_at = -math.inf
 
@@ -175,7 +180,7 @@ class ModelClient:
         try:
             answered = await self._sender.send(job, is_bulk=is_bulk)
         except LostCallError:
-            raise self._unavailable("each died while it worked on this request") from None
+            raise _deadly(job) from None
         self.backlog.finish(job.inputs.tokens)
         self._metrics.job_finished(
             model=self._settings.model,
@@ -199,7 +204,18 @@ class ModelClient:
             raise self._unavailable("it failed to start") from None
         if isinstance(results, Refusal):
             raise self._overloaded("replica_tokens")
+        if isinstance(results, NotNow):
+            self._check_patience()
+            raise NotNowError
+        self._not_now_since = None
         return results
+
+    def _check_patience(self) -> None:
+        """Give up when replicas have taken nothing for as long as a call waits for there to be one."""
+        now = time.monotonic()
+        self._not_now_since = self._not_now_since or now
+        if now - self._not_now_since > self._settings.unavailable_after_s:
+            raise self._unavailable("those that are there do not take it")
 
     def _count_retry(self) -> None:
         self._metrics.job_retried(model=self._settings.model)
@@ -225,7 +241,7 @@ class ModelClient:
         finally:
             self._looking = None
 
-    async def _answer(self, response: Response) -> Sequence[EmbedResult] | Refusal:
+    async def _answer(self, response: Response) -> Sequence[EmbedResult] | Refusal | NotNow:
         """Wait for a call, for as long as there is a replica to wait for.
 
         A handle waits for ever where no replica exists, so every so often somebody has to look.
@@ -256,6 +272,24 @@ class ModelClient:
         )
 
 
+def _deadly(job: EmbedJob) -> InferenceError:
+    first, count = job.first_input, len(job.inputs)
+    logger.error(
+        "the model's process died twice while it had this request's inputs %d to %d",
+        first,
+        first + count - 1,
+        extra={"request_id": job.request_id},
+    )
+    if count == 1:
+        item = f"input[{first}]"
+        message = f"The model's process died twice while it had {item}."
+        return InferenceError(message, "inference_failed", item)
+    message = (
+        f"The model's process died twice while it had the inputs {first} to {first + count - 1}."
+    )
+    return InferenceError(message, "inference_failed", "input")
+
+
 class _NoReplicaError(Exception):
     """A call waits, and there is no replica that could take it."""
 
@@ -266,6 +300,6 @@ def _retrieve(waiting: asyncio.Future[Any]) -> None:
         waiting.exception()
 
 
-async def _awaited(response: Response) -> Sequence[EmbedResult] | Refusal:
-    answer: Sequence[EmbedResult] | Refusal = await response
+async def _awaited(response: Response) -> Sequence[EmbedResult] | Refusal | NotNow:
+    answer: Sequence[EmbedResult] | Refusal | NotNow = await response
     return answer

@@ -25,6 +25,7 @@ def split(inputs: TokenizedInputs, *, job_tokens: int, request_id: str) -> list[
                 inputs.prompt_length,
             ),
             request_id,
+            run.start,
         )
         for run in runs
     ]
@@ -32,13 +33,11 @@ def split(inputs: TokenizedInputs, *, job_tokens: int, request_id: str) -> list[
 
 def join(jobs: Sequence[EmbedJob], answers: Sequence[Answered], started: float) -> ModelAnswer:
     """Put the jobs' answers together again, in input order."""
-    failures: list[Failure] = []
-    first = 0
-    for job, answer in zip(jobs, answers, strict=True):
-        failures += [
-            replace(failure, index=first + failure.index) for failure in answer.result.failures
-        ]
-        first += len(job.inputs)
+    failures: list[Failure] = [
+        replace(failure, index=job.first_input + failure.index)
+        for job, answer in zip(jobs, answers, strict=True)
+        for failure in answer.result.failures
+    ]
     vectors = [answer.result.vectors for answer in answers]
     inference_s = _inference_seconds(answers)
     return ModelAnswer(

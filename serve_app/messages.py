@@ -43,10 +43,19 @@ class TokenizedInputs:
 
 @dataclass(frozen=True, slots=True)
 class EmbedJob:
-    """The work of one call to a replica: inputs of one request, at most half a token budget of them."""
+    """Inputs of one request that go to a replica together, at most half a token budget of them.
+
+    Attributes:
+        inputs: what is embedded.
+        request_id: the request's.
+        first_input: which input of the request is the first of these.
+        is_suspect: whether a replica died that had it, so that it may be what the replica died of.
+    """
 
     inputs: TokenizedInputs
     request_id: str
+    first_input: int = 0
+    is_suspect: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +91,15 @@ class Refusal:
     """A job that a replica did not take because too many tokens wait there already."""
 
     queued_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class NotNow:
+    """A call that a replica does not take now, though it or another soon may.
+
+    It is about to be replaced; or the call is a suspect and there is one inside already. Two that die together would
+    both look guilty.
+    """
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ from serve_app.encoder import (
 )
 from serve_app.errors import UnavailableError
 from serve_app.gate import Gate, GateFullError
-from serve_app.messages import EmbedJob, EmbedResult, Failure, Refusal, ReplicaState
+from serve_app.messages import EmbedJob, EmbedResult, Failure, NotNow, Refusal, ReplicaState
 from serve_app.model_thread import ModelThread, ModelThreadError
 
 logger = logging.getLogger("ray.serve.embeddings")
@@ -52,6 +52,7 @@ class EmbeddingReplica:
         self._encoder: Encoder = self._thread.submit(self._load).result()
         self._gate = Gate(budget=self._budget, max_queued_tokens=model.max_queued_tokens)
         self._broken = ""
+        self._has_suspect = False
         self._name = serve.get_replica_context().replica_id.unique_id
 
     def _load(self) -> Encoder:
@@ -92,12 +93,22 @@ class EmbeddingReplica:
         self._encode.set_max_batch_size(min(self._settings.max_batch_size, most))
         logger.info("batch settings: %s", self._settings.model_dump())
 
-    async def embed(self, jobs: Sequence[EmbedJob]) -> Sequence[EmbedResult] | Refusal:
+    async def embed(self, jobs: Sequence[EmbedJob]) -> Sequence[EmbedResult] | Refusal | NotNow:
         """Encode the jobs of one call, when it is its turn.
 
         Raises:
             UnavailableError: the model is broken for good; this replica will be replaced.
         """
+        is_suspect = any(job.is_suspect for job in jobs)
+        if self._broken or (is_suspect and self._has_suspect):
+            return NotNow()
+        self._has_suspect |= is_suspect
+        try:
+            return await self._embed(jobs)
+        finally:
+            self._has_suspect &= not is_suspect
+
+    async def _embed(self, jobs: Sequence[EmbedJob]) -> Sequence[EmbedResult] | Refusal:
         try:
             async with self._gate.enter(sum(job.inputs.tokens for job in jobs)):
                 results: Sequence[EmbedResult] = await self._encode(jobs)

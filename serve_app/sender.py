@@ -5,7 +5,7 @@ seconds later than it did.
 
 What waits is not frozen: a call that may start takes along all that fits its budget by then, whoever asked for it, so
 that under load a call carries a whole batch and the cost of a call is shared. With no other call under way a job goes
-at once. A job whose replica died goes again, and then alone: it may be what the replica died of.
+at once. A job whose replica died goes again, alone and marked: it may be what the replica died of.
 
 Plain asyncio on one loop. Knows nothing of Ray or of the model.
 """
@@ -15,7 +15,7 @@ import heapq
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice, takewhile
 
@@ -27,6 +27,10 @@ Call = Callable[[Sequence[EmbedJob]], Awaitable[Sequence[EmbedResult]]]
 
 class LostCallError(Exception):
     """A call's replica died; what it carried may be sent again."""
+
+
+class NotNowError(Exception):
+    """A call's replica did not take it now; nothing is said about what it carried."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +56,18 @@ class _Ticket:
     is_bulk: bool
     losses: int = 0
 
+    def lost(self) -> None:
+        """Note that its replica died."""
+        self.losses += 1
+        self.job = replace(self.job, is_suspect=True)
+
 
 class Sender:
     """A queue of jobs before the calls to a model's replicas.
 
     Args:
-        call: makes one call; raises `LostCallError` when its replica died, anything else fails the jobs.
+        call: makes one call; raises `LostCallError` when its replica died, `NotNowError` when it should go again in
+            a moment; anything else fails the jobs.
         budget: most tokens in a call; a job that is larger goes alone. May be set anew at any time.
         calls_at_once: most calls under way; may be set anew at any time.
         bulk_patience_s: how much later than it came a bulk job counts as come.
@@ -143,7 +153,10 @@ class Sender:
         try:
             results = await self._call([ticket.job for ticket in tickets])
         except LostCallError as error:
-            await self._send_again(tickets, error)
+            self._note_loss(tickets, error)
+            await self._send_again(tickets)
+        except NotNowError:
+            await self._send_again(tickets)
         except Exception as error:
             _fail(tickets, error)
         else:
@@ -153,14 +166,19 @@ class Sender:
                     queue_s = max(now - ticket.since - result.inference_s, 0.0)
                     ticket.answer.set_result(Answered(result, now, queue_s))
 
-    async def _send_again(self, tickets: Sequence[_Ticket], error: LostCallError) -> None:
+    def _note_loss(self, tickets: Sequence[_Ticket], error: LostCallError) -> None:
         for ticket in tickets:
-            ticket.losses += 1
-        _fail([ticket for ticket in tickets if ticket.losses >= self._attempts], error)
+            ticket.lost()
+            if ticket.losses >= self._attempts:
+                _fail([ticket], error)
+            elif not ticket.answer.done():
+                self._lost()
+
+    async def _send_again(self, tickets: Sequence[_Ticket]) -> None:
+        """Put back what somebody still waits for, after a pause in which the call keeps its place."""
         await self._pause()
         for ticket in reversed(tickets):
             if not ticket.answer.done():
-                self._lost()
                 self._lanes[ticket.is_bulk].appendleft(ticket)
 
     def _forget_cancelled(self) -> None:

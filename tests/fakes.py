@@ -33,6 +33,7 @@ from serve_app.messages import (
     EmbedResult,
     Failure,
     ModelAnswer,
+    NotNow,
     Refusal,
     ReplicaState,
     TokenizedInputs,
@@ -254,17 +255,17 @@ def counted(metrics: Metrics, name: str, **labels: str) -> float:
     return found[0] if found else 0.0
 
 
-Answer = Callable[[EmbedJob], Awaitable[EmbedResult | Refusal]]
+Answer = Callable[[EmbedJob], Awaitable[EmbedResult | Refusal | NotNow]]
 
 
 class FakeCall:
     """What a handle returns for a call: to be awaited or given up."""
 
-    def __init__(self, answer: Awaitable[Sequence[EmbedResult] | Refusal]) -> None:
+    def __init__(self, answer: Awaitable[Sequence[EmbedResult] | Refusal | NotNow]) -> None:
         self._answer = asyncio.ensure_future(answer)
         self.is_cancelled = False
 
-    def __await__(self) -> Generator[Any, None, Sequence[EmbedResult] | Refusal]:
+    def __await__(self) -> Generator[Any, None, Sequence[EmbedResult] | Refusal | NotNow]:
         """Wait for the answer."""
         return self._answer.__await__()
 
@@ -301,11 +302,13 @@ class FakeHandle:
         self.calls.append(call)
         return call
 
-    async def _answer_all(self, jobs: Sequence[EmbedJob]) -> Sequence[EmbedResult] | Refusal:
+    async def _answer_all(
+        self, jobs: Sequence[EmbedJob]
+    ) -> Sequence[EmbedResult] | Refusal | NotNow:
         results: list[EmbedResult] = []
         for job in jobs:
             result = await self._answer(job)
-            if isinstance(result, Refusal):
+            if isinstance(result, Refusal | NotNow):
                 return result
             results.append(result)
         return results

@@ -16,8 +16,16 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from serve_app.client import ClientSettings, ModelClient
-from serve_app.errors import OverloadedError, UnavailableError
-from serve_app.messages import EmbedJob, EmbedResult, Failure, Refusal, ReplicaState
+from serve_app.errors import InferenceError, OverloadedError, UnavailableError
+from serve_app.messages import (
+    EmbedJob,
+    EmbedResult,
+    Failure,
+    NotNow,
+    Refusal,
+    ReplicaState,
+    TokenizedInputs,
+)
 from serve_app.metrics import Metrics
 from tests.fakes import Answer, FakeHandle, counted, result_of, tokenized, vectors_of
 
@@ -280,29 +288,62 @@ async def test_a_batch_that_held_several_jobs_of_a_request_counts_once() -> None
     ],
     ids=["died", "unavailable", "replaced", "replaced, in Ray's wrapping"],
 )
-@pytest.mark.parametrize("deaths", [1, 2])
-async def test_a_job_whose_replica_dies_goes_to_another(error: Exception, deaths: int) -> None:
+async def test_a_job_whose_replica_dies_goes_to_another(error: Exception) -> None:
     """Embedding twice does no harm; the request's sender sees nothing."""
     metrics = Metrics()
-    handle = FakeHandle(raising(*[error] * deaths))
+    handle = FakeHandle(raising(error))
     inputs = tokenized([1, 2])
 
     result = await client_of(handle, metrics=metrics).embed(inputs, request_id="an-id")
 
     assert np.array_equal(result.vectors, vectors_of(inputs))
-    assert counted(metrics, "embeddings_job_retries_total", model="m") == deaths
+    assert counted(metrics, "embeddings_job_retries_total", model="m") == 1
     assert counted(metrics, "embeddings_inputs_total", model="m") == 1
 
 
-async def test_a_job_that_is_there_at_three_deaths_is_not_sent_again() -> None:
-    """It may be their cause."""
+@pytest.mark.parametrize(
+    ("inputs", "param", "words"),
+    [(tokenized([1]), "input[0]", "had input[0]"), (tokenized([1], [2]), "input", "inputs 0 to 1")],
+)
+async def test_a_job_that_is_there_at_two_deaths_is_their_cause(
+    inputs: TokenizedInputs, param: str, words: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is not sent a third time, and the log says whose it was."""
     handle = FakeHandle(raising(*[ActorDiedError()] * 9))
 
-    with pytest.raises(UnavailableError) as error:
-        await client_of(handle).embed(tokenized([1]), request_id="an-id")
+    with pytest.raises(InferenceError) as error:
+        await client_of(handle).embed(inputs, request_id="an-id")
 
-    assert len(handle.jobs) == 3
-    assert (error.value.code, error.value.retry_after_s) == ("model_unavailable", 7)
+    assert [job.is_suspect for job in handle.jobs] == [False, True]
+    assert (error.value.code, error.value.param) == ("inference_failed", param)
+    assert words in error.value.message
+    assert [record.__dict__["request_id"] for record in caplog.records] == ["an-id"]
+
+
+async def test_a_call_that_is_not_taken_now_goes_again() -> None:
+    """As often as it takes; that says nothing about the job."""
+    answers = iter([NotNow()] * 5)
+
+    async def later(job: EmbedJob) -> EmbedResult | NotNow:
+        return next(answers, None) or result_of(job)
+
+    handle = FakeHandle(later)
+    result = await client_of(handle, unavailable_after_s=60).embed(
+        tokenized([1]), request_id="an-id"
+    )
+
+    assert np.array_equal(result.vectors, vectors_of(tokenized([1])))
+    assert [job.is_suspect for job in handle.jobs] == [False] * 6
+
+
+async def test_calls_that_are_never_taken_end_as_unavailable() -> None:
+    """After as long as a call waits for there to be a replica."""
+
+    async def never_now(_job: EmbedJob) -> NotNow:
+        return NotNow()
+
+    with pytest.raises(UnavailableError, match="do not take it"):
+        await client_of(FakeHandle(never_now)).embed(tokenized([1]), request_id="an-id")
 
 
 # Refusals.

@@ -28,7 +28,7 @@ PLUMBING: dict[str, Any] = {
                 },
             }
         ],
-        "http": {"request_timeout_s": 25, "unavailable_after_s": 20},
+        "http": {"request_timeout_s": 50, "unavailable_after_s": 20},
         "ingress": {
             "num_replicas": 2,
             "max_ongoing_requests": 20,

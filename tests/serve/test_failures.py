@@ -1,5 +1,6 @@
 """When an input, a model or a replica fails: who gets an error, which one, and what goes on."""
 
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -46,13 +47,25 @@ def test_a_model_that_does_not_embed_is_listed_and_answers_424(server: Server) -
     assert (card["id"], card["embeds"]) == ("reranker", False)
 
 
-def test_a_replica_that_dies_is_replaced_and_the_request_answered_elsewhere_or_503(
-    server: Server,
-) -> None:
-    """An input that kills every replica ends in 503 and not in a hang; afterwards the model answers."""
-    answer = post(server.plumbing_url, {"input": "death"})
+def test_an_input_that_kills_two_replicas_is_refused(server: Server) -> None:
+    """It is named, in the answer and in the log by its request's id; whoever came with it is answered."""
+    request_id = f"id-{uuid.uuid4().hex}"
+    with ThreadPoolExecutor(4) as clients:
+        deadly = clients.submit(
+            post,
+            server.plumbing_url,
+            {"input": ["fine", "death"]},
+            headers={"x-request-id": request_id},
+        )
+        others = [clients.submit(post, server.plumbing_url, {"input": "slow"}) for _ in range(3)]
 
-    assert answer.status_code in {503, 504}
+        assert [other.result().status_code for other in others] == [200] * 3
+    answer = deadly.result()
+    assert answer.status_code == 424
+    assert (answer.json()["code"], answer.json()["param"]) == ("inference_failed", "input")
+    assert "died twice while it had the inputs 0 to 1" in answer.json()["message"]
+    lines = server.read_logs("replica_plumbing_ingress*").splitlines()
+    assert any("died twice" in line and request_id in line for line in lines)
     wait_for(lambda: answers(f"{server.plumbing_url}/ready"), timeout_s=60, what="a new replica")
     assert post(server.plumbing_url, {"input": "fine"}).status_code == 200
 
@@ -63,8 +76,7 @@ def test_a_wedged_model_is_noticed_and_replaced(server: Server) -> None:
         wedged = client.submit(post, server.plumbing_url, {"input": "wedge"})
 
         wait_for(lambda: not answers(f"{server.plumbing_url}/ready"), timeout_s=30, what="503")
-        assert wedged.result().status_code in {503, 504}
-    # The job is sent again to the replica that comes, and may wedge that one too.
+        assert wedged.result().status_code == 424  # it went to the next replica, and wedged that too
     wait_for(
         lambda: post(server.plumbing_url, {"input": "fine"}).status_code == 200,
         timeout_s=60,
