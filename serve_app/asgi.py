@@ -6,19 +6,22 @@ Knows nothing of Ray or torch, so that it runs in any ASGI server and in tests.
 from collections.abc import Awaitable, Callable
 
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp
 
 from serve_app.config import HttpConfig
 from serve_app.endpoints import Endpoints, Scrape
-from serve_app.errors import MethodNotAllowedError, NotFoundError
+from serve_app.errors import InvalidRequestError, MethodNotAllowedError, NotFoundError
 from serve_app.keys import Keys
 from serve_app.middleware import ErrorMiddleware, PathMiddleware, RequestMiddleware, record_of
 from serve_app.openapi import Documentation
+from serve_app.replies import error_reply
 from serve_app.request_log import RequestLog
 from serve_app.service import Service
 
@@ -82,7 +85,11 @@ def build_asgi_app(
         ],
         middleware=[
             Middleware(RequestMiddleware, log=log, adds_request_id=adds_request_id),
-            *_cors(settings),
+            *(
+                [Middleware(CrossOriginMiddleware, settings=settings)]
+                if settings.cors_origins
+                else []
+            ),
             Middleware(ErrorMiddleware, log=log, error_format=settings.error_format),
             Middleware(PathMiddleware),
         ],
@@ -105,18 +112,34 @@ def _routes(
     return [Route(name, labelled, methods=[method]) for name in (path, *aliases)]
 
 
-def _cors(settings: HttpConfig) -> list[Middleware]:
-    """Answer the preflights of pages of the configured origins, and let them read what they get, errors included."""
-    if not settings.cors_origins:
-        return []
-    cors = Middleware(
-        CORSMiddleware,
-        allow_origins=settings.cors_origins,
-        allow_methods=["GET", "POST"],
-        allow_headers=["*"],  # whatever a page asks for, `authorization` too
-        expose_headers=_EXPOSED,
-    )
-    return [cors]
+class CrossOriginMiddleware(CORSMiddleware):
+    """Answers the preflights of pages of the configured origins, and lets them read what they get, errors included.
+
+    Starlette refuses a preflight in plain text; here it is refused in the contract's shape.
+    """
+
+    def __init__(self, app: ASGIApp, *, settings: HttpConfig) -> None:
+        super().__init__(
+            app,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],  # whatever a page asks for, `authorization` too
+            expose_headers=_EXPOSED,
+        )
+        self._error_format = settings.error_format
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        """Answer a preflight."""
+        response = super().preflight_response(request_headers)
+        if response.status_code == 400:
+            message = "A page of this origin may not send such a request."
+            _, headers, response.body = error_reply(
+                InvalidRequestError(message, "cors_not_allowed"),
+                error_format=self._error_format,
+                request_headers=request_headers.raw,
+            )
+            response.headers.update({name.decode(): value.decode() for name, value in headers})
+        return response
 
 
 # What Starlette's router finds before a handler runs, as ours.

@@ -3,6 +3,7 @@
 Checks kinds and emptiness, which need no model, and names the item at fault. Knows nothing of other fields.
 """
 
+from itertools import chain
 from typing import Annotated, Any
 
 from pydantic import PlainValidator, ValidationInfo, WithJsonSchema
@@ -70,20 +71,19 @@ def _checked_items(items: list[Any], param: str) -> list[Any]:
     if kinds != {int} and not all(items):
         at = f"{param}[{next(index for index, item in enumerate(items) if not item)}]"
         raise InvalidRequestError(f"{at} is empty.", "empty_input", at)
-    if kinds == {list}:
-        return [_checked_ids(ids, f"{param}[{index}]") for index, ids in enumerate(items)]
-    return items
+    return _checked_lists(items, param) if kinds == {list} else items
 
 
-def _checked_ids(ids: list[Any], param: str) -> list[int]:
-    kinds = set(map(type, ids))
-    if float in kinds:
-        ids = [whole(number) for number in ids]
-        kinds = set(map(type, ids))
-    if kinds != {int}:
-        message = f"{param} holds a token id that is no integer."
-        raise InvalidRequestError(message, "invalid_token_id", param)
-    return ids
+def _checked_lists(lists: list[list[Any]], param: str) -> list[list[int]]:
+    kinds = set(map(type, chain.from_iterable(lists)))
+    if kinds == {int, float} or kinds == {float}:
+        lists = [[whole(number) for number in ids] for ids in lists]
+        kinds = set(map(type, chain.from_iterable(lists)))
+    if kinds == {int}:
+        return lists
+    index = next(index for index, ids in enumerate(lists) if set(map(type, ids)) != {int})
+    at = f"{param}[{index}]"
+    raise InvalidRequestError(f"{at} holds a token id that is no integer.", "invalid_token_id", at)
 
 
 def _kind_error(items: list[Any], param: str) -> InvalidRequestError:

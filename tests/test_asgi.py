@@ -310,7 +310,11 @@ async def test_other_pages_may_not_call(app: Application, tokenizer: Tokenizer) 
         async with one.client() as client:
             response = await client.options("/v1/embeddings", headers=PREFLIGHT)
         assert "access-control-allow-origin" not in response.headers
-        assert response.status_code >= 400
+        assert response.status_code == (405 if one is app else 400)
+        assert response.json()["code"] == (
+            "method_not_allowed" if one is app else "cors_not_allowed"
+        )
+        assert int(response.headers["content-length"]) == len(response.content)
 
 
 # Text-embeddings-inference's own routes.

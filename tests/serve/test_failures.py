@@ -76,7 +76,8 @@ def test_a_wedged_model_is_noticed_and_replaced(server: Server) -> None:
         wedged = client.submit(post, server.plumbing_url, {"input": "wedge"})
 
         wait_for(lambda: not answers(f"{server.plumbing_url}/ready"), timeout_s=30, what="503")
-        assert wedged.result().status_code == 424  # it went to the next replica, and wedged that too
+        # It went to the next replica, and wedged that too.
+        assert wedged.result().status_code == 424
     wait_for(
         lambda: post(server.plumbing_url, {"input": "fine"}).status_code == 200,
         timeout_s=60,
