@@ -6,7 +6,6 @@ calls may be under way, so that others that come later find their place between 
 """
 
 import asyncio
-import logging
 import math
 import random
 import time
@@ -18,8 +17,8 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from serve_app.backlog import Backlog
-from serve_app.errors import InferenceError, OverloadedError, UnavailableError
-from serve_app.jobs import join, split
+from serve_app.errors import OverloadedError, UnavailableError
+from serve_app.jobs import deadly, join, split
 from serve_app.messages import (
     EmbedJob,
     EmbedResult,
@@ -41,8 +40,6 @@ _CALLS_PER_REPLICA = 2
 _BULK_SHARE = 0.75
 # How long what replicas have told of themselves is trusted.
 _REPLICAS_KNOWN_S = 2.0
-
-logger = logging.getLogger("ray.serve.embeddings")
 
 
 class Response(Protocol):
@@ -180,7 +177,7 @@ class ModelClient:
         try:
             answered = await self._sender.send(job, is_bulk=is_bulk)
         except LostCallError:
-            raise _deadly(job) from None
+            raise deadly(job) from None
         self.backlog.finish(job.inputs.tokens)
         self._metrics.job_finished(
             model=self._settings.model,
@@ -270,24 +267,6 @@ class ModelClient:
         return UnavailableError(
             message, "model_unavailable", retry_after_s=self._settings.retry_after_s
         )
-
-
-def _deadly(job: EmbedJob) -> InferenceError:
-    first, count = job.first_input, len(job.inputs)
-    logger.error(
-        "the model's process died twice while it had this request's inputs %d to %d",
-        first,
-        first + count - 1,
-        extra={"request_id": job.request_id},
-    )
-    if count == 1:
-        item = f"input[{first}]"
-        message = f"The model's process died twice while it had {item}."
-        return InferenceError(message, "inference_failed", item)
-    message = (
-        f"The model's process died twice while it had the inputs {first} to {first + count - 1}."
-    )
-    return InferenceError(message, "inference_failed", "input")
 
 
 class _NoReplicaError(Exception):

@@ -1,5 +1,6 @@
-"""A request as the jobs that a model gets of it, and their results as one answer again."""
+"""A request as the jobs that a model gets of it, and what became of them as one answer or error again."""
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -7,8 +8,11 @@ from dataclasses import replace
 import numpy as np
 
 from serve_app.batching import split_by_budget
+from serve_app.errors import InferenceError
 from serve_app.messages import EmbedJob, Failure, ModelAnswer, TokenizedInputs
 from serve_app.sender import Answered
+
+logger = logging.getLogger("ray.serve.embeddings")
 
 
 def split(inputs: TokenizedInputs, *, job_tokens: int, request_id: str) -> list[EmbedJob]:
@@ -46,6 +50,25 @@ def join(jobs: Sequence[EmbedJob], answers: Sequence[Answered], started: float) 
         queue_s=max(max(answer.at for answer in answers) - started - inference_s, 0.0),
         inference_s=inference_s,
     )
+
+
+def deadly(job: EmbedJob) -> InferenceError:
+    """Return the error of a job that two replicas had when they died, and log whose it was."""
+    first, count = job.first_input, len(job.inputs)
+    logger.error(
+        "the model's process died twice while it had this request's inputs %d to %d",
+        first,
+        first + count - 1,
+        extra={"request_id": job.request_id},
+    )
+    if count == 1:
+        item = f"input[{first}]"
+        message = f"The model's process died twice while it had {item}."
+        return InferenceError(message, "inference_failed", item)
+    message = (
+        f"The model's process died twice while it had the inputs {first} to {first + count - 1}."
+    )
+    return InferenceError(message, "inference_failed", "input")
 
 
 def _inference_seconds(answers: Sequence[Answered]) -> float:
