@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
-from serve_app.errors import InvalidRequestError
+from serve_app.errors import InvalidRequestError, PayloadTooLargeError
 
 NAME = "cl100k_base"
 # What lies beyond are a few special tokens, which are taken but stand for no text of anybody.
@@ -21,6 +21,8 @@ LAST_ORDINARY_ID = 100_255
 _PATIENCE_S = 10.0
 # More ids than this are decoded in a thread: it takes some milliseconds.
 _INLINE_IDS = 20_000
+# So many ids are decoded before the length of their text is looked at.
+_PART_IDS = 10_000
 
 logger = logging.getLogger("ray.serve.embeddings")
 
@@ -52,10 +54,15 @@ class Cl100k:
             logger.warning("token ids of %s cannot be read: %s; texts can", NAME, kind)
             self._encoding.set_exception(error)
 
-    async def decode(self, inputs: Sequence[Sequence[int]]) -> list[str]:
+    async def decode(self, inputs: Sequence[Sequence[int]], *, max_bytes: int) -> list[str]:
         """Return the text of each input.
 
+        Args:
+            inputs: the ids of each.
+            max_bytes: most bytes of UTF-8 that all texts may have; an id can stand for 128 of them.
+
         Raises:
+            PayloadTooLargeError: the texts are longer.
             InvalidRequestError: the encoding has no such id, or is not to be had here.
         """
         try:
@@ -71,15 +78,31 @@ class Cl100k:
                 "input",
             ) from None
         if sum(map(len, inputs)) < _INLINE_IDS:
-            return _texts(encoding, inputs)
-        return await asyncio.to_thread(_texts, encoding, inputs)
+            return _texts(encoding, inputs, max_bytes)
+        return await asyncio.to_thread(_texts, encoding, inputs, max_bytes)
 
 
-def _texts(encoding: Any, inputs: Sequence[Sequence[int]]) -> list[str]:
-    return [_text(encoding, ids, index) for index, ids in enumerate(inputs)]
+def _texts(encoding: Any, inputs: Sequence[Sequence[int]], max_bytes: int) -> list[str]:
+    texts = []
+    left = max_bytes
+    for index, ids in enumerate(inputs):
+        # In parts, so that what is too long is noticed before it is there.
+        parts = []
+        for start in range(0, len(ids), _PART_IDS):
+            part = _bytes(encoding, ids[start : start + _PART_IDS], index)
+            left -= len(part)
+            if left < 0:
+                message = (
+                    f"The token ids stand for more than {max_bytes} bytes of text. Split the list."
+                )
+                raise PayloadTooLargeError(message, "payload_too_large", "input")
+            parts.append(part)
+        # A client that cuts long texts into chunks may cut a character in two.
+        texts.append(b"".join(parts).decode("utf-8", errors="replace"))
+    return texts
 
 
-def _text(encoding: Any, ids: Sequence[int], index: int) -> str:
+def _bytes(encoding: Any, ids: Sequence[int], index: int) -> bytes:
     try:
         text: bytes = encoding.decode_bytes(ids)
     except (KeyError, OverflowError):
@@ -87,5 +110,4 @@ def _text(encoding: Any, ids: Sequence[int], index: int) -> str:
         raise InvalidRequestError(
             f"{param} has a token id that {NAME} does not have.", "invalid_token_id", param
         ) from None
-    # A client that cuts long texts into chunks may cut a character in two.
-    return text.decode("utf-8", errors="replace")
+    return text

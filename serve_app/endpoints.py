@@ -78,7 +78,7 @@ class Endpoints:
                 max_bytes=self._settings.max_body_bytes,
                 timeout_s=self._settings.body_timeout_s,
             )
-            asked = parse_request(body)
+            asked = parse_request(body, most_inputs=self._settings.max_client_batch_size)
             priority = read_priority(request.headers.get("x-priority"), name="x-priority")
             if "model" in request.path_params:  # Azure's deployments, and engines
                 asked = asked.model_copy(update={"model": request.path_params["model"]})

@@ -23,21 +23,33 @@ class StayingProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Take what has come; where a request offers an upgrade, read it again without."""
         self._unset_keepalive_if_required()
+        left: bytes | None = data
+        try:
+            while left is not None:
+                left = self._feed(left)
+        except httptools.HttpParserError:
+            self._refuse()
+
+    def _feed(self, data: bytes) -> bytes | None:
+        """Read data; return what is to be read again if a request in it offers an upgrade."""
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
             if self._should_upgrade():
                 self.handle_websocket_upgrade()
-            elif (
-                self.parser.get_method() == b"CONNECT"
-            ):  # for a proxy, and an upgrade with or without an offer
+            elif self.parser.get_method() == b"CONNECT":  # for a proxy
                 self._refuse()
             else:
-                head = self._head()
+                again = self._head() + data[upgrade.args[0] :]
                 self.parser = httptools.HttpRequestParser(self)
-                self.data_received(head + data[upgrade.args[0] :])
-        except httptools.HttpParserError:
-            self._refuse()
+                # As uvicorn has it: a request may stand behind one that asks to close the connection.
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+                return again
+        return None
+
+    def _should_upgrade(self) -> bool:
+        # To WebSocket only by GET, as its RFC has it; another method has a body that is waited for.
+        return self.parser.get_method() == b"GET" and bool(super()._should_upgrade())
 
     def _refuse(self) -> None:
         message = "Invalid HTTP request received."

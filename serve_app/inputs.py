@@ -57,10 +57,13 @@ def _check_inputs(value: Any, info: ValidationInfo) -> Any:
         raise InvalidRequestError(
             f"{param} is empty; send at least one text.", "empty_input", param
         )
-    return _checked_items(value, param) if isinstance(value, list) else value
+    if isinstance(value, list):
+        most = (info.context or {}).get("most_inputs")
+        return _checked_items(value, param, most)
+    return value
 
 
-def _checked_items(items: list[Any], param: str) -> list[Any]:
+def _checked_items(items: list[Any], param: str, most: int | None) -> list[Any]:
     """Check that all items are of one kind, that none is empty, and that lists hold integers."""
     kinds = set(map(type, items))
     if float in kinds:
@@ -71,7 +74,9 @@ def _checked_items(items: list[Any], param: str) -> list[Any]:
     if kinds != {int} and not all(items):
         at = f"{param}[{next(index for index, item in enumerate(items) if not item)}]"
         raise InvalidRequestError(f"{at} is empty.", "empty_input", at)
-    return _checked_lists(items, param) if kinds == {list} else items
+    if kinds != {list} or (most is not None and len(items) > most):
+        return items  # too many are refused later; a million lists are not looked into before
+    return _checked_lists(items, param)
 
 
 def _checked_lists(lists: list[list[Any]], param: str) -> list[list[int]]:

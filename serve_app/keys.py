@@ -30,11 +30,15 @@ class Keys:
         environment: where `EMBEDDINGS_API_KEYS` may be.
 
     Raises:
-        ValueError: the file cannot be read, or a line is neither a key nor a name and a key.
+        ValueError: the file cannot be read, a line is neither a key nor a name and a key, or the variable is set and
+            holds no key.
     """
 
     def __init__(self, file: str | None, environment: Mapping[str, str] = os.environ) -> None:
-        self._given = dict(_parse(environment.get(VARIABLE, "").replace(",", "\n")))
+        given = environment.get(VARIABLE, "")
+        self._given = dict(_parse(given.replace(",", "\n")))
+        if given and not self._given:  # whoever sets it wants keys to be asked for
+            raise ValueError(f"{VARIABLE} is set and holds no key")
         self._file = Path(file) if file else None
         self._in_file: dict[bytes, str] = {}
         self._stamp: tuple[int, ...] = ()
@@ -86,7 +90,7 @@ class Keys:
         status = file.stat()
         stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
         if stamp != self._stamp:
-            self._in_file = dict(_parse(file.read_text(encoding="utf-8")))
+            self._in_file = dict(_parse(file.read_text(encoding="utf-8-sig")))
             self._stamp = stamp
             logger.info("api_keys_file: %d keys", len(self._in_file))
 
@@ -111,6 +115,6 @@ def _sent(headers: Iterable[tuple[bytes, bytes]]) -> Iterator[bytes]:
         if name in (b"api-key", b"x-api-key"):
             yield value.strip()
         elif name == b"authorization":
-            scheme, _, key = value.strip().partition(b" ")
-            if scheme.lower() == b"bearer":
-                yield key.strip()
+            scheme, *key = value.split(maxsplit=1)
+            if scheme.lower() == b"bearer" and key:
+                yield key[0].strip()

@@ -133,14 +133,20 @@ def _check_same(name: str, value: Any, alias: str, other: Any) -> None:
         )
 
 
-def parse_request(body: bytes) -> EmbeddingRequest:
+def parse_request(body: bytes, *, most_inputs: int | None = None) -> EmbeddingRequest:
     """Parse a body.
+
+    Args:
+        body: JSON.
+        most_inputs: lists of token ids are not looked into if there are more; the caller refuses them.
 
     Raises:
         InvalidRequestError: no JSON, no object, or a field that is wrong; it names the field and the item.
     """
     try:
-        return EmbeddingRequest.model_validate_json(body.removeprefix(codecs.BOM_UTF8))
+        return EmbeddingRequest.model_validate_json(
+            body.removeprefix(codecs.BOM_UTF8), context={"most_inputs": most_inputs}
+        )
     except ValidationError as error:
         raise explain(error) from None
 

@@ -207,7 +207,7 @@ class Service:
         items = request.items
         if isinstance(items[0], list) and model.config.token_ids == "cl100k":
             assert self._cl100k is not None, "some model's token_ids say cl100k"
-            items = await self._cl100k.decode(items)
+            items = await self._cl100k.decode(items, max_bytes=self._limits.max_body_bytes)
         has_left = threading.Event()
         options: dict[str, Any] = {
             "prompt_name": prompt_name,

@@ -40,9 +40,7 @@ async def echo(_scope: Scope, receive: Receive, send: Send) -> None:
 def port() -> Iterator[int]:
     """Serve the echo by uvicorn with our HTTP/1.1."""
     listener = socket.create_server(("127.0.0.1", 0))
-    config: Any = uvicorn.Config(
-        echo, http=StayingProtocol, lifespan="off", log_config=None, ws="none"
-    )
+    config: Any = uvicorn.Config(echo, http=StayingProtocol, lifespan="off", log_config=None)
     server = uvicorn.Server(config)
     thread = threading.Thread(
         target=lambda: asyncio.run(server.serve(sockets=[listener])), daemon=True
@@ -135,3 +133,28 @@ def test_other_requests_are_read_as_ever(port: int) -> None:
 def test_what_is_no_http_for_a_server_is_400(port: int, message: bytes) -> None:
     """And ends the connection."""
     assert exchange(port, message).startswith(b"HTTP/1.1 400")
+
+
+def test_many_offers_in_one_piece_are_answered(port: int) -> None:
+    """However many: each is read again, one after the other."""
+    one = b"GET / HTTP/1.1\r\nHost: test\r\nConnection: upgrade\r\nUpgrade: h\r\n\r\n"
+
+    answer = exchange(port, one * 1500 + request(LENGTH))
+
+    assert answer.count(b"HTTP/1.1 200") == 1501
+
+
+def test_a_post_is_no_websocket(port: int) -> None:
+    """Whatever it says of itself; its body is read."""
+    offer = b"Connection: Upgrade\r\nUpgrade: websocket\r\n"
+
+    assert exchange(port, request(offer, LENGTH)).endswith(BODY)
+
+
+def test_what_follows_an_offer_that_closes_does_no_harm(port: int) -> None:
+    """The first is answered, as without the offer."""
+    closing = b"Connection: close, Upgrade\r\nUpgrade: h2c\r\n"
+
+    answer = exchange(port, request(closing, LENGTH) + request(LENGTH))
+
+    assert answer.startswith(b"HTTP/1.1 200")

@@ -104,3 +104,18 @@ def test_the_environment_is_the_process_s_own(monkeypatch: pytest.MonkeyPatch) -
 
     assert os.environ[VARIABLE] == "sk-1"
     assert Keys(None).are_needed
+
+
+@pytest.mark.parametrize("given", [",", " ", "#", "# off"])
+def test_a_variable_that_is_set_and_holds_no_key_stops_the_start(given: str) -> None:
+    """Instead of letting everybody in."""
+    with pytest.raises(ValueError, match="holds no key"):
+        Keys(None, {VARIABLE: given})
+
+
+def test_a_file_may_begin_with_a_mark_of_its_encoding(tmp_path: Path) -> None:
+    """As some editors write it; and a scheme may end in any white space."""
+    file = tmp_path / "keys"
+    file.write_bytes(b"\xef\xbb\xbfalice sk-1\n")
+
+    assert Keys(str(file), {}).owner([(b"authorization", b"Bearer\tsk-1")]) == "alice"
