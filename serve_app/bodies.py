@@ -38,7 +38,7 @@ async def read_body(request: Request, *, max_bytes: int, timeout_s: float) -> by
         message = f"The body was not complete after {timeout_s:g} s."
         raise RequestTimeoutError(message, "request_timeout") from None
     body = b"".join(chunks)
-    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    encoding = ",".join(request.headers.getlist("content-encoding")).strip().lower()
     if encoding in ("", "identity"):
         return body
     if encoding not in _ENCODINGS:

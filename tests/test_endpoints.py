@@ -295,9 +295,11 @@ async def test_a_body_that_is_not_what_its_encoding_says_is_400(
     assert response.json()["code"] == "invalid_content_encoding"
 
 
-async def test_an_encoding_that_is_not_known_is_400(app: Application) -> None:
-    """It says which are."""
-    async with app.client(headers={"content-encoding": "br"}) as client:
+@pytest.mark.parametrize("encodings", [["br"], ["identity", "gzip"]])
+async def test_an_encoding_that_is_not_known_is_400(app: Application, encodings: list[str]) -> None:
+    """It says which are; two of them are none that is known."""
+    headers = [("content-encoding", encoding) for encoding in encodings]
+    async with app.client(headers=headers) as client:
         response = await client.post("/v1/embeddings", content=BODY)
 
     assert response.json()["code"] == "unsupported_content_encoding"
