@@ -101,7 +101,8 @@ def _parse(text: str) -> Iterator[tuple[bytes, str]]:
         words = line.split()
         if not words or words[0].startswith("#"):
             continue
-        if len(words) > 2:  # a name and a key
+        # More than a name and a key, or a key with a comment behind it, which would make a name of the key.
+        if len(words) > 2 or words[-1].startswith("#"):
             raise ValueError(f"line {number} of the API keys is neither KEY nor NAME KEY")
         yield _digest(words[-1].encode()), words[0] if len(words) > 1 else UNNAMED
 

@@ -119,3 +119,11 @@ def test_a_file_may_begin_with_a_mark_of_its_encoding(tmp_path: Path) -> None:
     file.write_bytes(b"\xef\xbb\xbfalice sk-1\n")
 
     assert Keys(str(file), {}).owner([(b"authorization", b"Bearer\tsk-1")]) == "alice"
+
+
+def test_a_comment_behind_a_key_makes_no_name_of_it() -> None:
+    """Names are in the log and in the metrics."""
+    with pytest.raises(ValueError, match="line 1") as raised:
+        Keys(None, {VARIABLE: "sk-secret #alice"})
+
+    assert "sk-secret" not in str(raised.value)
