@@ -116,6 +116,6 @@ def _sent(headers: Iterable[tuple[bytes, bytes]]) -> Iterator[bytes]:
         if name in (b"api-key", b"x-api-key"):
             yield value.strip()
         elif name == b"authorization":
-            scheme, *key = value.split(maxsplit=1)
-            if scheme.lower() == b"bearer" and key:
-                yield key[0].strip()
+            words = value.split(maxsplit=1)
+            if len(words) > 1 and words[0].lower() == b"bearer":
+                yield words[1].strip()
