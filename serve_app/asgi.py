@@ -6,36 +6,28 @@ Knows nothing of Ray or torch, so that it runs in any ASGI server and in tests.
 from collections.abc import Awaitable, Callable
 
 from starlette.applications import Starlette
-from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
-from starlette.types import ASGIApp
 
 from serve_app.config import HttpConfig
 from serve_app.endpoints import Endpoints, Scrape
-from serve_app.errors import InvalidRequestError, MethodNotAllowedError, NotFoundError
+from serve_app.errors import MethodNotAllowedError, NotFoundError
 from serve_app.keys import Keys
-from serve_app.middleware import ErrorMiddleware, PathMiddleware, RequestMiddleware, record_of
+from serve_app.middleware import (
+    CrossOriginMiddleware,
+    ErrorMiddleware,
+    PathMiddleware,
+    RequestMiddleware,
+    record_of,
+)
 from serve_app.openapi import Documentation
-from serve_app.replies import error_reply
 from serve_app.request_log import RequestLog
 from serve_app.service import Service
 
 Handler = Callable[[Request], Awaitable[Response]]
-
-# What a page in a browser may read of an answer, beside its body.
-_EXPOSED = (
-    *("x-request-id", "retry-after", "retry-after-ms", "x-compute-tokens", "x-truncated-inputs"),
-    *(
-        f"x-ratelimit-{what}-{unit}"
-        for what in ("limit", "remaining", "reset")
-        for unit in ("requests", "tokens")
-    ),
-)
 
 
 def build_asgi_app(
@@ -51,6 +43,7 @@ def build_asgi_app(
     endpoints = Endpoints(service, settings=settings, scrape=scrape)
     documentation = Documentation(service.models, settings)
     metrics_keys = keys if settings.metrics_need_key else None
+    cross_origin = [Middleware(CrossOriginMiddleware, settings=settings)]
     app = Starlette(
         routes=[
             *_routes(
@@ -85,11 +78,7 @@ def build_asgi_app(
         ],
         middleware=[
             Middleware(RequestMiddleware, log=log, adds_request_id=adds_request_id),
-            *(
-                [Middleware(CrossOriginMiddleware, settings=settings)]
-                if settings.cors_origins
-                else []
-            ),
+            *(cross_origin if settings.cors_origins else []),
             Middleware(ErrorMiddleware, log=log, error_format=settings.error_format),
             Middleware(PathMiddleware),
         ],
@@ -110,36 +99,6 @@ def _routes(
         return await handler(request)
 
     return [Route(name, labelled, methods=[method]) for name in (path, *aliases)]
-
-
-class CrossOriginMiddleware(CORSMiddleware):
-    """Answers the preflights of pages of the configured origins, and lets them read what they get, errors included.
-
-    Starlette refuses a preflight in plain text; here it is refused in the contract's shape.
-    """
-
-    def __init__(self, app: ASGIApp, *, settings: HttpConfig) -> None:
-        super().__init__(
-            app,
-            allow_origins=settings.cors_origins,
-            allow_methods=["GET", "POST"],
-            allow_headers=["*"],  # whatever a page asks for, `authorization` too
-            expose_headers=_EXPOSED,
-        )
-        self._error_format = settings.error_format
-
-    def preflight_response(self, request_headers: Headers) -> Response:
-        """Answer a preflight."""
-        response = super().preflight_response(request_headers)
-        if response.status_code == 400:
-            message = "A page of this origin may not send such a request."
-            _, headers, response.body = error_reply(
-                InvalidRequestError(message, "cors_not_allowed"),
-                error_format=self._error_format,
-                request_headers=request_headers.raw,
-            )
-            response.headers.update({name.decode(): value.decode() for name, value in headers})
-        return response
 
 
 # What Starlette's router finds before a handler runs, as ours.

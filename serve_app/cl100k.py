@@ -104,10 +104,9 @@ def _texts(encoding: Any, inputs: Sequence[Sequence[int]], max_bytes: int) -> li
 
 def _bytes(encoding: Any, ids: Sequence[int], index: int) -> bytes:
     try:
-        text: bytes = encoding.decode_bytes(ids)
+        return bytes(encoding.decode_bytes(ids))
     except (KeyError, OverflowError):
         param = f"input[{index}]"
         raise InvalidRequestError(
             f"{param} has a token id that {NAME} does not have.", "invalid_token_id", param
         ) from None
-    return text

@@ -61,7 +61,7 @@ class ClientSettings:
         job_tokens: most tokens in a call, until a replica has told its own budget; a longer input goes alone.
         max_queued_tokens: most tokens accepted and not answered, until a replica has told its own; one request always
             fits.
-        unavailable_after_s: seconds that a call may wait while there is no replica at all.
+        unavailable_after_s: seconds that a call may wait while there is no replica at all, or none that takes it.
         retry_after_s: what a refused client is told to wait while nothing better is known.
         retry_pause_s: most seconds before a job goes out again.
         bulk_patience_s: how long bulk may be overtaken.
@@ -98,10 +98,10 @@ class ModelClient:
             calls_at_once=_CALLS_PER_REPLICA,
             bulk_patience_s=settings.bulk_patience_s,
             attempts=_ATTEMPTS,
+            patience_s=settings.unavailable_after_s,
             lost=self._count_retry,
             pause=self._pause,
         )
-        self._not_now_since: float | None = None
         self._looking: asyncio.Task[None] | None = None
         self._looked_at = -math.inf
 
@@ -124,11 +124,11 @@ class ModelClient:
             inputs.tokens, share=_BULK_SHARE if is_bulk else 1
         ):
             raise self._overloaded("pending_tokens")
+        started = time.perf_counter()
+        jobs = split(inputs, job_tokens=-(-self._sender.budget // 2), request_id=request_id)
         self.backlog.add(inputs.tokens)
         self._metrics.pending_changed(model=self._settings.model, tokens=self.backlog.units)
         self._look_at_replicas()
-        started = time.perf_counter()
-        jobs = split(inputs, job_tokens=-(-self._sender.budget // 2), request_id=request_id)
         answers: dict[int, Answered] = {}
         try:
             await self._run(jobs, answers, is_bulk=is_bulk)
@@ -178,6 +178,8 @@ class ModelClient:
             answered = await self._sender.send(job, is_bulk=is_bulk)
         except LostCallError:
             raise deadly(job) from None
+        except NotNowError:
+            raise self._unavailable("those that are there do not take it") from None
         self.backlog.finish(job.inputs.tokens)
         self._metrics.job_finished(
             model=self._settings.model,
@@ -202,17 +204,8 @@ class ModelClient:
         if isinstance(results, Refusal):
             raise self._overloaded("replica_tokens")
         if isinstance(results, NotNow):
-            self._check_patience()
             raise NotNowError
-        self._not_now_since = None
         return results
-
-    def _check_patience(self) -> None:
-        """Give up when replicas have taken nothing for as long as a call waits for there to be one."""
-        now = time.monotonic()
-        self._not_now_since = self._not_now_since or now
-        if now - self._not_now_since > self._settings.unavailable_after_s:
-            raise self._unavailable("those that are there do not take it")
 
     def _count_retry(self) -> None:
         self._metrics.job_retried(model=self._settings.model)

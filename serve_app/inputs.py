@@ -81,7 +81,7 @@ def _checked_items(items: list[Any], param: str, most: int | None) -> list[Any]:
 
 def _checked_lists(lists: list[list[Any]], param: str) -> list[list[int]]:
     kinds = set(map(type, chain.from_iterable(lists)))
-    if kinds == {int, float} or kinds == {float}:
+    if float in kinds and kinds <= {int, float}:
         lists = [[whole(number) for number in ids] for ids in lists]
         kinds = set(map(type, chain.from_iterable(lists)))
     if kinds == {int}:

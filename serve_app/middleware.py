@@ -1,4 +1,4 @@
-"""What surrounds every request: its id, its record, and the turning of errors into replies.
+"""What surrounds every request: its id, its record, who may read it in a browser, and errors turned into replies.
 
 Pure ASGI. Knows nothing of models, of Ray or of torch.
 """
@@ -7,16 +7,24 @@ import re
 import uuid
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve_app.config import ErrorFormat
-from serve_app.errors import ServiceError
+from serve_app.config import ErrorFormat, HttpConfig
+from serve_app.errors import InvalidRequestError, ServiceError
+from serve_app.header_schemas import RATE_LIMITS
 from serve_app.replies import error_reply, is_sane_request_id
 from serve_app.request_log import RequestLog, RequestRecord
 
 _SCOPE_KEY = "serve_app.request"
 CLIENT_GONE = 499
+# What a page in a browser may read of an answer, beside its body.
+_EXPOSED = (
+    *("x-request-id", "retry-after", "retry-after-ms", "x-compute-tokens", "x-truncated-inputs"),
+    *RATE_LIMITS,
+)
 
 
 def record_of(scope: Scope) -> RequestRecord:
@@ -116,3 +124,37 @@ class ErrorMiddleware:
         )
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
+
+
+class CrossOriginMiddleware(CORSMiddleware):
+    """Answers the preflights of pages of the configured origins, and lets them read what they get, errors included.
+
+    Starlette refuses a preflight in plain text; here it is refused in the contract's shape.
+    """
+
+    def __init__(self, app: ASGIApp, *, settings: HttpConfig) -> None:
+        super().__init__(
+            app,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],  # whatever a page asks for, `authorization` too
+            expose_headers=_EXPOSED,
+        )
+        self._error_format = settings.error_format
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        """Answer a preflight."""
+        response = super().preflight_response(request_headers)
+        if response.status_code == 400:
+            message = "A page of this origin may not send such a request."
+            _, headers, response.body = error_reply(
+                InvalidRequestError(message, "cors_not_allowed"),
+                error_format=self._error_format,
+                request_headers=request_headers.raw,
+            )
+            for name, value in headers:
+                if name == b"vary":  # beside the origin
+                    response.headers.add_vary_header(value.decode())
+                else:
+                    response.headers[name.decode()] = value.decode()
+        return response

@@ -173,12 +173,11 @@ def read_priority(sent: str | None, *, name: str) -> Priority | None:
     """
     if not sent:
         return None
-    for priority in get_args(Priority):
+    known: tuple[Priority, ...] = get_args(Priority)
+    for priority in known:
         if sent.strip().lower() == priority:
-            known: Priority = priority
-            return known
-    words = " or ".join(get_args(Priority))
-    raise InvalidRequestError(f"{name} must be {words}.", "invalid_priority", name)
+            return priority
+    raise InvalidRequestError(f"{name} must be {' or '.join(known)}.", "invalid_priority", name)
 
 
 def explain(error: ValidationError) -> InvalidRequestError:

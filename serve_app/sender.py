@@ -55,11 +55,20 @@ class _Ticket:
     since: float
     is_bulk: bool
     losses: int = 0
+    put_off_since: float | None = None
 
     def lost(self) -> None:
         """Note that its replica died."""
         self.losses += 1
+        self.put_off_since = None
         self.job = replace(self.job, is_suspect=True)
+
+    def put_off(self) -> float:
+        """Note that its replica did not take it now; return for how many seconds that has gone on."""
+        now = time.perf_counter()
+        if self.put_off_since is None:
+            self.put_off_since = now
+        return now - self.put_off_since
 
 
 class Sender:
@@ -71,7 +80,8 @@ class Sender:
         budget: most tokens in a call; a job that is larger goes alone. May be set anew at any time.
         calls_at_once: most calls under way; may be set anew at any time.
         bulk_patience_s: how much later than it came a bulk job counts as come.
-        attempts: how often a job may be sent.
+        attempts: how often a job may be lost.
+        patience_s: how long a job may be put off by `NotNowError`.
         lost: called for each job that is sent again.
         pause: waits before a job is sent again.
     """
@@ -84,6 +94,7 @@ class Sender:
         calls_at_once: int,
         bulk_patience_s: float,
         attempts: int,
+        patience_s: float,
         lost: Callable[[], None],
         pause: Callable[[], Awaitable[None]],
     ) -> None:
@@ -92,6 +103,7 @@ class Sender:
         self._call = call
         self._bulk_patience_s = bulk_patience_s
         self._attempts = attempts
+        self._patience_s = patience_s
         self._lost = lost
         self._pause = pause
         self._lanes: dict[bool, deque[_Ticket]] = {False: deque(), True: deque()}
@@ -106,6 +118,7 @@ class Sender:
 
         Raises:
             LostCallError: every replica that was given the job died.
+            NotNowError: no replica took it for too long.
             Exception: what the call raised.
         """
         answer: asyncio.Future[Answered] = asyncio.get_running_loop().create_future()
@@ -155,7 +168,8 @@ class Sender:
         except LostCallError as error:
             self._note_loss(tickets, error)
             await self._send_again(tickets)
-        except NotNowError:
+        except NotNowError as error:
+            _fail([ticket for ticket in tickets if ticket.put_off() > self._patience_s], error)
             await self._send_again(tickets)
         except Exception as error:
             _fail(tickets, error)

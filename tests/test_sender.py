@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve_app.messages import EmbedJob, EmbedResult
-from serve_app.sender import Answered, LostCallError, Sender
+from serve_app.sender import Answered, LostCallError, NotNowError, Sender
 from tests.fakes import result_of, tokenized
 
 pytestmark = pytest.mark.anyio
@@ -57,6 +57,7 @@ def sender_of(
         "calls_at_once": 1,
         "bulk_patience_s": 60,
         "attempts": 3,
+        "patience_s": 60,
         "lost": lambda: None,
         "pause": no_pause,
     }
@@ -272,3 +273,21 @@ async def test_bulk_that_is_given_up_leaves_its_lane() -> None:
     await replicas.end(0)
 
     assert replicas.calls == [[1], [3]]
+
+
+async def test_a_job_that_is_put_off_goes_again_for_a_while() -> None:
+    """Counted from when that job was first put off, and not from when any other was."""
+    replicas = Replicas()
+    sender = sender_of(replicas.call, patience_s=0.02)
+    early, *_ = await send_all(sender, [job(1)])
+    await replicas.end(0, NotNowError())
+    await asyncio.sleep(0.03)
+    await replicas.end(1, NotNowError())
+    late, *_ = await send_all(sender, [job(2)])
+    await replicas.end(2, NotNowError())
+    await replicas.end(3)
+
+    with pytest.raises(NotNowError):
+        await early
+    assert (await late).result.batch_inputs == 1
+    assert replicas.calls == [[1], [1], [2], [2]]

@@ -61,17 +61,20 @@ class Server:
 
     def run_script(self, name: str, *arguments: str) -> str:
         """Run a script of this folder on the server's cluster and return what it prints."""
-        script = [sys.executable, str(ROOT / "tests" / "serve" / name), *arguments]
+        return self.run([sys.executable, str(ROOT / "tests" / "serve" / name), *arguments])
+
+    def run(self, command: Sequence[str], *, timeout_s: float = 110) -> str:
+        """Run a command with the environment of the server's callers and return what it prints."""
         done = subprocess.run(
-            script,
+            command,
             env=self.environment,
             cwd=ROOT,
             capture_output=True,
             text=True,
-            timeout=110,
+            timeout=timeout_s,
             check=False,
         )
-        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]
         return done.stdout
 
     def processes(self, title: str) -> list[int]:

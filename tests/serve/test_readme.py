@@ -34,14 +34,4 @@ def test_the_curl_command_prints_the_answer_that_is_shown(server: Server) -> Non
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_the_programs_run(server: Server, program: str) -> None:
     """Each Python block is a whole program."""
-    done = subprocess.run(
-        [sys.executable, "-c", program.replace("http://127.0.0.1:8000", server.url)],
-        cwd=ROOT,
-        env=server.environment,
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-
-    assert done.returncode == 0, done.stderr[-2000:]
+    server.run([sys.executable, "-c", program.replace("http://127.0.0.1:8000", server.url)])

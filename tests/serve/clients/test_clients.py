@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 from sentence_transformers import SentenceTransformer
 
 from tests.serve.applications import ABSENT, NAME
-from tests.serve.clients.table import CLIENTS, HERE, Client
+from tests.serve.clients.table import CLIENTS, Client
 from tests.serve.server import Server
 
 TEXTS = ["a text", "another text, with a comma", "日本語のテスト", "x" * 30, "words " * 40]
@@ -59,17 +58,8 @@ def run(client: Client, server: Server, url: str) -> dict[str, Any]:
     if "ids" in client.arguments and "TIKTOKEN_CACHE_DIR" not in server.environment:
         pytest.skip("TIKTOKEN_CACHE_DIR does not say where the file of cl100k_base is")
     arguments = [url, NAME, ABSENT, json.dumps(TEXTS), *client.arguments]
-    done = subprocess.run(
-        [*client.command, *arguments],
-        cwd=HERE,
-        env=server.environment,
-        capture_output=True,
-        text=True,
-        timeout=110,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    printed = server.run([*client.command, *arguments])
+    found: dict[str, Any] = json.loads(printed.splitlines()[-1])
     return found
 
 
