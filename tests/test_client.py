@@ -46,12 +46,12 @@ REPLACED = UnavailableError("The model's replica is being replaced.", "model_una
 def client_of(
     handle: FakeHandle, *, metrics: Metrics | None = None, **settings: Any
 ) -> ModelClient:
-    """Make a client that waits for nothing longer than a moment."""
+    """Make a client with small limits."""
     defaults = {
         "model": "m",
         "job_tokens": 10,
         "max_queued_tokens": 100,
-        "unavailable_after_s": 0.01,
+        "unavailable_after_s": 60,
         "retry_after_s": 7,
         "bulk_patience_s": 60,
         "retry_pause_s": 0,
@@ -328,9 +328,7 @@ async def test_a_call_that_is_not_taken_now_goes_again() -> None:
         return next(answers, None) or result_of(job)
 
     handle = FakeHandle(later)
-    result = await client_of(handle, unavailable_after_s=60).embed(
-        tokenized([1]), request_id="an-id"
-    )
+    result = await client_of(handle).embed(tokenized([1]), request_id="an-id")
 
     assert np.array_equal(result.vectors, vectors_of(tokenized([1])))
     assert [job.is_suspect for job in handle.jobs] == [False] * 6
@@ -343,7 +341,9 @@ async def test_calls_that_are_never_taken_end_as_unavailable() -> None:
         return NotNow()
 
     with pytest.raises(UnavailableError, match="do not take it"):
-        await client_of(FakeHandle(never_now)).embed(tokenized([1]), request_id="an-id")
+        await client_of(FakeHandle(never_now), unavailable_after_s=0.01).embed(
+            tokenized([1]), request_id="an-id"
+        )
 
 
 # Refusals.
@@ -387,7 +387,7 @@ async def test_tokens_that_are_not_answered_yet_are_bounded() -> None:
         return result_of(job)
 
     handle = FakeHandle(wait)
-    client = client_of(handle, metrics=metrics, max_queued_tokens=8, unavailable_after_s=60)
+    client = client_of(handle, metrics=metrics, max_queued_tokens=8)
     first = asyncio.create_task(client.embed(tokenized([1] * 6), request_id="first"))
     await asyncio.sleep(0)
 
@@ -438,7 +438,7 @@ async def test_without_any_replica_a_call_is_given_up() -> None:
     handle = FakeHandle(never, states=[])
 
     with pytest.raises(UnavailableError) as error:
-        await client_of(handle).embed(tokenized([1]), request_id="an-id")
+        await client_of(handle, unavailable_after_s=0.01).embed(tokenized([1]), request_id="an-id")
 
     assert error.value.retry_after_s == pytest.approx(7, rel=0.25)
     assert [call.is_cancelled for call in handle.calls] == [True]
@@ -463,7 +463,9 @@ async def test_while_there_is_a_replica_a_call_waits() -> None:
 
     handle = Patient(wait, states=[STATE])
 
-    result = await client_of(handle).embed(tokenized([1]), request_id="an-id")
+    result = await client_of(handle, unavailable_after_s=0.01).embed(
+        tokenized([1]), request_id="an-id"
+    )
 
     assert handle.looks == 3
     assert len(result.vectors) == 1
@@ -534,7 +536,7 @@ async def test_a_model_that_cannot_be_asked_is_not_ready(error: Exception) -> No
 async def test_a_client_that_leaves_cancels_its_calls() -> None:
     """All of them, also in Ray Serve."""
     metrics, handle = Metrics(), FakeHandle(never, states=[STATE])
-    client = client_of(handle, metrics=metrics, unavailable_after_s=60)
+    client = client_of(handle, metrics=metrics)
     inputs = tokenized([1] * 9, [2] * 9, [3] * 9)
     task = asyncio.create_task(client.embed(inputs, request_id="an-id"))
     await turns()
@@ -560,7 +562,7 @@ async def test_the_first_failure_ends_the_other_calls() -> None:
     inputs = tokenized(*([i] * 9 for i in range(1, 8)))
 
     with pytest.raises(OverloadedError):
-        await client_of(handle, unavailable_after_s=60).embed(inputs, request_id="an-id")
+        await client_of(handle).embed(inputs, request_id="an-id")
     await turns()
 
     cancelled = {int(job.inputs.ids[0]): call.is_cancelled
@@ -579,7 +581,7 @@ async def test_a_call_that_is_given_up_and_fails_is_not_written_about() -> None:
         except asyncio.CancelledError:
             raise RuntimeError("as Ray does") from None
 
-    client = client_of(FakeHandle(fail_when_cancelled, states=[]))
+    client = client_of(FakeHandle(fail_when_cancelled, states=[]), unavailable_after_s=0.01)
     with pytest.raises(UnavailableError):
         await client.embed(tokenized([1]), request_id="an-id")
     await turns()
