@@ -11,6 +11,7 @@ from serve_app.checkpoint import read_checkpoint
 from serve_app.config import HttpConfig, ModelConfig, ServerConfig
 from serve_app.deployment_options import DeploymentOptions
 from serve_app.ingress import Ingress
+from serve_app.keys import Keys
 from serve_app.replica import EmbeddingReplica
 from serve_app.routing import FewestCallsRouter
 
@@ -24,13 +25,16 @@ def build(config: ServerConfig) -> Application:
 
     Raises:
         ModelLoadError: a model's files are not there or not of a kind that can be served.
-        ValueError: an autoscaling option does not exist.
+        ValueError: an autoscaling option does not exist, or there are no API keys where they should be.
     """
     return compose(config, replica=EmbeddingReplica)
 
 
 def compose(config: ServerConfig, *, replica: type) -> Application:
     """Put together the ingress, and for each model that embeds a deployment of `replica`."""
+    Keys(
+        config.http.api_keys_file
+    )  # not only when what serves now has been stopped for an ingress that cannot start
     models = {
         model.name: _model(model, replica, config.http)
         for model in config.models

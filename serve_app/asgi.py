@@ -52,12 +52,19 @@ def build_asgi_app(
                 endpoints.embeddings,
                 "/embeddings",
                 "/openai/v1/embeddings",
+                "/openai/embeddings",
                 "/openai/deployments/{model:path}/embeddings",
                 "/v1/engines/{model:path}/embeddings",
                 keys=keys,
             ),
             *_routes(
-                "GET", "/v1/models", endpoints.models, "/models", "/openai/v1/models", keys=keys
+                "GET",
+                "/v1/models",
+                endpoints.models,
+                "/models",
+                "/openai/v1/models",
+                "/openai/models",
+                keys=keys,
             ),
             *_routes(
                 "GET",
@@ -65,6 +72,7 @@ def build_asgi_app(
                 endpoints.model,
                 "/models/{id:path}",
                 "/openai/v1/models/{id:path}",
+                "/openai/models/{id:path}",
                 keys=keys,
             ),
             *_routes("POST", "/embed", endpoints.embed, "/", keys=keys),

@@ -1,10 +1,13 @@
-"""The body of a request: read within a limit of size and time, and decompressed within the same limit.
+"""The body of a request: read within a limit of size and time, decompressed within the same limit, parsed at one go.
 
 Knows Starlette's request and nothing of what a body says.
 """
 
 import asyncio
+import gc
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from starlette.requests import Request
 
@@ -67,6 +70,19 @@ def inflate(body: bytes, *, max_bytes: int) -> bytes:
         message = "The body is not what its Content-Encoding says, or ends too early."
         raise InvalidRequestError(message, "invalid_content_encoding")
     return plain
+
+
+@contextmanager
+def collector_paused() -> Iterator[None]:
+    """Keep the garbage collector from looking at what is being parsed, again and again while it grows.
+
+    For a body of a million lists that was two thirds of the time in which no other request goes on.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def _too_large(max_bytes: int) -> PayloadTooLargeError:

@@ -6,6 +6,7 @@ shows. Knows nothing of Ray.
 
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -178,6 +179,24 @@ class ModelConfig(BatchSettings):
         )
 
 
+def _origin(origin: str) -> str:
+    """Check that an origin is written as browsers send it: any other would match nothing, and say nothing."""
+    if not re.fullmatch(r"\*|null|[a-z][a-z0-9+.-]*://[^/?#\sA-Z]+", origin):
+        raise ValueError(
+            "an origin is SCHEME://HOST or SCHEME://HOST:PORT in small letters, with nothing after it; or *"
+        )
+    return origin
+
+
+def _absolute(path: str) -> str:
+    """Check that a path does not depend on where Ray starts a process."""
+    if not Path(path).is_absolute():
+        raise ValueError(
+            "give an absolute path, as this is read where Ray starts an ingress replica"
+        )
+    return path
+
+
 class HttpConfig(Settings):
     """The HTTP side: limits and the shape of errors."""
 
@@ -188,11 +207,12 @@ class HttpConfig(Settings):
         ),
     ] = "auto"
     api_keys_file: Annotated[
-        str | None,
+        Annotated[str, AfterValidator(_absolute)] | None,
         Field(
             description=(
-                "A file of API keys, a line each: `KEY` or `NAME KEY`; looked at again every second. More, or all, "
-                "may be in the environment variable `EMBEDDINGS_API_KEYS`. Without either nobody needs a key."
+                "The absolute path of a file of API keys, a line each: `KEY` or `NAME KEY`; looked at again every "
+                "second, and needed on each machine with an ingress replica. More, or all, may be in the environment "
+                "variable `EMBEDDINGS_API_KEYS`. Without either nobody needs a key."
             )
         ),
     ] = None
@@ -200,7 +220,7 @@ class HttpConfig(Settings):
         bool, Field(description="Whether `/metrics` needs a key, where there are keys.")
     ] = False
     cors_origins: Annotated[
-        tuple[str, ...],
+        tuple[Annotated[str, AfterValidator(_origin)], ...],
         Field(
             description="Web origins whose pages may call, as `https://example.org`; `*` is all of them."
         ),

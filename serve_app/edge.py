@@ -2,9 +2,11 @@
 
 Takes away the headers with which a client could steer Ray Serve, and gives the plain-text errors that Serve writes
 without asking us the contract's shape. Ray Serve loads `middlewares` where the environment says
-`RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=serve_app.edge:middlewares`, as throughput.env does. Knows nothing of models.
+`RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=serve_app.edge:middlewares`, as throughput.env does. Knows nothing of models,
+nor of an application's settings: `EMBEDDINGS_ERROR_FORMAT` says which shape.
 """
 
+import os
 import uuid
 from collections.abc import Mapping
 
@@ -13,6 +15,7 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app import http1
+from serve_app.config import ErrorFormat
 from serve_app.errors import (
     DeadlineError,
     NotFoundError,
@@ -20,7 +23,7 @@ from serve_app.errors import (
     ServiceError,
     UnavailableError,
 )
-from serve_app.replies import Headers, error_reply, is_sane_request_id
+from serve_app.replies import Headers, error_reply, is_sane_request_id, proxy_error_format
 
 # Ray Serve's own (ray/serve/_private/constants.py): timeouts, disconnects, multiplexing, stickiness.
 _STEERING = {
@@ -29,6 +32,8 @@ _STEERING = {
     "serve-multiplexed-model-id",
     "x-session-id",
 }
+# Serve's own, which its controller and load balancers ask.
+_SERVES_ROUTES = ("/-/healthz", "/-/routes")
 # What Serve's own reply says better: it knows the request's id and the configured wait.
 _KEPT = ("x-request-id", "retry-after")
 _ERRORS: dict[int, ServiceError] = {
@@ -46,22 +51,28 @@ _ERRORS: dict[int, ServiceError] = {
 def middlewares() -> list[Middleware]:
     """Return what Ray Serve puts around the HTTP server that it is about to start; `http1` is what that speaks."""
     http1.use()
-    return [Middleware(Edge)]
+    return [Middleware(Edge, error_format=proxy_error_format(os.environ))]
 
 
 class Edge:
-    """Cleans what comes in and what Ray Serve itself sends out."""
+    """Cleans what comes in and what Ray Serve itself sends out.
 
-    def __init__(self, app: ASGIApp) -> None:
+    Args:
+        app: what it surrounds.
+        error_format: the shape of errors.
+    """
+
+    def __init__(self, app: ASGIApp, *, error_format: ErrorFormat = "auto") -> None:
         self._app = app
+        self._error_format = error_format
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request; Serve's own health routes stay as they are."""
-        if scope["type"] != "http" or scope["path"].startswith("/-/"):
+        if scope["type"] != "http" or scope["path"] in _SERVES_ROUTES:
             await self._app(scope, receive, send)
             return
         headers = [(name, value) for name, value in scope["headers"] if _may_pass(name, value)]
-        rewriter = _Rewriter(headers, send)
+        rewriter = _Rewriter(headers, send, self._error_format)
         try:
             await self._app({**scope, "headers": headers}, receive, rewriter)
         except Exception:
@@ -82,9 +93,10 @@ def _may_pass(name: bytes, value: bytes) -> bool:
 class _Rewriter:
     """A `send` that replaces Serve's plain-text errors and lets all else through."""
 
-    def __init__(self, request_headers: Headers, send: Send) -> None:
+    def __init__(self, request_headers: Headers, send: Send, error_format: ErrorFormat) -> None:
         self._request_headers = request_headers
         self._send = send
+        self._error_format = error_format
         self._replaced = False
         self.has_started = False
 
@@ -106,7 +118,7 @@ class _Rewriter:
         """Send an error of ours, with what is kept of the headers of the answer that it replaces."""
         headers = headers or {"x-request-id": self._request_id()}
         status, ours, body = error_reply(
-            error, error_format="auto", request_headers=self._request_headers
+            error, error_format=self._error_format, request_headers=self._request_headers
         )
         replaced = dict(ours)
         for name in _KEPT:

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from serve_app import __version__
-from serve_app.bodies import read_body
+from serve_app.bodies import collector_paused, read_body
 from serve_app.config import HttpConfig
 from serve_app.errors import UnavailableError
 from serve_app.messages import EmbedResponse
@@ -78,7 +78,8 @@ class Endpoints:
                 max_bytes=self._settings.max_body_bytes,
                 timeout_s=self._settings.body_timeout_s,
             )
-            asked = parse_request(body, most_inputs=self._settings.max_client_batch_size)
+            with collector_paused():
+                asked = parse_request(body, most_inputs=self._settings.max_client_batch_size)
             priority = read_priority(request.headers.get("x-priority"), name="x-priority")
             if "model" in request.path_params:  # Azure's deployments, and engines
                 asked = asked.model_copy(update={"model": request.path_params["model"]})

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from serve_app.config import ErrorFormat
 from serve_app.environment import haproxy_binary
 from serve_app.errors import (
     NotFoundError,
@@ -17,7 +18,7 @@ from serve_app.errors import (
     ServiceError,
     UnavailableError,
 )
-from serve_app.replies import SANE_REQUEST_ID, error_reply
+from serve_app.replies import SANE_REQUEST_ID, error_reply, proxy_error_format
 
 _UNAVAILABLE = UnavailableError("No replica answers.", "model_unavailable", retry_after_s=1)
 # By the status that HAProxy would have sent; ours is the error's. Its 400 for what is no HTTP cannot be replaced.
@@ -85,20 +86,18 @@ def _return(error: ServiceError, folder: Path) -> str:
     return f"    http-request return status {error.status} content-type application/json file {body}{wait}"
 
 
-def write_answers(folder: Path) -> None:
-    """Write the files that a completed config names."""
+def write_answers(folder: Path, *, error_format: ErrorFormat = "page") -> None:
+    """Write the files that a completed config names; with `auto` too the page's shape goes to all."""
+    shape: ErrorFormat = "openai" if error_format == "openai" else "page"
     for status, error in _ERRORS.items():
-        (folder / f"{status}.http").write_bytes(_message(error))
+        (folder / f"{status}.http").write_bytes(_message(error, shape))
     for error in (_NOWHERE, _UNAVAILABLE):
-        (folder / f"{error.status}.json").write_bytes(_reply(error)[2])
+        _, _, body = error_reply(error, error_format=shape, request_headers=())
+        (folder / f"{error.status}.json").write_bytes(body)
 
 
-def _reply(error: ServiceError) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
-    return error_reply(error, error_format="page", request_headers=())
-
-
-def _message(error: ServiceError) -> bytes:
-    status, headers, body = _reply(error)
+def _message(error: ServiceError, error_format: ErrorFormat) -> bytes:
+    status, headers, body = error_reply(error, error_format=error_format, request_headers=())
     head = b"".join(b"%b: %b\r\n" % header for header in headers)
     return b"HTTP/1.1 %d %b\r\n%b\r\n%b" % (status, error.error.encode(), head, body)
 
@@ -111,7 +110,7 @@ def main() -> None:
         sys.exit("there is no HAProxy that runs on this machine")
     if "-f" in arguments:
         config = Path(arguments[arguments.index("-f") + 1])
-        write_answers(config.parent)
+        write_answers(config.parent, error_format=proxy_error_format(os.environ))
         config.write_text(complete(config.read_text(), config.parent))
     os.execv(binary, [binary, *arguments])  # noqa: S606  # no shell, on purpose
 

@@ -88,7 +88,10 @@ def _checked_lists(lists: list[list[Any]], param: str) -> list[list[int]]:
         return lists
     index = next(index for index, ids in enumerate(lists) if set(map(type, ids)) != {int})
     at = f"{param}[{index}]"
-    raise InvalidRequestError(f"{at} holds a token id that is no integer.", "invalid_token_id", at)
+    message = f"{at} holds a token id that is no integer."
+    if str in map(type, lists[index]):
+        message = f"{at} is a list with a string; send one list, whose items are the texts."
+    raise InvalidRequestError(message, "invalid_token_id", at)
 
 
 def _kind_error(items: list[Any], param: str) -> InvalidRequestError:

@@ -18,6 +18,8 @@ VARIABLE = "EMBEDDINGS_API_KEYS"
 UNNAMED = "unnamed"
 # Seconds between two looks at the file.
 _LOOK_EVERY_S = 1.0
+# Seconds that a file must have stayed as it is: one that is being written would lack some keys for a moment.
+_SETTLED_S = 1.0
 
 logger = logging.getLogger("ray.serve.embeddings")
 
@@ -45,7 +47,7 @@ class Keys:
         self._looked_at = time.monotonic()
         if self._file is not None:
             try:
-                self._read(self._file)
+                self._read(self._file, self._file.stat())
             except OSError as error:
                 raise ValueError(f"api_keys_file cannot be read: {error.strerror}") from None
 
@@ -82,12 +84,13 @@ class Keys:
             return
         self._looked_at = now
         try:
-            self._read(self._file)
-        except (OSError, ValueError) as error:  # in the middle of being written, perhaps
+            status = self._file.stat()
+            if not 0 <= time.time() - status.st_mtime < _SETTLED_S:
+                self._read(self._file, status)
+        except (OSError, ValueError) as error:
             logger.warning("api_keys_file: %s; the keys stay as they were", type(error).__name__)
 
-    def _read(self, file: Path) -> None:
-        status = file.stat()
+    def _read(self, file: Path, status: os.stat_result) -> None:
         stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
         if stamp != self._stamp:
             self._in_file = dict(_parse(file.read_text(encoding="utf-8-sig")))

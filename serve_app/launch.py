@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from serve_app.config import ServerConfig, told
+from serve_app.config import ErrorFormat, ServerConfig, told
 from serve_app.environment import (
     choose_environment,
     haproxy_binary,
@@ -28,6 +29,8 @@ from serve_app.environment import (
     read_env_file,
 )
 from serve_app.errors import ModelLoadError
+from serve_app.keys import Keys
+from serve_app.replies import proxy_settings
 from serve_app.session import Session
 from serve_app.source import find_here
 from serve_app.startup import (
@@ -49,7 +52,7 @@ _GRACE_S = 45.0
 _WELCOME = """
 Ready. In another terminal:
 
-  curl {url}/v1/embeddings -H 'Content-Type: application/json' -d '{{"input": "test input"}}'
+  curl {url}/v1/embeddings{key} -H 'Content-Type: application/json' -d '{{"input": "test input"}}'
 
 Documentation: {url}/docs
 Logs:          {folder}/logs/serve
@@ -74,8 +77,23 @@ class Stop:
         self.requests += 1
 
 
-def read_config(text: str) -> Address:
-    """Check a Serve config file as far as that goes without Ray, and return where it will be served.
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a Serve config file says that matters before Ray reads it, of its first application.
+
+    Attributes:
+        address: where it will be served.
+        error_format: the shape of errors.
+        needs_key: whether requests need an API key.
+    """
+
+    address: Address
+    error_format: ErrorFormat = "auto"
+    needs_key: bool = False
+
+
+def read_config(text: str) -> Plan:
+    """Check a Serve config file as far as that goes without Ray.
 
     Raises:
         PrepareError: it is wrong; the message names the key.
@@ -84,16 +102,15 @@ def read_config(text: str) -> Address:
     apps = [_mapping(app) for app in config.get("applications") or []]
     if not apps:
         raise PrepareError("it has no `applications`")
-    for app in apps:
-        if app.get("import_path") == "serve_app.app:build":
-            _check_args(app.get("args") or {})
     options = _mapping(config.get("http_options"))
     host = str(options.get("host", ""))
-    return Address(
+    address = Address(
         host="localhost" if host in _EVERY_ADDRESS else host,
         port=_port(options.get("port", 8000)),
         prefix=str(apps[0].get("route_prefix") or "").rstrip("/"),
     )
+    plans = [_plan(app, address) for app in apps]
+    return plans[0]
 
 
 def _port(value: Any) -> int:
@@ -107,18 +124,26 @@ def _mapping(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _check_args(args: Any) -> None:
+def _plan(app: Mapping[str, Any], address: Address) -> Plan:
+    if app.get("import_path") != "serve_app.app:build":
+        return Plan(address)  # somebody else's
     try:
-        config = ServerConfig.model_validate(args)
+        config = ServerConfig.model_validate(app.get("args") or {})
     except ValidationError as error:
         raise PrepareError(told(error, below="args")) from error
-    if os.environ.get("RAY_ADDRESS"):
-        return  # the models lie on that cluster's machines
+    http = config.http
+    if os.environ.get("RAY_ADDRESS"):  # models and keys lie on that cluster's machines
+        return Plan(address, http.error_format, needs_key=http.api_keys_file is not None)
+    try:
+        keys = Keys(http.api_keys_file)
+    except ValueError as error:
+        raise PrepareError(f"args.http: {error}") from error
     for model in config.models:
         try:
             find_here(model.source)
         except ModelLoadError as error:
             raise PrepareError(f"model {model.name}: {error}") from error
+    return Plan(address, http.error_format, needs_key=keys.are_needed)
 
 
 def follow(session: Session, stop: Stop) -> None:
@@ -137,16 +162,17 @@ def follow(session: Session, stop: Stop) -> None:
             time.sleep(_TICK_S)
 
 
-def _prepare(config: str, env_file: str) -> tuple[Address, dict[str, str]]:
+def _prepare(config: str, env_file: str) -> tuple[Plan, dict[str, str]]:
     try:
-        address = read_config(Path(config).read_text())
+        plan = read_config(Path(config).read_text())
     except OSError as error:
         raise PrepareError(f"{config}: {error.strerror}") from error
     except (ValueError, yaml.YAMLError, PrepareError) as error:
         raise PrepareError(f"{config}: {error}") from error
     if os.environ.get("RAY_ADDRESS"):
         _say(f"RAY_ADDRESS is set: going to that cluster, whose own settings apply, not {env_file}")
-        return address, dict(os.environ)
+        return plan, dict(os.environ)
+    address = plan.address
     if not is_free(address.port, "" if address.host == "localhost" else address.host):
         raise PrepareError(
             f"Port {address.port} is taken, or not allowed to you. Stop what listens there, or set "
@@ -163,10 +189,11 @@ def _prepare(config: str, env_file: str) -> tuple[Address, dict[str, str]]:
     )
     if why is not None:
         _say(f"Through Ray's own proxy, which is slower than HAProxy: {why}.")
-    return address, env
+    return plan, proxy_settings(plan.error_format) | env
 
 
-def _serve(config: str, address: Address, env: Mapping[str, str], stop: Stop) -> None:
+def _serve(config: str, plan: Plan, env: Mapping[str, str], stop: Stop) -> None:
+    address = plan.address
     log = Path("build") / f"serve-{address.port}.log"
     # Without an address Ray would join a cluster that runs on this machine, which has settings of its own.
     where = [] if env.get("RAY_ADDRESS") else ["--address", "local"]
@@ -184,6 +211,7 @@ def _serve(config: str, address: Address, env: Mapping[str, str], stop: Stop) ->
             folder = ray_folder(env, session.process.pid)
             text = _WELCOME.format(
                 url=address.url,
+                key=" -H 'Authorization: Bearer KEY'" if plan.needs_key else "",
                 folder=folder,
                 python=Path(sys.executable),
                 dashboard=dashboard_url(session.output()),
@@ -209,10 +237,10 @@ def main() -> int:
     for request in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(request, stop)
     try:
-        address, env = _prepare(args.config, args.env)
+        plan, env = _prepare(args.config, args.env)
         # Of our own, because the default is one that all users share; short, because a socket's path has to be.
         with tempfile.TemporaryDirectory(prefix="serve-", dir="/tmp") as folder:
-            _serve(args.config, address, haproxy_settings(folder) | env, stop)
+            _serve(args.config, plan, haproxy_settings(folder) | env, stop)
     except (PrepareError, StartError) as error:
         print(error, file=sys.stderr)
         return 2 if isinstance(error, PrepareError) else 1

@@ -5,6 +5,7 @@ Pure ASGI. Knows nothing of models, of Ray or of torch.
 
 import re
 import uuid
+from urllib.parse import unquote
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
@@ -35,7 +36,10 @@ def record_of(scope: Scope) -> RequestRecord:
 
 
 class PathMiddleware:
-    """Gives a path the form that routes have; clients whose base URL ends in a slash send two, and some end in one."""
+    """Gives a path the form that routes have; clients whose base URL ends in a slash send two, and some end in one.
+
+    A slash that was sent as %2F is part of a name and stays.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -43,7 +47,8 @@ class PathMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         if scope["type"] == "http":
-            path = re.sub("/{2,}", "/", scope["path"]).rstrip("/")
+            sent = scope.get("raw_path", b"").decode("latin-1") or scope["path"]
+            path = unquote(re.sub("/{2,}", "/", sent).rstrip("/"))
             # Of an application that lies below a path of its own, this is the root.
             scope["path"] = f"{path}/" if path == scope.get("root_path", "") else path
         await self._app(scope, receive, send)

@@ -59,8 +59,9 @@ _ANSWERS = (
 
 Json = dict[str, Any]
 
+_PATHS = ("/v1/embeddings", "/embeddings", "/openai/v1/embeddings", "/openai/embeddings")
 _MODEL_PATHS = ("/openai/deployments/{model}/embeddings", "/v1/engines/{model}/embeddings")
-_LISTS = ("/v1/models", "/models", "/openai/v1/models")
+_LISTS = ("/v1/models", "/models", "/openai/v1/models", "/openai/models")
 
 # What any route can answer, and what the embeddings route can besides.
 _ANYWHERE: tuple[type[ServiceError], ...] = (errors.MethodNotAllowedError, errors.InternalError)
@@ -100,16 +101,18 @@ class Documentation:
     """
 
     def __init__(self, models: Iterable[ServedModel], settings: HttpConfig) -> None:
-        self._schema = orjson.dumps(build_schema([*models], settings))
+        self._schema = build_schema([*models], settings)
         self._assets = _assets_directory()
 
-    async def schema(self, _request: Request) -> Response:
+    async def schema(self, request: Request) -> Response:
         """`GET /openapi.json`."""
-        return Response(self._schema, media_type="application/json")
+        # Where the application lies, as the operator set it.
+        servers = [{"url": request.scope.get("root_path") or "/"}]
+        content = orjson.dumps({**self._schema, "servers": servers})
+        return Response(content, media_type="application/json")
 
     async def page(self, request: Request) -> Response:
         """`GET /docs`."""
-        # Where the application lies, as the operator set it.
         root = request.scope.get("root_path", "")
         return Response(_PAGE.format(root=root), media_type="text/html")
 
@@ -167,7 +170,7 @@ def build_schema(models: Sequence[ServedModel], settings: HttpConfig) -> Json:
         "openapi": "3.1.0",
         "info": {"title": "Embeddings API", "version": __version__},
         "paths": {
-            **_paths("post", embeddings, "/v1/embeddings", "/embeddings", "/openai/v1/embeddings"),
+            **_paths("post", embeddings, *_PATHS),
             **_paths("post", of_model, *_MODEL_PATHS),
             **_paths("post", embed, "/embed", "/"),
             **_paths("get", listing, *_LISTS),
@@ -179,7 +182,14 @@ def build_schema(models: Sequence[ServedModel], settings: HttpConfig) -> Json:
                     "ready", "Every model can embed", Health, [errors.UnavailableError]
                 )
             },
-            "/metrics": {"get": _operation("metrics", "Prometheus text of all replicas", None)},
+            "/metrics": {
+                "get": _operation(
+                    "metrics",
+                    "Prometheus text of all replicas",
+                    None,
+                    closed if settings.metrics_need_key else [],
+                )
+            },
         },
         "components": {"schemas": schemas, "securitySchemes": _SCHEMES},
         "security": [{}, *({name: []} for name in _SCHEMES)],  # `{}`: where no keys are configured

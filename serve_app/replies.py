@@ -6,7 +6,8 @@ bytes and pairs, so that it serves in our app as well as in Ray Serve's proxy pr
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import get_args
 
 import orjson
 
@@ -18,6 +19,9 @@ from serve_app.errors import (
     ServiceError,
     UnauthorizedError,
 )
+
+# Which shape those errors have that are written where no application's settings are known.
+_PROXY_VARIABLE = "EMBEDDINGS_ERROR_FORMAT"
 
 Headers = Iterable[tuple[bytes, bytes]]
 
@@ -56,6 +60,17 @@ def error_reply(
     if not error.may_retry:
         headers.append((b"x-should-retry", b"false"))
     return error.status, headers, body
+
+
+def proxy_error_format(environment: Mapping[str, str]) -> ErrorFormat:
+    """Return the shape of errors that a proxy writes."""
+    asked = environment.get(_PROXY_VARIABLE, "auto")
+    return next((known for known in get_args(ErrorFormat) if known == asked), "auto")
+
+
+def proxy_settings(error_format: ErrorFormat) -> dict[str, str]:
+    """Return the environment of proxies whose errors shall have this shape."""
+    return {_PROXY_VARIABLE: error_format}
 
 
 def rate_limit_headers(requests: Backlog, tokens: Backlog | None) -> Iterable[tuple[bytes, bytes]]:

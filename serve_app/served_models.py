@@ -90,6 +90,9 @@ class ServedModels:
         if model is None:
             served = ", ".join(self._by_name)
             message = f"The model does not exist here. Served: {served}."
+            if name.rpartition(":")[0] in self._by_name:
+                known = ", ".join(get_args(InputType))
+                message = f"A model's name may end in what the inputs are, which is one of {known}."
             raise ModelNotFoundError(message, "model_not_found", "model")
         return model
 

@@ -15,6 +15,8 @@ PART_CHARACTERS = 250_000
 # long, or to cut it; English has four to five characters a token. Where the excerpt has fewer tokens, all is read.
 CHARACTERS_PER_TOKEN = 64
 SHORT_CHARACTERS = 10_000
+# More characters are not read of a text whose excerpt has hardly any tokens, such as one of spaces.
+MOST_CHARACTERS = 1_000_000
 # Tokens at the excerpt's end that may be others than in the whole text.
 MARGIN = 32
 
@@ -60,13 +62,15 @@ class TextEncoding:
             head: characters at a text's beginning, a prompt's, that such an excerpt begins with all the same.
 
         Raises:
-            TokenizationError: a text cannot be tokenized.
+            TokenizationError: a text cannot be tokenized, or is huge and has hardly any tokens.
         """
         excerpts = [_excerpt(text, reach, from_left=from_left, head=head) for text in texts]
         inputs = self._encode(excerpts, first)
         enough = (self._max_input_tokens or 0) + MARGIN
         for index, (text, excerpt) in enumerate(zip(texts, excerpts, strict=True)):
             if excerpt is not text and len(inputs[index]) <= enough:
+                if len(text) > MOST_CHARACTERS:
+                    raise _strange(f"input[{first + index}]", len(text))
                 inputs[index] = self._encode([text], first + index)[0]
         return inputs
 
@@ -90,6 +94,11 @@ class TextEncoding:
         except Exception:
             return False
         return True
+
+
+def _strange(param: str, characters: int) -> TokenizationError:
+    message = f"{param} has {characters} characters, and hardly any tokens where it was looked at; it is not read."
+    return TokenizationError(message, "tokenization_error", param)
 
 
 def _excerpt(text: str, reach: int | None, *, from_left: bool, head: int) -> str:

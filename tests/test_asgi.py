@@ -38,6 +38,7 @@ PATHS = [
     "/embeddings",
     "/embeddings/",
     "/openai/v1/embeddings",
+    "/openai/embeddings?api-version=2024-10-21",
     f"/openai/deployments/{MODEL}/embeddings?api-version=2024-10-21",
     f"/openai/deployments/{MODEL.replace('/', '%2F')}/embeddings?api-version=2024-10-21",
     f"/openai/deployments/{ALIAS}/embeddings",
@@ -69,7 +70,9 @@ async def test_the_model_in_the_path_is_meant(app: Application) -> None:
     assert response.status_code == 424
 
 
-@pytest.mark.parametrize("path", ["/v1/models", "/models", "/models/", "/openai/v1/models"])
+@pytest.mark.parametrize(
+    "path", ["/v1/models", "/models", "/models/", "/openai/v1/models", "/openai/models"]
+)
 async def test_models_are_listed_at_every_path(app: Application, path: str) -> None:
     """With and without a version."""
     async with app.client() as client:
@@ -375,3 +378,12 @@ async def test_paths_with_slashes_too_many_or_too_few_are_found(
         answer = await client.post(f"http://test{root}{path}", json={"inputs": "a"})
 
     assert answer.status_code == 200
+
+
+async def test_a_slash_that_was_sent_as_a_part_of_a_name_is_no_path(app: Application) -> None:
+    """`/v1/models/%2F` asks for a model, and there is none of that name."""
+    async with app.client() as client:
+        answer = await client.get("/v1/models/%2F")
+
+    assert answer.status_code == 404
+    assert answer.json()["code"] == "model_not_found"

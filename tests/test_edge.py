@@ -108,6 +108,13 @@ async def test_serve_s_own_health_routes_stay_as_they_are() -> None:
     assert response.content == b"draining"
 
 
+async def test_other_paths_that_begin_like_serve_s_are_ours() -> None:
+    """Nobody gets past by `/-/` alone."""
+    app = serving(404, b"no", [(b"content-type", b"text/plain")])
+
+    assert (await get(app, "/-/v1/embeddings")).json()["error"] == "Not found"
+
+
 async def test_a_client_cannot_steer_serve() -> None:
     """Nobody may set another's timeout, or choose the replica."""
     seen: list[Scope] = []
@@ -203,3 +210,19 @@ async def test_an_answer_that_has_begun_is_not_begun_again() -> None:
 
     with pytest.raises(RuntimeError, match="too late"):
         await get(Edge(app))
+
+
+async def test_a_proxy_writes_errors_in_the_shape_that_its_environment_names(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It knows no application's settings; what is no shape is `auto`."""
+    behind = serving(503, b"no replica", [(b"content-type", b"text/plain")], is_edged=False)
+    bodies = []
+    for shape in ("openai", "xml"):
+        monkeypatch.setenv("EMBEDDINGS_ERROR_FORMAT", shape)
+        made = middlewares()[0]
+        app = made.cls(behind, *made.args, **made.kwargs)
+        bodies.append((await get(app)).json())
+
+    assert bodies[0]["error"]["code"] == "model_unavailable"
+    assert bodies[1]["error"] == "Model is unavailable"

@@ -1,5 +1,6 @@
 import asyncio
 import base64
+import gc
 import gzip
 import tracemalloc
 import zlib
@@ -366,3 +367,12 @@ async def test_a_lane_that_does_not_exist_is_named(app: Application) -> None:
 
     assert answer.status_code == 400
     assert (answer.json()["param"], answer.json()["code"]) == ("x-priority", "invalid_priority")
+
+
+async def test_a_body_that_is_wrong_leaves_the_garbage_collector_on(app: Application) -> None:
+    """It pauses while a body is parsed."""
+    async with app.client() as client:
+        answer = await client.post("/v1/embeddings", content=b"{")
+
+    assert answer.status_code == 400
+    assert gc.isenabled()

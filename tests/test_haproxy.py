@@ -54,6 +54,18 @@ def test_haproxy_takes_the_completed_config(tmp_path: Path, config: str) -> None
     assert done.returncode == 0, done.stderr
 
 
+def test_answers_are_written_in_the_shape_that_is_asked_for(tmp_path: Path) -> None:
+    """OpenAI's where the operator wants it for all; the header that `auto` goes by is not looked at here."""
+    write_answers(tmp_path, error_format="openai")
+
+    assert set(json.loads((tmp_path / "503.json").read_bytes())) == {"error"}
+    assert json.loads((tmp_path / "503.http").read_bytes().partition(b"\r\n\r\n")[2])["error"]
+
+    write_answers(tmp_path, error_format="auto")
+
+    assert "error_type" in json.loads((tmp_path / "503.json").read_bytes())
+
+
 @pytest.mark.parametrize(("config", "status"), [(STARTING, 503), (RUNNING, 404)])
 def test_a_path_that_nobody_has_is_404_only_where_there_is_an_application(
     tmp_path: Path, config: str, status: int

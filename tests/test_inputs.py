@@ -135,3 +135,9 @@ def test_a_huge_list_of_token_ids_is_checked_in_little_memory() -> None:
         tracemalloc.stop()
 
     assert peak < 1_000_000
+
+
+def test_a_list_of_lists_of_texts_is_told_how_to_be_sent() -> None:
+    """Some clients make a batch of each text."""
+    with pytest.raises(InvalidRequestError, match="whose items are the texts"):
+        build_request(input=[["a"], ["b"]])

@@ -1,4 +1,5 @@
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,13 @@ sk-2
 def bearing(key: str) -> list[tuple[bytes, bytes]]:
     """Return the headers of a request that carries a key."""
     return [(b"host", b"test"), (b"authorization", f"Bearer {key}".encode())]
+
+
+def write(file: Path, text: str, *, age_s: float) -> None:
+    """Write a file so that it was last changed so long ago."""
+    file.write_text(text)
+    then = time.time() - age_s
+    os.utime(file, (then, then))
 
 
 @pytest.fixture
@@ -57,11 +65,25 @@ def test_keys_come_and_go_without_a_restart(file: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("serve_app.keys._LOOK_EVERY_S", 0.0)
     keys = Keys(str(file), {})
 
-    file.write_text("eve sk-5\n")
+    write(file, "eve sk-5\n", age_s=5)
 
     assert keys.owner(bearing("sk-5")) == "eve"
     with pytest.raises(UnauthorizedError):
         keys.owner(bearing("sk-1"))
+
+
+def test_a_file_that_is_being_written_is_not_read(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be empty just now, or end within a key; whoever had one would be turned away."""
+    monkeypatch.setattr("serve_app.keys._LOOK_EVERY_S", 0.0)
+    keys = Keys(str(file), {})
+
+    write(file, "ada sk", age_s=0)
+
+    assert keys.owner(bearing("sk-1")) == "ada"
+    with pytest.raises(UnauthorizedError):
+        keys.owner(bearing("sk"))
 
 
 @pytest.mark.parametrize("spoil", ["remove", "mistake"])
@@ -75,7 +97,7 @@ def test_a_file_that_cannot_be_read_again_changes_nothing(
     if spoil == "remove":
         file.unlink()
     else:
-        file.write_text("one two sk-9\n")
+        write(file, "one two sk-9\n", age_s=5)
 
     assert keys.owner(bearing("sk-1")) == "ada"
     assert "the keys stay as they were" in log.text

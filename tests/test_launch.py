@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from serve_app.launch import PrepareError, read_config
+from serve_app.launch import Plan, PrepareError, read_config
 from serve_app.session import session_members
 from serve_app.startup import Address
 
@@ -120,7 +120,7 @@ def test_every_shipped_config_can_be_launched() -> None:
     """They pass what is checked before Ray starts."""
     configs = [ROOT / "serve_config.yaml", *sorted((ROOT / "configs").glob("*.yaml"))]
 
-    addresses = [read_config(config.read_text()) for config in configs]
+    addresses = [read_config(config.read_text()).address for config in configs]
 
     assert len(addresses) >= 2
     assert all(address.port == 8000 for address in addresses)
@@ -138,14 +138,14 @@ def test_an_address_is_where_the_config_says(options: str, address: Address) -> 
     """Ray Serve's defaults where it says nothing; all addresses are reached by the nearest."""
     text = options[:-1] + (", " if len(options) > 2 else "") + "applications: [{name: a}]}"
 
-    assert read_config(text) == address
+    assert read_config(text) == Plan(address)
 
 
 def test_an_address_has_the_prefix_of_the_application() -> None:
     """The first one's, without a slash at its end."""
     text = "applications: [{route_prefix: /embed/}, {route_prefix: /other}]"
 
-    assert read_config(text) == Address("localhost", 8000, "/embed")
+    assert read_config(text).address == Address("localhost", 8000, "/embed")
 
 
 @pytest.mark.parametrize(
@@ -184,6 +184,30 @@ def test_a_model_that_is_not_there_is_named_before_anything_starts() -> None:
 
     with pytest.raises(PrepareError, match=r"model m: .*no such directory"):
         read_config(yaml.safe_dump({"applications": [app]}))
+
+
+def application(tmp_path: Path, **http: object) -> str:
+    """Return a config of ours, with a model whose files are not looked into yet."""
+    models = [{"name": "m", "source": str(tmp_path)}]
+    args = {"models": models, "http": http}
+    return yaml.safe_dump({"applications": [{"import_path": "serve_app.app:build", "args": args}]})
+
+
+def test_keys_that_are_not_there_are_told_before_anything_starts(tmp_path: Path) -> None:
+    """An ingress that cannot read them does not start, which takes Ray most of a minute to find out."""
+    with pytest.raises(PrepareError, match=r"^args\.http: api_keys_file cannot be read: No such"):
+        read_config(application(tmp_path, api_keys_file=str(tmp_path / "nowhere")))
+
+
+def test_what_callers_need_is_known(tmp_path: Path) -> None:
+    """For the command that is printed, and for the proxy's own errors."""
+    keys = tmp_path / "keys"
+    keys.write_text("sk-1\n")
+
+    plan = read_config(application(tmp_path, api_keys_file=str(keys), error_format="openai"))
+
+    assert (plan.needs_key, plan.error_format) == (True, "openai")
+    assert not read_config(application(tmp_path)).needs_key
 
 
 def test_a_mistake_in_a_model_is_told_once() -> None:

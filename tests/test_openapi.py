@@ -3,6 +3,7 @@ from collections.abc import Iterator
 from html.parser import HTMLParser
 from typing import Any
 
+import httpx
 import pytest
 from starlette.routing import Route
 
@@ -76,6 +77,19 @@ def test_the_document_is_well_formed(schema: Json) -> None:
             assert re.fullmatch("[1-5][0-9][0-9]", status)
             assert answer["description"]
             assert all("schema" in content for content in answer["content"].values())
+
+
+def test_metrics_that_need_a_key_say_so(tokenizer: Tokenizer) -> None:
+    """And others do not."""
+    answers = {
+        needs_key: build_schema(
+            served_models(tokenizer, FakeEmbedder()), HttpConfig(metrics_need_key=needs_key)
+        )["paths"]["/metrics"]["get"]["responses"]
+        for needs_key in (True, False)
+    }
+
+    assert "401" in answers[True]
+    assert "401" not in answers[False]
 
 
 def test_every_reference_leads_to_a_schema(schema: Json) -> None:
@@ -157,6 +171,18 @@ async def test_what_is_described_is_what_is_sent(app: Application, schema: Json)
     assert served["paths"].keys() == schema["paths"].keys()
     for name, sent in {"EmbeddingResponse": answer, "ModelCard": card, "ErrorBody": error}.items():
         assert sent.keys() == schemas[name]["properties"].keys() == set(schemas[name]["required"])
+
+
+@pytest.mark.parametrize(("root", "url"), [("", "/"), ("/below", "/below")])
+async def test_the_document_says_where_its_paths_begin(
+    app: Application, root: str, url: str
+) -> None:
+    """A program that is made from it calls the application, also one below a path."""
+    transport = httpx.ASGITransport(app.asgi, root_path=root)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        served = (await client.get(f"{root}/openapi.json")).json()
+
+    assert served["servers"] == [{"url": url}]
 
 
 class References(HTMLParser):

@@ -7,7 +7,14 @@ import pytest
 import tokenizers
 
 from serve_app.errors import TokenizationError
-from serve_app.text_encoding import MARGIN, PART_CHARACTERS, TextEncoding, parts
+from serve_app.text_encoding import (
+    MARGIN,
+    MOST_CHARACTERS,
+    PART_CHARACTERS,
+    SHORT_CHARACTERS,
+    TextEncoding,
+    parts,
+)
 from tests.checkpoints import byte_bpe, unigram, wordpiece
 from tests.test_tokenizer import encode, make, refuse
 
@@ -148,3 +155,16 @@ def test_parts_hold_all_texts_in_order() -> None:
     cut = [list(part) for part in parts(texts)]
 
     assert [[text[0] for text in part] for part in cut] == [["a", "b"], ["c"], ["d", "e"]]
+
+
+def test_a_huge_text_with_hardly_any_tokens_is_refused_unread() -> None:
+    """The library takes 60 bytes and more for each character, spaces too; a body may have millions."""
+    watched = Watched(wordpiece())
+    encoding = TextEncoding(watched, adds_special_tokens=True, max_input_tokens=LIMIT)
+    huge = "the" + " " * MOST_CHARACTERS
+
+    with pytest.raises(TokenizationError) as raised:
+        encoding.encode(["the", huge], first=3, reach=encoding.reach)
+
+    assert raised.value.param == "input[4]"
+    assert sum(watched.characters) < 2 * SHORT_CHARACTERS

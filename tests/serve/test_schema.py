@@ -17,8 +17,9 @@ def test_every_answer_is_as_documented(server: Server) -> None:
         [
             *(program, "run", f"{server.url}/openapi.json", "--url", server.url),
             *("--phases", "examples,fuzzing", "--max-examples", "50"),
+            "--generation-deterministic",  # what chance finds is for `make fuzz`
         ],
         timeout_s=280,
     )
 
-    assert "17 passed" in printed
+    assert "20 passed" in printed

@@ -69,7 +69,7 @@ CLIENTS = (
         ("langchain-openai",),
         "frameworks",
         "documents, queries, as token ids, which is its default",
-        "nothing; the server needs the extra `cl100k`",
+        "nothing; the server needs the extra `cl100k` and the encoding's file: see Token ids",
         ("ids",),
     ),
     Client(
@@ -127,7 +127,7 @@ CLIENTS = (
         ),
         "more",
         "lists, single texts",
-        "the URL without `/v1`; LangChain's class takes no URL from 1.2.2 on",
+        "the URL without `/v1`, and numpy for huggingface_hub; LangChain's class takes no URL from 1.2.2 on",
     ),
 )
 
