@@ -8,8 +8,9 @@ from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, BackpressureConfig, RequestRouterConfig
 
 from serve_app.checkpoint import read_checkpoint
-from serve_app.config import HttpConfig, ModelConfig, ServerConfig
+from serve_app.config import ModelConfig, ServerConfig
 from serve_app.deployment_options import DeploymentOptions
+from serve_app.http_config import HttpConfig
 from serve_app.ingress import Ingress
 from serve_app.keys import Keys
 from serve_app.replica import EmbeddingReplica
@@ -47,6 +48,16 @@ def _model(model: ModelConfig, replica: type, http: HttpConfig) -> Application:
     router = RequestRouterConfig(request_router_class=FewestCallsRouter, **_PAUSES)
     options = {"request_router_config": router, **_options(model.deployment, http)}
     options["user_config"] = model.batch_settings
+    scaling = model.deployment.autoscaling_config
+    if scaling is not None or model.deployment.num_replicas == "auto":
+        policy = {
+            "policy_function": "serve_app.autoscaling:WorkPolicy",
+            "policy_kwargs": {
+                "target_utilization": model.target_utilization,
+                "target_wait_s": model.target_wait_s,
+            },
+        }
+        options["autoscaling_config"] = {"policy": policy, **(scaling or {})}
     return serve.deployment(replica).options(name=model.deployment_name, **options).bind(model)
 
 

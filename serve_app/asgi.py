@@ -12,9 +12,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from serve_app.config import HttpConfig
 from serve_app.endpoints import Endpoints, Scrape
 from serve_app.errors import MethodNotAllowedError, NotFoundError
+from serve_app.http_config import HttpConfig
 from serve_app.keys import Keys
 from serve_app.middleware import (
     CrossOriginMiddleware,

@@ -9,6 +9,7 @@ import asyncio
 import math
 import random
 import time
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -102,6 +103,7 @@ class ModelClient:
             lost=self._count_retry,
             pause=self._pause,
         )
+        self._name = uuid.uuid4().hex
         self._looking: asyncio.Task[None] | None = None
         self._looked_at = -math.inf
 
@@ -142,9 +144,8 @@ class ModelClient:
     async def states(self) -> list[ReplicaState]:
         """Return the state of every replica that can embed now."""
         try:
-            answers = await self._handle.broadcast("state").results_async(
-                timeout_s=2, return_exceptions=True
-            )
+            asked = self._handle.broadcast("state", self._name, self.backlog.units)
+            answers = await asked.results_async(timeout_s=2, return_exceptions=True)
         except (TimeoutError, RayActorError, DeploymentUnavailableError):
             return []
         return [answer for answer in answers if isinstance(answer, ReplicaState)]
@@ -215,7 +216,7 @@ class ModelClient:
         await asyncio.sleep(self._settings.retry_pause_s * random.uniform(0.2, 1))  # noqa: S311  # no secret
 
     def _look_at_replicas(self) -> None:
-        """Follow how many replicas there are and what they take, asked for now and then while there is work."""
+        """Follow how many replicas there are and what they take, and tell them what waits, while there is work."""
         if time.monotonic() - self._looked_at < _REPLICAS_KNOWN_S or self._looking is not None:
             return
         self._looked_at = time.monotonic()
@@ -223,13 +224,19 @@ class ModelClient:
 
     async def _follow_replicas(self) -> None:
         try:
-            states = await self.states()
-            self._sender.calls_at_once = _CALLS_PER_REPLICA * max(len(states), 1)
-            if states:  # settings may have been changed there, and the budget may be the device's
-                self._sender.budget = min(state.max_batch_tokens for state in states)
-                self.backlog.limit = max(state.max_queued_tokens for state in states)
+            self._note(await self.states())
+            while self.backlog.units:
+                await asyncio.sleep(_REPLICAS_KNOWN_S)
+                self._note(await self.states())
         finally:
             self._looking = None
+
+    def _note(self, states: Sequence[ReplicaState]) -> None:
+        self._looked_at = time.monotonic()
+        self._sender.calls_at_once = _CALLS_PER_REPLICA * max(len(states), 1)
+        if states:  # settings may have been changed there, and the budget may be the device's
+            self._sender.budget = min(state.max_batch_tokens for state in states)
+            self.backlog.limit = max(state.max_queued_tokens for state in states)
 
     async def _answer(self, response: Response) -> Sequence[EmbedResult] | Refusal | NotNow:
         """Wait for a call, for as long as there is a replica to wait for.

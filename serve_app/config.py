@@ -6,7 +6,6 @@ shows. Knows nothing of Ray.
 
 import re
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -19,8 +18,8 @@ from pydantic import (
 )
 
 from serve_app.deployment_options import DeploymentOptions, IngressOptions, Settings
+from serve_app.http_config import HttpConfig
 
-ErrorFormat = Literal["auto", "page", "openai"]
 Dtype = Literal["float32", "float16", "bfloat16"]
 EngineChoice = Literal["auto", "torch", "openvino"]
 PaddingChoice = Literal["auto", "always"]
@@ -141,6 +140,23 @@ class ModelConfig(BatchSettings):
             ),
         ),
     ] = 512
+    target_utilization: Annotated[
+        float,
+        Field(
+            gt=0,
+            le=1,
+            description="With an `autoscaling_config`: how much of their time replicas should be busy.",
+        ),
+    ] = 0.7
+    target_wait_s: Annotated[
+        PositiveFloat,
+        Field(
+            description=(
+                "With an `autoscaling_config`: seconds in which what waits should be worked off, by more replicas if "
+                "need be."
+            )
+        ),
+    ] = 10.0
     bulk_patience_s: Annotated[
         float, Field(ge=0, description="Most seconds for which bulk is overtaken.")
     ] = 5.0
@@ -166,6 +182,16 @@ class ModelConfig(BatchSettings):
             raise ValueError(told(error, below="deployment.user_config")) from None
         return self
 
+    @model_validator(mode="after")
+    def _scales_by_work(self) -> Self:
+        scaling = self.deployment.autoscaling_config or {}
+        if "target_ongoing_requests" in scaling and "policy" not in scaling:
+            raise ValueError(
+                "deployment.autoscaling_config.target_ongoing_requests: a model scales by its work and not by "
+                "requests; set the model's target_utilization, or a policy of your own"
+            )
+        return self
+
     @property
     def deployment_name(self) -> str:
         """The deployment's name in Ray Serve: the one set, else the model's with `/` and the like replaced."""
@@ -177,82 +203,6 @@ class ModelConfig(BatchSettings):
         return {name: getattr(self, name) for name in BatchSettings.model_fields} | (
             self.deployment.user_config or {}
         )
-
-
-def _origin(origin: str) -> str:
-    """Check that an origin is written as browsers send it: any other would match nothing, and say nothing."""
-    if not re.fullmatch(r"\*|null|[a-z][a-z0-9+.-]*://[^/?#\sA-Z]+", origin):
-        raise ValueError(
-            "an origin is SCHEME://HOST or SCHEME://HOST:PORT in small letters, with nothing after it; or *"
-        )
-    return origin
-
-
-def _absolute(path: str) -> str:
-    """Check that a path does not depend on where Ray starts a process."""
-    if not Path(path).is_absolute():
-        raise ValueError(
-            "give an absolute path, as this is read where Ray starts an ingress replica"
-        )
-    return path
-
-
-class HttpConfig(Settings):
-    """The HTTP side: limits and the shape of errors."""
-
-    error_format: Annotated[
-        ErrorFormat,
-        Field(
-            description="Shape of errors: `auto` sends OpenAI's envelope to its SDKs and the page's to all others."
-        ),
-    ] = "auto"
-    api_keys_file: Annotated[
-        Annotated[str, AfterValidator(_absolute)] | None,
-        Field(
-            description=(
-                "The absolute path of a file of API keys, a line each: `KEY` or `NAME KEY`; looked at again every "
-                "second, and needed on each machine with an ingress replica. More, or all, may be in the environment "
-                "variable `EMBEDDINGS_API_KEYS`. Without either nobody needs a key."
-            )
-        ),
-    ] = None
-    metrics_need_key: Annotated[
-        bool, Field(description="Whether `/metrics` needs a key, where there are keys.")
-    ] = False
-    cors_origins: Annotated[
-        tuple[Annotated[str, AfterValidator(_origin)], ...],
-        Field(
-            description="Web origins whose pages may call, as `https://example.org`; `*` is all of them."
-        ),
-    ] = ()
-    max_client_batch_size: Annotated[
-        PositiveInt, Field(description="Most inputs in a request; beyond it 413.")
-    ] = 2048
-    max_request_tokens: Annotated[
-        PositiveInt, Field(description="Most tokens in a request; beyond it 413.")
-    ] = 300_000
-    max_body_bytes: Annotated[
-        PositiveInt, Field(description="Most bytes in a body; beyond it 413.")
-    ] = 16 * 1024**2
-    body_timeout_s: Annotated[
-        PositiveFloat, Field(description="Seconds a body may take to arrive; then 408.")
-    ] = 30.0
-    request_timeout_s: Annotated[
-        PositiveFloat,
-        Field(description="Seconds a request may take once its body is here; then 504."),
-    ] = 120.0
-    unavailable_after_s: Annotated[
-        PositiveFloat,
-        Field(description="Seconds a request waits for a model without any replica; then 503."),
-    ] = 30.0
-    retry_after_s: Annotated[
-        int,
-        Field(
-            ge=1,
-            le=60,
-            description="`Retry-After` of a 503, and of a 429 before anything was done from which a wait follows.",
-        ),
-    ] = 1
 
 
 def _some(models: tuple[ModelConfig, ...]) -> tuple[ModelConfig, ...]:

@@ -15,7 +15,6 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app import http1
-from serve_app.config import ErrorFormat
 from serve_app.errors import (
     DeadlineError,
     NotFoundError,
@@ -23,6 +22,7 @@ from serve_app.errors import (
     ServiceError,
     UnavailableError,
 )
+from serve_app.http_config import ErrorFormat
 from serve_app.replies import Headers, error_reply, is_sane_request_id, proxy_error_format
 
 # Ray Serve's own (ray/serve/_private/constants.py): timeouts, disconnects, multiplexing, stickiness.

@@ -13,8 +13,8 @@ from starlette.responses import Response
 
 from serve_app import __version__
 from serve_app.bodies import collector_paused, read_body
-from serve_app.config import HttpConfig
 from serve_app.errors import UnavailableError
+from serve_app.http_config import HttpConfig
 from serve_app.messages import EmbedResponse
 from serve_app.metrics import CONTENT_TYPE
 from serve_app.middleware import record_of

@@ -10,7 +10,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from serve_app.config import ErrorFormat
 from serve_app.environment import haproxy_binary
 from serve_app.errors import (
     NotFoundError,
@@ -18,6 +17,7 @@ from serve_app.errors import (
     ServiceError,
     UnavailableError,
 )
+from serve_app.http_config import ErrorFormat
 from serve_app.replies import SANE_REQUEST_ID, error_reply, proxy_error_format
 
 _UNAVAILABLE = UnavailableError("No replica answers.", "model_unavailable", retry_after_s=1)
@@ -35,6 +35,10 @@ _REQUEST_S = 30
 
 # Ray Serve's answer where no application has the path.
 _RAYS_404 = "http-request return status 404 content-type text/plain"
+# What is for whoever operates the server, and for nobody else.
+_INSIDE = ("frontend prometheus", "listen stats")
+_INSIDE_VARIABLE = "EMBEDDINGS_HAPROXY_STATS_HOST"
+
 # HAProxy's own answers get an id as ours do: the client's if it is a sane one.
 _REQUEST_IDS = f"""
     unique-id-format %[uuid]
@@ -46,7 +50,7 @@ _REQUEST_IDS = f"""
 """
 
 
-def complete(config: str, folder: Path) -> str:
+def complete(config: str, folder: Path, *, inside: str = "127.0.0.1") -> str:
     """Return Ray Serve's config of HAProxy with answers of ours, whose files `write_answers` writes.
 
     A request whose replica died before it said anything is sent again, to another: embedding can be repeated.
@@ -54,17 +58,22 @@ def complete(config: str, folder: Path) -> str:
     Args:
         config: as Ray Serve has written it.
         folder: where the answers lie.
+        inside: the address of HAProxy's own pages, its statistics and metrics, which Ray Serve opens to everyone.
     """
-    return "\n".join(_completed(config, folder)) + "\n"
+    return "\n".join(_completed(config, folder, inside)) + "\n"
 
 
-def _completed(config: str, folder: Path) -> Iterator[str]:
+def _completed(config: str, folder: Path, inside: str) -> Iterator[str]:
+    section = ""
     has_application = re.search(r"^backend (?!default_backend$)", config, re.MULTILINE) is not None
     for line in config.splitlines():
         words = line.split()
+        section = line if line[:1].strip() else section
         if words[:1] == ["errorfile"]:
             continue
-        if line.strip().startswith(_RAYS_404):
+        if words[:1] == ["bind"] and section in _INSIDE:
+            yield f"    bind {inside}:{words[1].rpartition(':')[2]}"
+        elif line.strip().startswith(_RAYS_404):
             # Before the first application there is a server that is starting, and paths will come.
             yield _return(_NOWHERE if has_application else _UNAVAILABLE, folder)
         elif words[:1] == ["retry-on"]:
@@ -111,7 +120,8 @@ def main() -> None:
     if "-f" in arguments:
         config = Path(arguments[arguments.index("-f") + 1])
         write_answers(config.parent, error_format=proxy_error_format(os.environ))
-        config.write_text(complete(config.read_text(), config.parent))
+        inside = os.environ.get(_INSIDE_VARIABLE, "127.0.0.1")
+        config.write_text(complete(config.read_text(), config.parent, inside=inside))
     os.execv(binary, [binary, *arguments])  # noqa: S606  # no shell, on purpose
 
 

@@ -14,7 +14,8 @@ from serve_app.asgi import build_asgi_app
 from serve_app.checkpoint import read_checkpoint
 from serve_app.cl100k import Cl100k
 from serve_app.client import ClientSettings, ModelClient
-from serve_app.config import HttpConfig, ModelConfig, ServerConfig
+from serve_app.config import ModelConfig, ServerConfig
+from serve_app.http_config import HttpConfig
 from serve_app.keys import Keys
 from serve_app.messages import EmbedResponse
 from serve_app.metrics import Metrics, Snapshot, exposition

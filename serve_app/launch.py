@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from serve_app.config import ErrorFormat, ServerConfig, told
+from serve_app.config import ServerConfig, told
 from serve_app.environment import (
     choose_environment,
     haproxy_binary,
@@ -29,6 +29,7 @@ from serve_app.environment import (
     read_env_file,
 )
 from serve_app.errors import ModelLoadError
+from serve_app.http_config import ErrorFormat
 from serve_app.keys import Keys
 from serve_app.replies import proxy_settings
 from serve_app.session import Session

@@ -13,9 +13,9 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve_app.config import ErrorFormat, HttpConfig
 from serve_app.errors import InvalidRequestError, ServiceError
 from serve_app.header_schemas import RATE_LIMITS
+from serve_app.http_config import ErrorFormat, HttpConfig
 from serve_app.replies import error_reply, is_sane_request_id
 from serve_app.request_log import RequestLog, RequestRecord
 

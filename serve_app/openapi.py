@@ -15,9 +15,9 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 
 from serve_app import __version__, errors
-from serve_app.config import HttpConfig
 from serve_app.errors import NotFoundError, ServiceError
 from serve_app.header_schemas import RATE_LIMITS, REQUEST_ID, TIMINGS, failure_headers
+from serve_app.http_config import HttpConfig
 from serve_app.protocol import (
     EmbeddingResponse,
     ErrorBody,

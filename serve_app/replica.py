@@ -29,6 +29,7 @@ from serve_app.errors import UnavailableError
 from serve_app.gate import Gate, GateFullError
 from serve_app.messages import EmbedJob, EmbedResult, Failure, NotNow, Refusal, ReplicaState
 from serve_app.model_thread import ModelThread, ModelThreadError
+from serve_app.workload import Workload
 
 logger = logging.getLogger("ray.serve.embeddings")
 
@@ -53,6 +54,7 @@ class EmbeddingReplica:
         self._gate = Gate(budget=self._budget, max_queued_tokens=model.max_queued_tokens)
         self._broken = ""
         self._has_suspect = False
+        self._workload = Workload()
         self._name = serve.get_replica_context().replica_id.unique_id
 
     def _load(self) -> Encoder:
@@ -142,11 +144,18 @@ class EmbeddingReplica:
             return encoded
 
         encoded = await asyncio.wrap_future(self._thread.submit(encode))
+        self._workload.computed(sum(job.inputs.tokens for job in jobs), seconds)
         results = iter(_results(jobs, encoded, seconds))
         return [[next(results) for _ in call] for call in calls]
 
-    def state(self) -> ReplicaState | None:
-        """Tell what only this replica knows, or None when it cannot embed; for scrapes and `/ready`."""
+    def state(self, caller: str, waiting_tokens: int) -> ReplicaState | None:
+        """Tell what only this replica knows, or None when it cannot embed; for scrapes and `/ready`.
+
+        Args:
+            caller: which ingress replica asks.
+            waiting_tokens: what it has accepted that is not answered yet.
+        """
+        self._workload.told(caller, waiting_tokens)
         try:
             self.check_health()
         except ModelThreadError:
@@ -160,6 +169,10 @@ class EmbeddingReplica:
             max_batch_tokens=self._gate.budget,
             max_queued_tokens=self._gate.max_queued_tokens,
         )
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Tell Ray Serve what `WorkPolicy` goes by; called by its timer."""
+        return self._workload.report(self._thread.busy_seconds)
 
     def check_health(self) -> None:
         """Return while the model can compute; Ray Serve replaces a replica whose check raises.

@@ -12,13 +12,13 @@ from typing import get_args
 import orjson
 
 from serve_app.backlog import Backlog
-from serve_app.config import ErrorFormat
 from serve_app.errors import (
     MethodNotAllowedError,
     RequestTimeoutError,
     ServiceError,
     UnauthorizedError,
 )
+from serve_app.http_config import ErrorFormat
 
 # Which shape those errors have that are written where no application's settings are known.
 _PROXY_VARIABLE = "EMBEDDINGS_ERROR_FORMAT"

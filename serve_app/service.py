@@ -14,7 +14,6 @@ from typing import Any
 
 from serve_app.backlog import Backlog
 from serve_app.cl100k import Cl100k
-from serve_app.config import HttpConfig
 from serve_app.errors import (
     BatchSizeError,
     DeadlineError,
@@ -24,6 +23,7 @@ from serve_app.errors import (
     OverloadedError,
     ServiceError,
 )
+from serve_app.http_config import HttpConfig
 from serve_app.messages import EmbedResponse, Failure
 from serve_app.metrics import Metrics
 from serve_app.protocol import EmbeddingRequest, Priority

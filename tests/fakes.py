@@ -25,8 +25,9 @@ from serve_app.asgi import build_asgi_app
 from serve_app.backlog import Backlog
 from serve_app.checkpoint import Checkpoint
 from serve_app.cl100k import Cl100k
-from serve_app.config import HttpConfig, ModelConfig
+from serve_app.config import ModelConfig
 from serve_app.errors import ServiceError
+from serve_app.http_config import HttpConfig
 from serve_app.keys import VARIABLE, Keys
 from serve_app.messages import (
     EmbedJob,
@@ -289,11 +290,13 @@ class FakeHandle:
         self.broadcast_error: Exception | None = None
         self.jobs: list[EmbedJob] = []
         self.calls: list[FakeCall] = []
+        self.told: list[tuple[str, int]] = []
         self.embed = SimpleNamespace(remote=self._call)
 
-    def broadcast(self, method: str) -> SimpleNamespace:
+    def broadcast(self, method: str, caller: str, waiting_tokens: int) -> SimpleNamespace:
         """Call a method of every replica."""
         assert method == "state"
+        self.told.append((caller, waiting_tokens))
         return SimpleNamespace(results_async=self._results)
 
     def _call(self, jobs: Sequence[EmbedJob]) -> FakeCall:

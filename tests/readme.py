@@ -7,8 +7,9 @@ from pathlib import Path
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from serve_app.config import HttpConfig, ModelConfig, ServerConfig
+from serve_app.config import ModelConfig, ServerConfig
 from serve_app.deployment_options import DeploymentOptions, IngressOptions
+from serve_app.http_config import HttpConfig
 from serve_app.messages import ReplicaState
 from serve_app.metrics import Metrics, exposition
 from tests.serve.clients.table import compatibility_table

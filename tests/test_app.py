@@ -43,3 +43,35 @@ def test_options_of_ray_serve_are_passed_on() -> None:
     assert replica.max_ongoing_requests == 64
     assert ingress.max_ongoing_requests == 8000
     assert ingress.max_queued_requests == -1
+
+
+@pytest.mark.parametrize(
+    "deployment", [{"num_replicas": "auto"}, {"autoscaling_config": {"max_replicas": 3}}]
+)
+def test_a_model_that_scales_does_so_by_its_work(deployment: dict[str, Any]) -> None:
+    """With its settings; a fixed number of replicas needs no policy."""
+    application = build_one(deployment=deployment, target_utilization=0.5)
+
+    replica = application._bound_deployment.init_args[1]["a/model"]._bound_deployment
+    policy = replica._deployment_config.autoscaling_config.policy
+    assert policy.policy_function == "serve_app.autoscaling:WorkPolicy"
+    assert policy.policy_kwargs == {"target_utilization": 0.5, "target_wait_s": 10.0}
+
+
+def test_a_policy_of_one_s_own_stays() -> None:
+    """Whoever sets it knows better."""
+    own = {"policy_function": "ray.serve.autoscaling_policy:default_autoscaling_policy"}
+    application = build_one(deployment={"autoscaling_config": {"policy": own}})
+
+    replica = application._bound_deployment.init_args[1]["a/model"]._bound_deployment
+    policy = replica._deployment_config.autoscaling_config.policy
+    assert policy.policy_function == own["policy_function"]
+
+
+def test_keys_that_are_not_there_stop_a_deploy(tmp_path: Path) -> None:
+    """Before what serves now is replaced by an ingress that cannot start."""
+    http = {"api_keys_file": str(tmp_path / "nowhere")}
+    settings = {"models": [{"name": "a/model", "source": MINILM}], "http": http}
+
+    with pytest.raises(ValueError, match="api_keys_file cannot be read"):
+        build(ServerConfig.model_validate(settings))

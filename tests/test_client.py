@@ -451,11 +451,11 @@ async def test_while_there_is_a_replica_a_call_waits() -> None:
     class Patient(FakeHandle):
         looks = 0
 
-        def broadcast(self, method: str) -> Any:
+        def broadcast(self, method: str, caller: str, waiting_tokens: int) -> Any:
             self.looks += 1
             if self.looks == 3:
                 may_answer.set()
-            return super().broadcast(method)
+            return super().broadcast(method, caller, waiting_tokens)
 
     async def wait(job: EmbedJob) -> EmbedResult:
         await may_answer.wait()
@@ -510,6 +510,33 @@ async def test_a_model_is_ready_when_one_replica_is_well(
     client = client_of(FakeHandle(answer, states=states))
 
     assert await client.is_ready() is is_ready
+
+
+async def test_replicas_are_told_what_waits_while_something_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Again and again, for how many there should be depends on it; at the end that nothing does."""
+    monkeypatch.setattr("serve_app.client._REPLICAS_KNOWN_S", 0.001)
+    may_answer, nothing_waits = asyncio.Event(), asyncio.Event()
+
+    class Listening(FakeHandle):
+        def broadcast(self, method: str, caller: str, waiting_tokens: int) -> Any:
+            if len(self.told) == 3:
+                may_answer.set()
+            if not waiting_tokens:
+                nothing_waits.set()
+            return super().broadcast(method, caller, waiting_tokens)
+
+    async def wait(job: EmbedJob) -> EmbedResult:
+        await may_answer.wait()
+        return result_of(job)
+
+    handle = Listening(wait, states=[STATE])
+    await client_of(handle).embed(tokenized([1, 2, 3]), request_id="an-id")
+    await nothing_waits.wait()
+
+    assert {tokens for _, tokens in handle.told} == {3, 0}
+    assert len({caller for caller, _ in handle.told}) == 1
 
 
 async def test_a_model_that_may_rest_is_ready_without_a_replica() -> None:

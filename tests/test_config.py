@@ -56,6 +56,9 @@ def test_a_name_and_a_source_are_enough() -> None:
         ({"models": [{**MODEL, "deployment": {"num_replica": 2}}]}, "models.0.deployment.num_replica"),
         ({"models": [{**MODEL, "deployment": {"user_config": {"max_batch": 1}}}]}, "max_batch"),
         ({"models": [MODEL], "ingress": {"user_config": {}}}, "user_config"),
+        ({"models": [{**MODEL, "target_utilization": 1.1}]}, "models.0.target_utilization"),
+        ({"models": [{**MODEL, "deployment": {"autoscaling_config": {"target_ongoing_requests": 2}}}]},
+         "target_ongoing_requests"),
     ],
 )  # fmt: skip
 def test_a_wrong_setting_is_named(args: dict[str, Any], key: str) -> None:

@@ -22,6 +22,10 @@ defaults
     errorfile 502 /no/such/500.http
     errorfile 503 /no/such/500.http
     errorfile 504 /no/such/500.http
+frontend prometheus
+    bind :19101
+    mode http
+    no log
 frontend http_frontend
     bind 127.0.0.1:18000
     default_backend default_backend
@@ -31,6 +35,9 @@ backend default_backend
 RUNNING = f"""{STARTING}backend http-embeddings
     http-reuse always
     server replica 127.0.0.1:30000 check
+listen stats
+  bind *:18404
+  stats enable
 """
 needs_haproxy = pytest.mark.skipif(
     haproxy_binary({}) is None, reason="Ray ships no HAProxy for this machine"
@@ -99,9 +106,32 @@ def test_what_ray_has_written_is_kept(tmp_path: Path) -> None:
     """All lines but those that are replaced."""
     completed = complete(RUNNING, tmp_path).splitlines()
 
-    replaced = ("errorfile", "retry-on", "http-request return")
+    replaced = ("errorfile", "retry-on", "http-request return", "bind :", "bind *")
     kept = [n for n in RUNNING.splitlines() if not n.strip().startswith(replaced)]
     assert [line for line in completed if line in kept] == kept
+
+
+def test_haproxy_s_own_pages_are_for_this_machine(tmp_path: Path) -> None:
+    """Unless the operator names another address; the server's own port stays as it is."""
+    binds = {
+        inside: [
+            line.strip()
+            for line in complete(RUNNING, tmp_path, inside=inside).splitlines()
+            if "bind" in line
+        ]
+        for inside in ("127.0.0.1", "10.0.0.5")
+    }
+
+    assert binds["127.0.0.1"] == [
+        "bind 127.0.0.1:19101",
+        "bind 127.0.0.1:18000",
+        "bind 127.0.0.1:18404",
+    ]
+    assert binds["10.0.0.5"] == [
+        "bind 10.0.0.5:19101",
+        "bind 127.0.0.1:18000",
+        "bind 10.0.0.5:18404",
+    ]
 
 
 @needs_haproxy

@@ -7,8 +7,8 @@ import httpx
 import pytest
 from starlette.routing import Route
 
-from serve_app.config import HttpConfig
 from serve_app.errors import NotFoundError
+from serve_app.http_config import HttpConfig
 from serve_app.openapi import ASSETS, build_schema
 from serve_app.protocol import EmbeddingRequest
 from serve_app.tokenizer import Tokenizer

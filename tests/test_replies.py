@@ -5,7 +5,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_app.config import ErrorFormat
 from serve_app.errors import (
     InternalError,
     InvalidRequestError,
@@ -14,6 +13,7 @@ from serve_app.errors import (
     RequestTimeoutError,
     ServiceError,
 )
+from serve_app.http_config import ErrorFormat
 from serve_app.replies import error_reply, is_sane_request_id
 
 SDK = (b"x-stainless-lang", b"js")

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from serve_app.cl100k import Cl100k
-from serve_app.config import HttpConfig
 from serve_app.errors import (
     BatchSizeError,
     DeadlineError,
@@ -17,6 +16,7 @@ from serve_app.errors import (
     OverloadedError,
     TokenizationError,
 )
+from serve_app.http_config import HttpConfig
 from serve_app.messages import EmbedResponse, Failure
 from serve_app.metrics import Metrics
 from serve_app.protocol import build_request

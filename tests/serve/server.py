@@ -55,6 +55,11 @@ class Server:
         return f"{self.url}/plumbing"
 
     @property
+    def scaling_url(self) -> str:
+        """Where the application answers whose replicas come and go."""
+        return f"{self.url}/scaling"
+
+    @property
     def guarded_url(self) -> str:
         """Where the application answers that wants a key."""
         return f"{self.url}/guarded"
@@ -135,6 +140,7 @@ def running_server(config: Mapping[str, Any], *, mode: ProxyMode) -> Iterator[Se
         # Until they are there, their paths are the first application's.
         _wait_until_ready(f"{server.plumbing_url}/ready", session, [])
         _wait_until_ready(f"{server.guarded_url}/ready", session, [])
+        _wait_until_ready(f"{server.scaling_url}/ready", session, [])
         yield server
     finally:
         left = session.stop(lambda: False, grace_s=60)

@@ -20,7 +20,7 @@ TIMINGS = {"x-total-time", "x-tokenization-time", "x-queue-time", "x-inference-t
 
 def post(url: str, body: Any, **options: Any) -> requests.Response:
     """POST a body to the route."""
-    return requests.post(f"{url}/v1/embeddings", json=body, timeout=60, **options)
+    return requests.post(f"{url}/v1/embeddings", json=body, timeout=170, **options)
 
 
 def vectors(answer: requests.Response) -> npt.NDArray[np.float32]:

@@ -1,0 +1,90 @@
+"""Replicas follow the work: up within the delays, down again, to none, and back with the first request."""
+
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import requests
+
+from tests.serve.server import Server, wait_for
+from tests.serve.test_http import post
+
+# A batch of one such text takes its replica 0.3 s, and no second one fits beside it.
+SLOW = "slow " * 40
+MOST = 3
+
+
+def replicas(server: Server) -> int:
+    """Return how many replicas there are."""
+    text = requests.get(f"{server.scaling_url}/metrics", timeout=60).text
+    return sum(line.startswith("embeddings_replica_memory_bytes{") for line in text.splitlines())
+
+
+class Load:
+    """Clients that each send a text, and the next one as long after it as it should take: so much work a second.
+
+    Args:
+        server: where to.
+        busy: how many replicas they keep busy, in all.
+    """
+
+    def __init__(self, server: Server, busy: float) -> None:
+        self._server = server
+        self._pause_s = 0.3 / busy
+        self._ends = threading.Event()
+        self._clients = ThreadPoolExecutor(40)
+        self._starter = threading.Thread(target=self._start)
+        self.statuses: Counter[int] = Counter()
+        self.replicas: list[int] = []
+
+    def _start(self) -> None:
+        while not self._ends.wait(self._pause_s):
+            self._clients.submit(self._send)
+
+    def _send(self) -> None:
+        self.statuses[post(self._server.scaling_url, {"input": SLOW}).status_code] += 1
+
+    def hold(self, seconds: float) -> None:
+        """Send for so long, and note how many replicas there are."""
+        self._starter.start()
+        ends = time.monotonic() + seconds
+        while time.monotonic() < ends:
+            self.replicas.append(replicas(self._server))
+            self._ends.wait(0.25)
+        self._ends.set()
+        self._starter.join()
+        self._clients.shutdown()
+
+
+@pytest.mark.timeout(300)
+def test_replicas_follow_the_work(server: Server) -> None:
+    """A load of half a replica's work, of four times that, and of half a replica's again; then none."""
+    first = post(server.scaling_url, {"input": "fine"})
+    assert first.status_code == 200  # there was no replica, and it waited for one
+
+    little, much, again = Load(server, 0.5), Load(server, 2.0), Load(server, 0.5)
+    little.hold(8)
+    much.hold(25)
+    again.hold(15)
+
+    assert set(little.statuses + much.statuses + again.statuses) == {200}
+    assert set(little.replicas) == {1}
+    assert much.replicas == sorted(much.replicas)  # none goes while there is work for all
+    assert much.replicas[-1] == MOST
+    assert again.replicas == sorted(again.replicas, reverse=True)
+    assert again.replicas[-1] == 1
+    wait_for(lambda: replicas(server) == 0, timeout_s=30, what="no replica")
+
+
+@pytest.mark.timeout(300)
+def test_one_request_of_many_inputs_is_as_much_work_as_many_requests(server: Server) -> None:
+    """It is one call to Ray Serve at a time, and most of it waits in the ingress."""
+    with ThreadPoolExecutor(1) as client:
+        sent = client.submit(post, server.scaling_url, {"input": [SLOW] * 120})
+        wait_for(lambda: replicas(server) == MOST, timeout_s=100, what="three replicas")
+        was_at_it = not sent.done()
+
+    assert sent.result().status_code == 200
+    assert was_at_it
