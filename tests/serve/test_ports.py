@@ -44,7 +44,7 @@ class Listener:
     @property
     def url(self) -> str:
         """Where it is for HTTP."""
-        return f"{'127.0.0.1' if self.address in ('::', '0.0.0.0') else self.address}:{self.port}"  # noqa: S104
+        return f"{'127.0.0.1' if self.address in ('::', '0.0.0.0') else self.address}:{self.port}"
 
 
 def listeners(server: Server) -> list[Listener]:
