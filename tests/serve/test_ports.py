@@ -49,13 +49,15 @@ class Listener:
 
 def listeners(server: Server) -> list[Listener]:
     """Return all of them."""
-    found = []
+    found: list[Listener] = []
     for pid in session_members(server.session.process.pid):
         process = psutil.Process(pid)
         title = process.cmdline()[0].split("/")[-1]
-        for connection in process.net_connections("tcp"):
-            if connection.status == psutil.CONN_LISTEN:
-                found.append(Listener(title, connection.laddr.ip, connection.laddr.port))
+        found += [
+            Listener(title, connection.laddr.ip, connection.laddr.port)
+            for connection in process.net_connections("tcp")
+            if connection.status == psutil.CONN_LISTEN
+        ]
     return found
 
 
