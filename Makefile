@@ -26,7 +26,7 @@ CLIENT_STAMPS := .venv-clients/openai-1/stamp .venv-clients/frameworks/stamp \
 	$(CLIENTS)/scripts/node_modules/stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test clients lint fuzz bench lock clean
+.PHONY: help install serve test clients lint fuzz bench simulate soak lock clean
 
 help: ## list the commands
 	@echo 'make COMMAND, where COMMAND is one of'
@@ -63,6 +63,12 @@ fuzz: $(VENV)/dev.stamp ## send a running server what schemathesis makes of its 
 
 bench: $(VENV)/dev.stamp benchmarks/.venv-infinity/stamp ## measure speed here beside other servers; QUICK=1 in five minutes
 	@$(BIN)/python -m benchmarks $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY)) $(ARGS)
+
+simulate: $(VENV)/dev.stamp ## draw how replicas follow a day's traffic within minutes, and plan a cluster
+	@$(BIN)/python -m benchmarks.simulate $(ARGS)
+
+soak: $(VENV)/dev.stamp ## half an hour of mixed traffic, kills and rollouts; ARGS="--minutes 5" for less
+	@$(BIN)/python -m benchmarks.soak $(ARGS)
 
 lock: ## resolve all dependencies anew into requirements.lock
 	$(MAKE) --no-print-directory $(VENV)/bin/python

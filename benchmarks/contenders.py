@@ -33,6 +33,7 @@ MODEL: dict[str, Any] = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
 ]["models"][0]
 THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 _START_S = 120.0
+_CONFIG = "serve_config.yaml"
 _TICK_S = 0.1
 _PORTS = cycle(range(21000, 29000))
 _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -61,7 +62,8 @@ class Contender:
             in process, which is not a server.
         model: our settings of the model beside those of `serve_config.yaml`; also what the ceiling is loaded with.
         throughput: the settings of `throughput.env` are on.
-        deployment: Ray Serve's options of the plain application's deployment, instead of its defaults.
+        deployment: Ray Serve's options of the plain application's deployment, instead of its defaults; of the model
+            that sleeps, instead of a number of replicas.
         replicas: of the model that sleeps.
     """
 
@@ -116,6 +118,23 @@ def missing(contender: Contender) -> str | None:
     return None
 
 
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A server that runs.
+
+    Attributes:
+        port: where it answers.
+        session: its processes.
+        config: the Serve config file that it runs, if it is on Ray Serve.
+        environment: what its processes have.
+    """
+
+    port: int
+    session: Session
+    config: Path
+    environment: Mapping[str, str]
+
+
 @contextmanager
 def running(contender: Contender) -> Iterator[int]:
     """Run a server until the block ends; gives its port once it embeds.
@@ -123,13 +142,20 @@ def running(contender: Contender) -> Iterator[int]:
     Raises:
         StartFailedError: it ended, or did not embed in time.
     """
+    with started(contender) as server:
+        yield server.port
+
+
+@contextmanager
+def started(contender: Contender) -> Iterator[Started]:
+    """Do the same, for those who need more of it than its port."""
     folder = Path(tempfile.mkdtemp(prefix="bench", dir="/tmp"))  # Ray's sockets need a short path
     port = free_port()
     command, environment = _command(contender, port, folder)
     session = Session.start(command, environment, ROOT / "build" / f"bench-{contender.name}.log")
     try:
         _wait_until_it_embeds(session, port, contender)
-        yield port
+        yield Started(port, session, folder / _CONFIG, environment)
     finally:
         with _putting_off_signals() as asked:
             left = session.stop(lambda: bool(asked), grace_s=_GRACE_S)
@@ -161,7 +187,7 @@ def _command(contender: Contender, port: int, folder: Path) -> tuple[list[str], 
         environment |= read_env_file((ROOT / "throughput.env").read_text())
         environment |= haproxy_settings(str(folder))
         environment |= {name: str(free_port()) for name in _HAPROXY_PORTS}
-    path = folder / "serve_config.yaml"
+    path = folder / _CONFIG
     path.write_text(yaml.safe_dump(_config(contender, port)))
     serve = [sys.executable, "-m", "ray.serve.scripts"]
     return [*serve, "run", "--address", "local", str(path)], environment
@@ -175,8 +201,10 @@ def _config(contender: Contender, port: int) -> dict[str, Any]:
         application["args"]["models"][0] |= contender.model
     elif contender.kind == "sleeping":
         application["import_path"] = "benchmarks.sleeping_app:build"
-        options = {"num_replicas": contender.replicas, "ray_actor_options": {"num_cpus": 0.1}}
-        application["args"]["models"][0] |= {"max_batch_tokens": SHORT, "deployment": options}
+        replicas = contender.deployment or {"num_replicas": contender.replicas}
+        options = {"ray_actor_options": {"num_cpus": 0.1}, **replicas}
+        model = {"max_batch_tokens": SHORT, "deployment": options, **contender.model}
+        application["args"]["models"][0] |= model
     else:
         plain = {"name": "plain", "route_prefix": "/", "import_path": "benchmarks.plain_app:app"}
         deployment = {"name": "Embeddings", **contender.deployment}

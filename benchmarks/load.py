@@ -166,6 +166,16 @@ async def _client(messages: Iterator[bytes], port: int, *, until: float) -> list
     return exchanges
 
 
+async def request(body: bytes, port: int) -> int:
+    """Send one request over a connection of its own and return the status of the answer."""
+    reader, writer = await asyncio.open_connection(HOST, port, limit=1 << 20)
+    try:
+        writer.write(_message(body))
+        return await _read_answer(reader)
+    finally:
+        writer.close()
+
+
 def _message(body: bytes) -> bytes:
     head = f"POST {PATH} HTTP/1.1\r\nHost: {HOST}\r\nContent-Type: application/json\r\n"
     return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body

@@ -49,8 +49,18 @@ class DeploymentOptions(Settings):
         dict[str, Any] | None,
         Field(description="Settings that change without a restart: see `BatchSettings`."),
     ] = None
+    max_surge_percent: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=100,
+            description=(
+                "Share of the replicas that a rollout starts beside those that serve, before it stops any; what cannot "
+                "start then takes nothing down. 0 stops old ones first, for a cluster without room for more."
+            ),
+        ),
+    ] = 100
     max_replicas_per_node: PositiveInt | None = None
-    max_surge_percent: Annotated[float | None, Field(ge=0)] = None
     rolling_update_percentage: Annotated[float | None, Field(gt=0, le=100)] = None
     graceful_shutdown_timeout_s: PositiveFloat | None = None
     graceful_shutdown_wait_loop_s: PositiveFloat | None = None

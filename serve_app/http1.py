@@ -1,15 +1,22 @@
-"""uvicorn's HTTP/1.1, which stays with HTTP/1.1 and loses no body when a client offers to go on in HTTP/2.
+"""uvicorn's HTTP/1.1, which loses no body when a client offers to go on in HTTP/2, and bounds a request's head.
 
 The JDK's client puts `Upgrade: h2c` into every first request. A server may ignore that and answer in HTTP/1.1, as here.
 httptools leaves such a request's body unread, in case an upgrade follows; so its headers are read again without the
-offer. Knows nothing of our application.
+offer. uvicorn waits for ever for a head, the request's line and headers, and takes one of any size: here it has some
+seconds and kilobytes. Knows nothing of our application.
 """
+
+import asyncio
 
 import httptools
 from uvicorn.protocols.http import auto
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 _OFFERS = (b"upgrade", b"http2-settings")
+# Seconds from when a connection is there, or a head begins, until the head is complete.
+_HEAD_S = 30.0
+# Bytes of a head that is not complete yet; a piece more may be with them, as the system hands it over.
+_HEAD_BYTES = 65_536
 
 
 def use() -> None:
@@ -20,15 +27,31 @@ def use() -> None:
 class StayingProtocol(HttpToolsProtocol):
     """A connection; upgrades to WebSocket are left to uvicorn."""
 
+    _head_timer: asyncio.TimerHandle | None = None
+    _head_bytes = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        """Wait for the first request, for a while."""
+        super().connection_made(transport)
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Wait for nothing any more."""
+        self._have_head()
+        super().connection_lost(exc)
+
     def data_received(self, data: bytes) -> None:
         """Take what has come; where a request offers an upgrade, read it again without."""
         self._unset_keepalive_if_required()
+        self._head_bytes += len(data)
         left: bytes | None = data
         try:
             while left is not None:
                 left = self._feed(left)
         except httptools.HttpParserError:
             self._refuse()
+        if self._head_timer is not None and self._head_bytes > _HEAD_BYTES:
+            self._end(431)
 
     def _feed(self, data: bytes) -> bytes | None:
         """Read data; return what is to be read again if a request in it offers an upgrade."""
@@ -51,6 +74,29 @@ class StayingProtocol(HttpToolsProtocol):
         # To WebSocket only by GET, as its RFC has it; another method has a body that is waited for.
         return self.parser.get_method() == b"GET" and bool(super()._should_upgrade())
 
+    def _await_head(self) -> None:
+        self._have_head()
+        self._head_bytes = 0
+        self._head_timer = self.loop.call_later(_HEAD_S, self._head_is_late)
+
+    def _have_head(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+        self._head_timer = None
+
+    def _head_is_late(self) -> None:
+        if getattr(self.cycle, "response_complete", True):  # None before the first request
+            self._end(408)
+        else:
+            self._await_head()  # more is not read while a request before it is worked on
+
+    def _end(self, status: int) -> None:
+        self._have_head()
+        self.transport.write(
+            STATUS_LINE[status] + b"content-length: 0\r\nconnection: close\r\n\r\n"
+        )
+        self.transport.close()
+
     def _refuse(self) -> None:
         message = "Invalid HTTP request received."
         self.logger.warning(message)
@@ -71,9 +117,15 @@ class StayingProtocol(HttpToolsProtocol):
             lines.append(b"%b: %b" % (name, value))
         return b"\r\n".join([*lines, b"", b""])
 
+    def on_message_begin(self) -> None:
+        """Wait for the rest of the head, for a while."""
+        self._await_head()
+        super().on_message_begin()
+
     def on_headers_complete(self) -> None:
         """Begin the request, unless it is about to be read again."""
         if not self._is_offer():
+            self._have_head()
             super().on_headers_complete()
 
     def on_message_complete(self) -> None:

@@ -8,7 +8,6 @@ from serve_app.deployment_options import Settings
 
 SERVES_OWN = {
     "max_replicas_per_node",
-    "max_surge_percent",
     "rolling_update_percentage",
     "graceful_shutdown_timeout_s",
     "graceful_shutdown_wait_loop_s",
@@ -118,13 +117,18 @@ def test_one_says_how_to_scale_in_one_way() -> None:
 
 
 def test_serve_is_told_only_what_it_knows() -> None:
-    """Options without a value keep Serve's default; the name and the batch settings go other ways."""
+    """Ours, and what was set; the rest keeps Serve's default, and the name and the batch settings go other ways."""
     options = {"name": "mine", "num_replicas": 2, "user_config": {"max_batch_size": 8}}
     config = server({**MODEL, "deployment": options})
 
     given = config.models[0].deployment.given()
 
-    assert given == {"num_replicas": 2, "max_ongoing_requests": 512, "max_queued_requests": 1024}
+    assert given == {
+        "num_replicas": 2,
+        "max_ongoing_requests": 512,
+        "max_queued_requests": 1024,
+        "max_surge_percent": 100,
+    }
 
 
 def test_the_batch_settings_of_user_config_win() -> None:

@@ -36,11 +36,31 @@ async def echo(_scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
+async def slow_echo(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer as the echo does, after a while."""
+    await asyncio.sleep(0.4)
+    await echo(scope, receive, send)
+
+
 @pytest.fixture(scope="module")
 def port() -> Iterator[int]:
     """Serve the echo by uvicorn with our HTTP/1.1."""
+    with serving(echo) as number:
+        yield number
+
+
+@pytest.fixture(scope="module")
+def slow_port() -> Iterator[int]:
+    """Serve the slow one."""
+    with serving(slow_echo) as number:
+        yield number
+
+
+@contextlib.contextmanager
+def serving(app: Any) -> Iterator[int]:
+    """Run an application until the block ends."""
     listener = socket.create_server(("127.0.0.1", 0))
-    config: Any = uvicorn.Config(echo, http=StayingProtocol, lifespan="off", log_config=None)
+    config: Any = uvicorn.Config(app, http=StayingProtocol, lifespan="off", log_config=None)
     server = uvicorn.Server(config)
     thread = threading.Thread(
         target=lambda: asyncio.run(server.serve(sockets=[listener])), daemon=True
@@ -156,5 +176,70 @@ def test_what_follows_an_offer_that_closes_does_no_harm(port: int) -> None:
     closing = b"Connection: close, Upgrade\r\nUpgrade: h2c\r\n"
 
     answer = exchange(port, request(closing, LENGTH) + request(LENGTH))
+
+    assert answer.startswith(b"HTTP/1.1 200")
+
+
+def until_closed(port: int, *pieces: bytes) -> bytes:
+    """Send pieces, and return what comes until the server closes the connection."""
+    received = b""
+    with (
+        socket.create_connection(("127.0.0.1", port), timeout=10) as connection,
+        contextlib.suppress(ConnectionError),
+    ):
+        for piece in pieces:
+            connection.sendall(piece)
+        while some := connection.recv(65536):
+            received += some
+    return received
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        (),
+        (b"POST /v1/embeddings HT",),
+        (b"GET / HTTP/1.1\r\nHost: test\r\n", b"X-Slow: a"),
+        (request(LENGTH), b"GET / HTTP/1.1\r\n"),
+    ],
+    ids=["nothing", "line", "header", "second"],
+)
+def test_a_head_that_does_not_end_is_not_waited_for(
+    port: int, pieces: tuple[bytes, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor a connection on which nothing comes; after a request there is uvicorn's own limit."""
+    monkeypatch.setattr("serve_app.http1._HEAD_S", 0.2)
+
+    answer = until_closed(port, *pieces)
+
+    assert b"HTTP/1.1 408 Request Timeout" in answer
+    assert answer.count(b"HTTP/1.1 200") == int(request(LENGTH) in pieces)
+
+
+@pytest.mark.parametrize("piece", [b"X-More: a\r\n", b"a"], ids=["headers", "header"])
+def test_a_head_of_any_size_is_not_taken(port: int, piece: bytes) -> None:
+    """It would stay in memory."""
+    answer = until_closed(port, b"GET / HTTP/1.1\r\nHost: test\r\nX-Long: ", piece * 1_000_000)
+
+    assert answer.startswith(b"HTTP/1.1 431") or not answer
+
+
+def test_a_head_waits_while_a_request_before_it_is_worked_on(
+    slow_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More is not read meanwhile, so it cannot be late."""
+    monkeypatch.setattr("serve_app.http1._HEAD_S", 0.1)
+    message = request(LENGTH)
+
+    answer = exchange(slow_port, message + message + message[:30], message[30:], answers=3)
+
+    assert answer.count(b"HTTP/1.1 200") == 3
+
+
+def test_a_large_body_is_no_head(port: int) -> None:
+    """Only what comes before a head is complete is counted."""
+    body = b"a" * 1_000_000 + BODY
+
+    answer = exchange(port, request(b"Content-Length: %d\r\n" % len(body), body=body))
 
     assert answer.startswith(b"HTTP/1.1 200")

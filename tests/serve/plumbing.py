@@ -13,6 +13,7 @@ from ray.serve import Application
 from serve_app.app import compose
 from serve_app.config import ServerConfig
 from serve_app.encoder import Encoded
+from serve_app.errors import ModelLoadError
 from serve_app.messages import Failure, TokenizedInputs
 from serve_app.replica import EmbeddingReplica
 
@@ -56,4 +57,6 @@ class PlumbingReplica(EmbeddingReplica):
     """The product's replica around that encoder."""
 
     def _load(self) -> ObedientEncoder:  # type: ignore[override]
+        if self._model.device.startswith("cuda"):
+            raise ModelLoadError("There is no GPU here.")
         return ObedientEncoder()

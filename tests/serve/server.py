@@ -91,6 +91,14 @@ class Server:
                     found.append(pid)
         return found
 
+    def memory(self) -> dict[int, int]:
+        """Return the resident bytes of each of its processes, by id."""
+        found = {}
+        for pid in session_members(self.session.process.pid):
+            with contextlib.suppress(psutil.Error):
+                found[pid] = psutil.Process(pid).memory_info().rss
+        return found
+
     def read_logs(self, names: str = "*.log") -> str:
         """Return what Ray Serve's processes have logged."""
         return "\n".join(path.read_text() for path in sorted(self.logs.glob(names)))
@@ -119,7 +127,7 @@ def answers(url: str, others: list[tuple[int, str]] | None = None) -> bool:
 def running_server(config: Mapping[str, Any], *, mode: ProxyMode) -> Iterator[Server]:
     """Run `serve run` on a configuration until the block ends; all its processes end with it."""
     folder = Path(tempfile.mkdtemp(prefix="srv", dir="/tmp"))  # Ray's sockets need a short path
-    port = _free_port()
+    port = free_port()
     path = folder / "serve_config.yaml"
     path.write_text(yaml.safe_dump({**config, "http_options": {"host": "127.0.0.1", "port": port}}))
     environment = _environment(mode, folder)
@@ -156,7 +164,7 @@ def _wait_until_ready(url: str, session: Session, early: list[tuple[int, str]]) 
         time.sleep(0.2)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """Return a port that nobody has, from below those that the system deals out while the server starts."""
     for port in random.sample(range(21_000, 29_000), 100):
         with socket.socket() as probe:

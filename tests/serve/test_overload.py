@@ -1,6 +1,7 @@
 """Overload is the page's 429, whichever limit is met and whoever would have refused."""
 
 import asyncio
+import json
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,7 @@ import openai
 import pytest
 import requests
 
+from tests.serve.load import send_at
 from tests.serve.server import Server
 from tests.serve.test_http import PAGE_KEYS, post
 
@@ -72,6 +74,37 @@ def test_the_server_answers_normally_after_an_overload(server: Server) -> None:
     answer = post(server.plumbing_url, {"input": "fine"})
 
     assert answer.status_code == 200
+
+
+def test_a_burst_that_fits_is_queued(server: Server) -> None:
+    """Two hundred at once, on a server that has nothing to do."""
+    with ThreadPoolExecutor(200) as senders:
+        answers = [senders.submit(post, server.url, {"input": "a short text"}) for _ in range(200)]
+
+        assert Counter(answer.result().status_code for answer in answers) == {200: 200}
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.anyio
+async def test_ten_times_what_it_can_do_is_answered_in_time_or_refused(server: Server) -> None:
+    """For a minute: the model does three such texts a second, and its queues hold less than eight seconds of work."""
+    body = {"input": "slow " * 40}  # 42 tokens, a batch of 0.3 s
+    queued_s = 2 * 512 / 42 * 0.3  # in two ingress replicas
+
+    begun = await send_at(server.plumbing_url, body, per_s=33, seconds=10)
+    before = server.memory()
+    load = await send_at(server.plumbing_url, body, per_s=33, seconds=50)
+    grown = {pid: (used - before.get(pid, used)) / 1e6 for pid, used in server.memory().items()}
+
+    print(
+        f"{server.mode}: {load}; memory of a process grew by at most {max(grown.values()):.1f} MB"
+    )
+    assert set(begun.statuses + load.statuses) == {200, 429}
+    assert load.seconds(200)[-1] < queued_s + 3
+    assert load.seconds(429)[len(load.seconds(429)) // 2] < 0.1
+    for refusal in load.bodies(429):
+        assert set(json.loads(refusal)) == PAGE_KEYS
+    assert max(grown.values()) < 30
 
 
 @dataclass

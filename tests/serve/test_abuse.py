@@ -1,0 +1,155 @@
+"""Clients that misbehave: each gets an error or is left, nothing grows, and nobody else waits for it."""
+
+import contextlib
+import gzip
+import json
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import pytest
+import requests
+
+from tests.serve.server import Server, wait_for
+from tests.serve.test_http import post
+from tests.serve.test_operator import scrape
+
+MILLION = 1_000_000
+
+
+def connect(server: Server) -> socket.socket:
+    """Open a connection."""
+    host, port = server.url.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), timeout=60)
+
+
+@contextmanager
+def connections(server: Server, count: int, begun: bytes = b"") -> Iterator[list[socket.socket]]:
+    """Hold connections, on each of which something was begun."""
+    with ExitStack() as stack:
+        held = [stack.enter_context(connect(server)) for _ in range(count)]
+        for connection in held:
+            connection.sendall(begun)
+        yield held
+
+
+def assert_others_are_served(server: Server) -> None:
+    """Assert that an ordinary request is answered as ever."""
+    started = time.monotonic()
+    assert post(server.url, {"input": "a text"}).status_code == 200
+    assert time.monotonic() - started < 5
+
+
+def is_closed(connection: socket.socket) -> bool:
+    """Return whether the server has given a connection up; what it said before is read."""
+    connection.settimeout(0.01)
+    try:
+        while connection.recv(65536):
+            pass
+    except TimeoutError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+def test_connections_on_which_nothing_comes_hold_up_nobody(server: Server) -> None:
+    """A thousand of them, which are closed after half a minute."""
+    with connections(server, 1000) as idle:
+        assert_others_are_served(server)
+
+        wait_for(lambda: all(map(is_closed, idle)), timeout_s=60, what="connections closed")
+
+
+@pytest.mark.parametrize(
+    "begun",
+    [
+        b"POST /v1/embeddings HTTP/1.1\r\nHost: test\r\nX-Header: ",
+        b"POST /v1/embeddings HTTP/1.1\r\nHost: test\r\nContent-Length: 1000\r\n\r\n{",
+        b"POST /v1/embeddings HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{\r\n",
+    ],
+    ids=["headers", "body", "chunks"],
+)
+def test_requests_that_drip_are_given_up(server: Server, begun: bytes) -> None:
+    """A byte a second keeps none of them."""
+    drop = b"1\r\n \r\n" if b"chunked" in begun else b"a"
+    with connections(server, 100, begun) as slow:
+        assert_others_are_served(server)
+
+        def drip() -> bool:
+            open_ones = [connection for connection in slow if not is_closed(connection)]
+            for connection in open_ones:
+                with contextlib.suppress(OSError):
+                    connection.sendall(drop)
+            time.sleep(0.5)
+            return not open_ones
+
+        wait_for(drip, timeout_s=60, what="connections closed")
+
+
+def test_headers_without_end_are_refused(server: Server) -> None:
+    """They are not kept in memory."""
+    with connect(server) as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: test\r\n")
+        with contextlib.suppress(ConnectionError):
+            for number in range(100):
+                connection.sendall(b"X-Header-%d: %b\r\n" % (number, b"a" * 8000))
+
+        wait_for(lambda: is_closed(connection), timeout_s=20, what="the connection closed")
+    assert_others_are_served(server)
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "status"),
+    [
+        (b'{"input": ' + b"[" * MILLION, {}, 400),
+        (b'{"input": ' + b'{"a":' * MILLION, {}, 400),
+        (b'{"input": "' + b"a" * 64 * 2**20 + b'"}', {}, 413),
+        (gzip.compress(b'{"input": "' + b"a" * 256 * 2**20), {"Content-Encoding": "gzip"}, 413),
+        (b'{"input": "a", "dimensions": ' + b"9" * MILLION + b"}", {}, 400),
+        (b'{"input": [[' + b"9" * MILLION + b"]]}", {}, 400),
+        (b'{"input": "\\ud800"}', {}, 400),
+        (b'{"input": "a", "model": "\\u0000"}', {}, 404),
+        (b'{"input": ["a", "\xff\xfe"]}', {}, 400),
+        (b'{"input": "' + b" " * 15 * MILLION + b'"}', {}, 422),
+        (b'{"input": [' + b"[1]," * 3 * MILLION + b"[1]]}", {}, 413),
+    ],
+    ids=["lists", "objects", "64 MiB", "bomb", "digits", "id", "surrogate", "NUL", "no UTF-8", "spaces", "ids"],
+)  # fmt: skip
+def test_a_body_that_is_meant_to_hurt_is_an_error(
+    server: Server, body: bytes, headers: dict[str, str], status: int
+) -> None:
+    """In the contract's shape."""
+    answer = requests.post(f"{server.url}/v1/embeddings", data=body, headers=headers, timeout=60)
+
+    assert answer.status_code == status
+    assert json.loads(answer.content)["error_type"]
+    assert_others_are_served(server)
+
+
+def test_a_zero_byte_in_a_text_is_a_character(server: Server) -> None:
+    """JSON has it, and tokenizers leave it out."""
+    assert post(server.url, {"input": "a\0b"}).status_code == 200
+
+
+def test_work_of_clients_that_leave_is_not_done(server: Server) -> None:
+    """What waits for the model is dropped before the model sees it."""
+    text = json.dumps({"input": "slow " * 40}).encode()
+    head = b"POST /plumbing/v1/embeddings HTTP/1.1\r\nHost: test\r\nContent-Length: %d\r\n\r\n"
+    before = value(server, "embeddings_inputs_total")
+
+    with connections(server, 10, head % len(text) + text):
+        wait_for(
+            lambda: value(server, "embeddings_pending_tokens") > 200, timeout_s=20, what="a queue"
+        )
+    wait_for(lambda: not value(server, "embeddings_pending_tokens"), timeout_s=20, what="no queue")
+
+    assert value(server, "embeddings_inputs_total") - before <= 5
+    assert post(server.plumbing_url, {"input": "fine"}).status_code == 200
+
+
+def value(server: Server, metric: str) -> float:
+    """Return the sum of a metric of the plumbing application."""
+    lines = [line for line in scrape(server) if line.startswith(metric)]
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines)

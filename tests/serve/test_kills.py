@@ -1,0 +1,91 @@
+"""Processes that are killed under load: what clients see, and that all is well again afterwards."""
+
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from tests.serve.load import LOST, Load, sending
+from tests.serve.server import Server, answers, wait_for
+from tests.serve.test_http import post
+
+CLIENTS = 8
+MODEL, INGRESS = "ray::ServeReplica:plumbing:obedient", "ray::ServeReplica:plumbing:ingress"
+CONTROLLER = "ray::ServeController"
+
+
+@pytest.fixture
+def load(server: Server) -> Iterator[Load]:
+    """Clients that send one request after the other, all of which take a third of a second."""
+    with sending(server.plumbing_url, {"input": "slow"}, clients=CLIENTS) as load:
+        wait_for(lambda: len(load.answers) > CLIENTS, timeout_s=30, what="answers")
+        yield load
+
+
+def kill(server: Server, title: str) -> None:
+    """Kill a process, and wait until there is another in its place and the server is ready."""
+    victim = server.processes(title)[0]
+    count = len(server.processes(title))
+    os.kill(victim, signal.SIGKILL)
+    wait_for(
+        lambda: len([pid for pid in server.processes(title) if pid != victim]) >= count,
+        timeout_s=100,
+        what=f"another {title}",
+    )
+    wait_for(lambda: answers(f"{server.plumbing_url}/ready"), timeout_s=100, what="a ready server")
+
+
+def go_on(load: Load) -> None:
+    """Wait until every client has been answered again."""
+    seen = len(load.answers)
+    wait_for(lambda: len(load.answers) > seen + 3 * CLIENTS, timeout_s=60, what="more answers")
+
+
+@pytest.mark.timeout(300)
+def test_a_model_s_replica_that_is_killed_loses_nothing(server: Server, load: Load) -> None:
+    """What it had is sent to the next one."""
+    kill(server, MODEL)
+    go_on(load)
+
+    print(f"{server.mode}, model: {load}")
+    assert set(load.statuses) == {200}
+
+
+@pytest.mark.timeout(300)
+def test_the_controller_that_is_killed_is_not_missed(server: Server, load: Load) -> None:
+    """It is in the way of no request."""
+    kill(server, CONTROLLER)
+    go_on(load)
+
+    print(f"{server.mode}, controller: {load}")
+    assert set(load.statuses) == {200}
+
+
+@pytest.mark.timeout(300)
+def test_an_ingress_replica_that_is_killed_loses_at_most_what_it_had(
+    server: Server, load: Load
+) -> None:
+    """HAProxy sends that to the other; through Ray's default proxy it is 503, and a client may try again."""
+    wait_for(lambda: len(server.processes(INGRESS)) == 2, timeout_s=100, what="two replicas")
+    kill(server, INGRESS)
+    go_on(load)
+
+    print(f"{server.mode}, ingress: {load}")
+    if server.mode == "throughput":
+        assert set(load.statuses) == {200}
+    else:
+        assert set(load.statuses) <= {200, 503}
+        assert load.statuses[503] <= CLIENTS
+
+
+@pytest.mark.timeout(300)
+def test_a_proxy_that_is_killed_breaks_the_connections_it_had(server: Server, load: Load) -> None:
+    """Nobody else listens on its port, so clients have to come again."""
+    proxy = "ray::ProxyActor" if server.mode == "default" else "haproxy"
+    kill(server, proxy)
+    go_on(load)
+
+    print(f"{server.mode}, proxy: {load}")
+    assert set(load.statuses) <= {200, LOST}
+    assert post(server.plumbing_url, {"input": "fine"}).status_code == 200
