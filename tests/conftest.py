@@ -15,6 +15,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Shared machines are slow now and then; a test is judged by what it finds.
 settings.register_profile("steady", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# For `pytest tests/test_protocol.py --hypothesis-profile long`: a hundred thousand bodies and more.
+settings.register_profile("long", settings.get_profile("steady"), max_examples=60_000)
 settings.load_profile("steady")
 
 
