@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import httpx
@@ -23,11 +24,13 @@ class Answer:
         status: LOST if the connection broke.
         seconds: from the request to the whole answer.
         body: of an answer that is no 200.
+        at: when it came.
     """
 
     status: int
     seconds: float
     body: str = ""
+    at: float = field(default_factory=time.monotonic)
 
 
 @dataclass(slots=True)
@@ -60,6 +63,12 @@ class Load:
         """Return how long the answers of one status took, shortest first."""
         return sorted(answer.seconds for answer in self.answers if answer.status == status)
 
+    @property
+    def longest_gap_s(self) -> float:
+        """The longest time in which nobody was answered with 200."""
+        times = [answer.at for answer in self.answers if answer.status == 200]
+        return max(later - sooner for sooner, later in pairwise(times))
+
     def bodies(self, status: int) -> set[str]:
         """Return the bodies of the answers of one status."""
         return {answer.body for answer in self.answers if answer.status == status}
@@ -71,6 +80,7 @@ async def _send(client: httpx.AsyncClient, url: str, body: Any, load: Load) -> N
         answer = await client.post(f"{url}/v1/embeddings", json=body)
     except httpx.TransportError as error:
         load.answers.append(Answer(LOST, time.monotonic() - started, repr(error)))
+        await asyncio.sleep(0.05)
         return
     text = "" if answer.status_code == 200 else answer.text
     load.answers.append(Answer(answer.status_code, time.monotonic() - started, text))
