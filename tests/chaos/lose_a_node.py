@@ -1,8 +1,9 @@
-"""Runs three Ray nodes on this machine, takes one with a replica of the model away, and prints what clients saw."""
+"""Runs three Ray nodes on this machine, takes one with a replica of the model away, and notes what clients saw."""
 
 import json
 import sys
 import time
+from pathlib import Path
 
 import ray
 from ray import serve
@@ -29,8 +30,8 @@ def replicas() -> int:
     return int(application.deployments["obedient"].replica_states.get("RUNNING", 0))
 
 
-def main(port: int) -> None:
-    """Print the statuses, and for how long the slowest request took."""
+def main(port: int, notes: Path) -> None:
+    """Write down the statuses, and how long the slowest request took."""
     cluster = Cluster(
         initialize_head=True, head_node_args={"num_cpus": 1, "resources": {"head": 1}}
     )
@@ -60,10 +61,10 @@ def main(port: int) -> None:
         "slowest_s": max(answer.seconds for answer in load.answers),
         "went_on_s": went_on_s,
     }
-    print(json.dumps(seen))
+    notes.write_text(json.dumps(seen))
     serve.shutdown()
     ray.shutdown()
     cluster.shutdown()
 
 
-main(int(sys.argv[1]))
+main(int(sys.argv[1]), Path(sys.argv[2]))

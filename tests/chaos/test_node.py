@@ -15,12 +15,13 @@ from tests.serve.server import ROOT, free_port
 @pytest.mark.timeout(400)
 def test_a_node_that_dies_loses_no_request(tmp_path: Path) -> None:
     """What its replica had is sent to the one on the other node, and a new node gets a replica."""
+    notes = tmp_path / "notes.json"
     with tempfile.TemporaryDirectory(
         prefix="ray", dir="/tmp"
     ) as folder:  # sockets need a short path
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "SERVE_"))}
         done = subprocess.run(
-            [sys.executable, "-m", "tests.chaos.lose_a_node", str(free_port())],
+            [sys.executable, "-m", "tests.chaos.lose_a_node", str(free_port()), str(notes)],
             cwd=ROOT,
             env={
                 **inherited,
@@ -36,6 +37,6 @@ def test_a_node_that_dies_loses_no_request(tmp_path: Path) -> None:
         )
 
     assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]
-    seen = json.loads(done.stdout.splitlines()[-1])
+    seen = json.loads(notes.read_text())
     print(seen)
     assert set(seen["statuses"]) == {"200"}

@@ -146,3 +146,29 @@ async def test_an_sdk_that_is_refused_waits_as_it_is_told_and_gets_through(serve
             min(pauses) > 0.9
         )  # of the second that Retry-After says; an SDK's own first pause is half of one
     assert {tries.statuses[-1] for tries in calls} == {200}
+
+
+@pytest.mark.anyio
+async def test_clients_that_obey_get_through_at_twice_what_is_taken(server: Server) -> None:
+    """OpenAI's SDK with its own two retries: 160 clients, each with one call after the other, where 80 find room."""
+    outcomes: Counter[str] = Counter()
+
+    async def call_often() -> None:
+        async with openai.AsyncOpenAI(
+            base_url=f"{server.plumbing_url}/v1", api_key="sk-any"
+        ) as client:
+            for _ in range(10):
+                try:
+                    await client.embeddings.create(model="obedient", input="slow")
+                except openai.RateLimitError:
+                    outcomes["refused three times"] += 1
+                else:
+                    outcomes["answered"] += 1
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(160):
+            group.create_task(call_often())
+
+    print(f"{server.mode}: {outcomes}")
+    assert outcomes.total() == 1600
+    assert outcomes["answered"] > 1600 * 0.9
