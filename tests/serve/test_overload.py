@@ -152,12 +152,13 @@ async def test_an_sdk_that_is_refused_waits_as_it_is_told_and_gets_through(serve
 async def test_clients_that_obey_get_through_at_twice_what_is_taken(server: Server) -> None:
     """OpenAI's SDK with its own two retries: 160 clients, each with one call after the other, where 80 find room."""
     outcomes: Counter[str] = Counter()
+    begun = time.monotonic()
 
     async def call_often() -> None:
         async with openai.AsyncOpenAI(
             base_url=f"{server.plumbing_url}/v1", api_key="sk-any"
         ) as client:
-            for _ in range(10):
+            for _ in range(5):
                 try:
                     await client.embeddings.create(model="obedient", input="slow")
                 except openai.RateLimitError:
@@ -169,6 +170,6 @@ async def test_clients_that_obey_get_through_at_twice_what_is_taken(server: Serv
         for _ in range(160):
             group.create_task(call_often())
 
-    print(f"{server.mode}: {outcomes}")
-    assert outcomes.total() == 1600
-    assert outcomes["answered"] > 1600 * 0.9
+    print(f"{server.mode}: {outcomes} in {time.monotonic() - begun:.1f} s")
+    assert outcomes.total() == 800
+    assert outcomes["answered"] > 800 * 0.8
