@@ -1,6 +1,7 @@
 """A long run under mixed traffic, kills and rollouts: `python -m benchmarks.soak --minutes 30`, or `make soak`.
 
-In the end two tables: what each kind of client was answered, and the memory of each kind of process at start and end.
+In the end three tables: what each kind of client was answered, what each event cost, and the memory of each kind of
+process at start and end.
 """
 
 import argparse
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -50,6 +51,27 @@ _ROLES = {
     "raylet": "raylet",
     "gcs_server": "gcs_server",
 }
+
+
+@dataclass(slots=True)
+class Costs:
+    """What went wrong after which event.
+
+    Attributes:
+        last: the event that was last.
+        happened: how often each did.
+        failures: requests that were neither answered as expected nor refused with 429, by the event before them and
+            what they were answered.
+    """
+
+    last: str = "before any event"
+    happened: Counter[str] = field(default_factory=Counter)
+    failures: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+    def begin(self, event: str) -> None:
+        """Note an event."""
+        self.last = event
+        self.happened[event] += 1
 
 
 @dataclass(slots=True)
@@ -101,16 +123,19 @@ KINDS = (
 )
 
 
-async def _ask(kind: Kind, port: int, tally: Tally, until: float) -> None:
+async def _ask(kind: Kind, port: int, tally: Tally, costs: Costs, until: float) -> None:
     while time.monotonic() < until:
         begun = time.monotonic()
         try:
             status = await request(kind.content, port)
         except (OSError, EOFError):
             tally.answers[_LOST] += 1
+            costs.failures[costs.last, _LOST] += 1
             await asyncio.sleep(0.1)
         else:
             tally.note(status, time.monotonic() - begun, kind.expected)
+            if status not in (kind.expected, 429):
+                costs.failures[costs.last, str(status)] += 1
         await asyncio.sleep(kind.pause_s)
 
 
@@ -190,33 +215,33 @@ EVENTS = (
 )
 
 
-async def _happen(server: Started, until: float, every_s: float) -> list[str]:
-    """Have one event after the other happen, and return what did."""
-    done: list[str] = []
+async def _happen(server: Started, costs: Costs, until: float, every_s: float) -> None:
+    """Have one event after the other happen."""
     events = itertools.cycle(EVENTS)
     while time.monotonic() < until - 1.5 * every_s:  # so that the end finds all well again
         await asyncio.sleep(every_s)
         event = next(events)
-        await asyncio.to_thread(event, server)
-        done.append(event.__name__)
+        costs.begin(event.__name__)
         print(f"{datetime.now(UTC):%H:%M:%S}  {event.__name__}", flush=True)
-    return done
+        await asyncio.to_thread(event, server)
 
 
 async def soak(
     server: Started, *, seconds: float, every_s: float
-) -> tuple[dict[str, Tally], list[str]]:
+) -> tuple[dict[str, Tally], Costs]:
     """Run all clients and events for some time."""
     until = time.monotonic() + seconds
-    tallies = {kind.name: Tally() for kind in KINDS}
-    asking = [
-        _ask(kind, server.port, tallies[kind.name], until)
-        for kind in KINDS
-        for _ in range(kind.clients)
-    ]
-    happening = asyncio.create_task(_happen(server, until, every_s))
-    await asyncio.gather(_leave(server.port, until), *asking)
-    return tallies, await happening
+    tallies, costs = {kind.name: Tally() for kind in KINDS}, Costs()
+    await asyncio.gather(
+        _happen(server, costs, until, every_s),
+        _leave(server.port, until),
+        *(
+            _ask(kind, server.port, tallies[kind.name], costs, until)
+            for kind in KINDS
+            for _ in range(kind.clients)
+        ),
+    )
+    return tallies, costs
 
 
 def _answers_table(tallies: dict[str, Tally]) -> str:
@@ -244,12 +269,16 @@ def _memory_table(start: dict[str, int], end: dict[str, int]) -> str:
     return "\n".join(lines)
 
 
-def _report(
-    minutes: float, tallies: dict[str, Tally], events: Sequence[str], *memories: dict[str, int]
-) -> str:
-    counts = ", ".join(f"{name} {count}" for name, count in Counter(events).items())
-    head = f"{minutes:g} minutes, through HAProxy, two replicas of the model; events: {counts}."
-    return f"{head}\n\n{_answers_table(tallies)}\n\n{_memory_table(*memories)}\n"
+def _costs_table(costs: Costs) -> str:
+    kinds = sorted({kind for _, kind in costs.failures})
+    lines = [
+        f"| event | times | {' | '.join(f'requests: {kind}' for kind in kinds) or 'failures'} |",
+        "|---|---:" + "|---:" * max(len(kinds), 1) + "|",
+    ]
+    for event, times in costs.happened.items():
+        cells = [str(costs.failures[event, kind]) for kind in kinds] or ["0"]
+        lines.append(f"| {event} | {times} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -261,10 +290,13 @@ def main() -> None:
     with started(SERVER) as server:
         asyncio.run(soak(server, seconds=_SETTLE_S, every_s=_SETTLE_S))
         before = memory(server)
-        tallies, events = asyncio.run(
+        tallies, costs = asyncio.run(
             soak(server, seconds=60 * arguments.minutes, every_s=arguments.every_s)
         )
-        text = _report(arguments.minutes, tallies, events, before, memory(server))
+        after = memory(server)
+    head = f"{arguments.minutes:g} minutes through HAProxy, two replicas of the model."
+    tables = (_answers_table(tallies), _costs_table(costs), _memory_table(before, after))
+    text = "\n\n".join([head, *tables, ""])
     path = ROOT / "benchmarks" / "results" / f"{datetime.now(UTC):%Y-%m-%d}-soak.md"
     path.write_text(text)
     print(f"\n{text}\n{path}")
