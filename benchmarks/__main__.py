@@ -5,17 +5,23 @@ Results are a table, the raw numbers and one picture, with the machine and the v
 
 import argparse
 import json
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from tokenizers import Tokenizer
 
 from benchmarks import machine
-from benchmarks.contenders import CONTENDERS, MODEL, ROOT, Contender, missing, model_directory
+from benchmarks.contenders import (
+    CONTENDERS,
+    MODEL,
+    ROOT,
+    Contender,
+    missing,
+    model_directory,
+    stop_in_order,
+)
 from benchmarks.picture import draw
 from benchmarks.prose import Prose
 from benchmarks.report import Measurement, summarize, table
@@ -33,8 +39,7 @@ _NOT_QUICK = ("large", "beside", "plain-tuned", "scale")
 def main() -> int:
     """Run the command: 0 when something was measured, 1 when nothing was, 130 after Ctrl-C."""
     arguments = _arguments()
-    for request in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(request, _interrupt)
+    stop_in_order()
     try:
         return _bench(arguments)
     except KeyboardInterrupt:
@@ -130,11 +135,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, help="counted seconds of each load")
     parser.add_argument("--warm-s", type=float, help="seconds of load before those")
     return parser.parse_args()
-
-
-def _interrupt(_signal: int, _frame: FrameType | None) -> None:
-    """Handle a request to stop, also where the shell has Ctrl-C ignored."""
-    raise KeyboardInterrupt
 
 
 def _say(text: str) -> None:

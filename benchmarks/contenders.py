@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import yaml
@@ -276,6 +277,16 @@ def _exchange(port: int, method: str, path: str, content: bytes | None, timeout_
         return Answer(response.status, response.read())
     finally:
         connection.close()
+
+
+def stop_in_order() -> None:
+    """Have a request to stop this process end what it has started, also where the shell has Ctrl-C ignored."""
+    for request in _STOPS:
+        signal.signal(request, _interrupt)
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 @contextmanager

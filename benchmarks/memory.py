@@ -14,7 +14,14 @@ from collections.abc import Iterator
 
 from tokenizers import Tokenizer
 
-from benchmarks.contenders import CONTENDERS, MODEL, THREADS, model_directory, running
+from benchmarks.contenders import (
+    CONTENDERS,
+    MODEL,
+    THREADS,
+    model_directory,
+    running,
+    stop_in_order,
+)
 from benchmarks.load import HOST, send
 from benchmarks.prose import Prose
 from benchmarks.workloads import SEED, WORKLOADS, Requests, make_requests
@@ -38,6 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.memory")
     parser.add_argument("--requests", type=int, default=100_000)
     most = parser.parse_args().requests
+    stop_in_order()
     print(f"a process with the encoder alone: {_alone_bytes() / 1e6:.0f} MB")
     contender = next(one for one in CONTENDERS if one.name == "throughput")
     with running(contender) as port:

@@ -28,6 +28,7 @@ from benchmarks.contenders import (
     get,
     model_directory,
     running,
+    stop_in_order,
 )
 from benchmarks.day_picture import Sample, draw
 from benchmarks.load import request, send
@@ -194,6 +195,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.simulate")
     parser.add_argument("--minutes", type=float, default=6)
     minutes = parser.parse_args().minutes
+    stop_in_order()
     with running(_SLEEPING) as port:
         day = asyncio.run(_live(port, minutes * 60))
     plan, summary = _plan(_paces()), _summary(day)

@@ -24,7 +24,7 @@ import numpy as np
 import psutil
 import yaml
 
-from benchmarks.contenders import MODEL, ROOT, Contender, Started, started
+from benchmarks.contenders import MODEL, ROOT, Contender, Started, started, stop_in_order
 from benchmarks.load import HOST, PATH, request
 from benchmarks.workloads import body
 from serve_app.session import session_members
@@ -287,6 +287,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--every-s", type=float, default=60, help="seconds between two events")
     arguments = parser.parse_args()
+    stop_in_order()
     with started(SERVER) as server:
         asyncio.run(soak(server, seconds=_SETTLE_S, every_s=_SETTLE_S))
         before = memory(server)
