@@ -33,7 +33,7 @@ _RESULTS = ROOT / "benchmarks" / "results"
 _FULL = {"rounds": 3, "seconds": 6.0, "warm_s": 1.5}
 _QUICK = {"rounds": 1, "seconds": 2.0, "warm_s": 0.7}
 # Not part of a quick run, unless ONLY names them: what takes longest, and what says least.
-_NOT_QUICK = ("large", "beside", "plain-tuned", "scale")
+_NOT_QUICK = ("large", "beside", "lanes", "one-lane", "plain-tuned", "scale")
 
 
 def main() -> int:

@@ -66,6 +66,7 @@ class Contender:
         deployment: Ray Serve's options of the plain application's deployment, instead of its defaults; of the model
             that sleeps, instead of a number of replicas.
         replicas: of the model that sleeps.
+        workloads: the only ones that it is for; none are all.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Contender:
     throughput: bool = False
     deployment: Mapping[str, Any] = field(default_factory=dict)
     replicas: int = 1
+    workloads: tuple[str, ...] = ()
 
     @property
     def dtype(self) -> str:
@@ -89,6 +91,14 @@ CONTENDERS: tuple[Contender, ...] = (
     Contender("default", "this server, Ray's default proxy", "ours"),
     Contender("throughput", "this server", "ours", throughput=True),
     Contender("throughput-bf16", "this server, bfloat16", "ours", _BFLOAT16, throughput=True),
+    Contender(
+        "one-lane",
+        "this server, everything interactive",
+        "ours",
+        {"interactive_tokens": 1_000_000},
+        throughput=True,
+        workloads=("lanes",),
+    ),
     Contender("infinity", "infinity, torch", "infinity"),
     Contender("plain", "plain Ray Serve app, its defaults", "plain"),
     Contender("plain-tuned", "plain Ray Serve app, tuned", "plain", deployment=_TUNED),

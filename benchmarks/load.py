@@ -76,7 +76,7 @@ def send(requests: Requests, port: int, *, warm_s: float, seconds: float) -> Rat
             clients=workload.clients,
             warm_s=warm_s,
             seconds=seconds,
-            background=requests.background,
+            background=[requests.background] * workload.background_clients,
         )
     except (OSError, EOFError, subprocess.SubprocessError) as error:
         raise LoadError(f"{workload.name}: {type(error).__name__}") from error
@@ -92,10 +92,10 @@ def send_with_wrk(
     clients: int,
     warm_s: float,
     seconds: float,
-    background: Sequence[bytes] = (),
+    background: Sequence[Sequence[bytes]] = (),
 ) -> Rate:
     """Load a server with wrk; one thread of it serves all connections."""
-    assert not background, "wrk's clients are all alike"
+    assert not any(background), "wrk's clients are all alike"
     with tempfile.NamedTemporaryFile(suffix=".jsonl") as file:
         file.write(b"\n".join(bodies))
         file.flush()
@@ -117,11 +117,11 @@ def send_with_asyncio(
     clients: int,
     warm_s: float,
     seconds: float,
-    background: Sequence[bytes] = (),
+    background: Sequence[Sequence[bytes]] = (),
 ) -> Rate:
     """Load a server from this process; a request that lies partly in the counted seconds counts in part.
 
-    With a background, one more client sends that, and is not counted.
+    With a background, one more client for each of its items sends that, and is not counted.
     """
     begin = time.monotonic() + warm_s
     end = begin + seconds
@@ -138,7 +138,7 @@ def send_with_asyncio(
 
 async def _send(
     bodies: Sequence[bytes],
-    background: Sequence[bytes],
+    background: Sequence[Sequence[bytes]],
     port: int,
     *,
     clients: int,
@@ -146,8 +146,10 @@ async def _send(
 ) -> list[_Exchange]:
     messages = cycle([_message(body) for body in bodies])
     runs = [_client(messages, port, until=until) for _ in range(clients)]
-    if background:
-        runs.append(_client(cycle([_message(body) for body in background]), port, until=until))
+    runs += [
+        _client(cycle([_message(body) for body in contents]), port, until=until)
+        for contents in filter(None, background)
+    ]
     async with asyncio.timeout(until - time.monotonic() + PATIENCE_S):
         done = await asyncio.gather(*runs)
     return [exchange for run in done[:clients] for exchange in run]

@@ -44,7 +44,12 @@ class Plan:
     def requests_for(self, contender: Contender) -> list[Requests]:
         """Return the workloads that are for this contender."""
         sleeps = contender.kind == "sleeping"
-        return [one for one in self.requests if one.workload.sleeping == sleeps]
+        return [
+            one
+            for one in self.requests
+            if one.workload.sleeping == sleeps
+            and (not contender.workloads or one.workload.name in contender.workloads)
+        ]
 
 
 class Rounds:

@@ -28,7 +28,8 @@ class Workload:
         inputs: texts in a request.
         distinct: requests that differ; then they begin anew.
         length: draws the tokens of one text, special tokens included.
-        background: texts in each request of one more client, which is not counted but only in the way.
+        background: texts in each request of other clients, which are not counted but only in the way.
+        background_clients: how many of these.
         is_slow: a request takes so long that few fit a measurement: parts of requests have to be counted.
         sleeping: it is for models that sleep, and not for those that compute.
     """
@@ -40,6 +41,7 @@ class Workload:
     distinct: int
     length: Callable[[random.Random], int]
     background: int = 0
+    background_clients: int = 1
     is_slow: bool = False
     sleeping: bool = False
 
@@ -107,6 +109,17 @@ WORKLOADS = (
         128,
         partial(_constant, SHORT),
         background=2048,
+        is_slow=True,
+    ),
+    Workload(
+        "lanes",
+        "1 client, one 12-token text, while 8 others send 256 of 32 tokens",
+        1,
+        1,
+        128,
+        partial(_constant, SHORT),
+        background=256,
+        background_clients=8,
         is_slow=True,
     ),
     Workload(
