@@ -33,9 +33,8 @@ def build(config: ServerConfig) -> Application:
 
 def compose(config: ServerConfig, *, replica: type) -> Application:
     """Put together the ingress, and for each model that embeds a deployment of `replica`."""
-    Keys(
-        config.http.api_keys_file
-    )  # not only when what serves now has been stopped for an ingress that cannot start
+    # Here, and not only in an ingress that cannot start once what serves now has been stopped for it.
+    Keys(config.http.api_keys_file)
     models = {
         model.name: _model(model, replica, config.http)
         for model in config.models
@@ -50,15 +49,16 @@ def _model(model: ModelConfig, replica: type, http: HttpConfig) -> Application:
     options["user_config"] = model.batch_settings
     scaling = model.deployment.autoscaling_config
     if scaling is not None or model.deployment.num_replicas == "auto":
-        policy = {
-            "policy_function": "serve_app.autoscaling:WorkPolicy",
-            "policy_kwargs": {
-                "target_utilization": model.target_utilization,
-                "target_wait_s": model.target_wait_s,
-            },
-        }
-        options["autoscaling_config"] = {"policy": policy, **(scaling or {})}
+        options["autoscaling_config"] = {"policy": _policy(model), **(scaling or {})}
     return serve.deployment(replica).options(name=model.deployment_name, **options).bind(model)
+
+
+def _policy(model: ModelConfig) -> dict[str, object]:
+    settings = {
+        "target_utilization": model.target_utilization,
+        "target_wait_s": model.target_wait_s,
+    }
+    return {"policy_function": "serve_app.autoscaling:WorkPolicy", "policy_kwargs": settings}
 
 
 def _ingress(config: ServerConfig) -> serve.Deployment:
