@@ -36,7 +36,10 @@ class Workload:
 
     def told(self, caller: str, tokens: int) -> None:
         """An ingress replica says how many tokens it has accepted that are not answered yet."""
-        self._told[caller] = (self._clock(), tokens)
+        now = self._clock()
+        # Here, as nobody may ever ask for a report, while ingress replicas come and go.
+        self._told = {one: told for one, told in self._told.items() if now - told[0] < _TOLD_S}
+        self._told[caller] = (now, tokens)
 
     def report(self, busy_seconds: float) -> dict[str, float]:
         """Return what `WorkPolicy` goes by: `busy` since the last report, 0 to 1, and `waiting_s`.
@@ -47,10 +50,7 @@ class Workload:
         now = self._clock()
         elapsed, computed = now - self._since, busy_seconds - self._busy_seconds
         self._since, self._busy_seconds = now, busy_seconds
-        self._told = {
-            caller: told for caller, told in self._told.items() if now - told[0] < _TOLD_S
-        }
-        tokens = sum(tokens for _, tokens in self._told.values())
+        tokens = sum(tokens for at, tokens in self._told.values() if now - at < _TOLD_S)
         return {
             BUSY: min(max(computed / elapsed, 0.0), 1.0) if elapsed > 0 else 0.0,
             WAITING_S: tokens * self._seconds / self._tokens if self._tokens else 0.0,

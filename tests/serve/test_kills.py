@@ -44,22 +44,15 @@ def go_on(load: Load) -> None:
 
 
 @pytest.mark.timeout(300)
-def test_a_model_s_replica_that_is_killed_loses_nothing(server: Server, load: Load) -> None:
-    """What it had is sent to the next one."""
-    kill(server, MODEL)
+@pytest.mark.parametrize("title", [MODEL, CONTROLLER])
+def test_a_model_s_replica_or_the_controller_that_is_killed_loses_nothing(
+    server: Server, load: Load, title: str
+) -> None:
+    """What the replica had is sent to the next one; the controller is in the way of no request."""
+    kill(server, title)
     go_on(load)
 
-    print(f"{server.mode}, model: {load}")
-    assert set(load.statuses) == {200}
-
-
-@pytest.mark.timeout(300)
-def test_the_controller_that_is_killed_is_not_missed(server: Server, load: Load) -> None:
-    """It is in the way of no request."""
-    kill(server, CONTROLLER)
-    go_on(load)
-
-    print(f"{server.mode}, controller: {load}")
+    print(f"{server.mode}, {title}: {load}")
     assert set(load.statuses) == {200}
 
 
