@@ -14,18 +14,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-import numpy as np
 import psutil
 import yaml
 
 from benchmarks.contenders import MODEL, ROOT, Contender, Started, started, stop_in_order
 from benchmarks.load import HOST, PATH, request
+from benchmarks.soak_tables import LOST, Costs, Tally, answers_table, costs_table, memory_table
 from benchmarks.workloads import body
 from serve_app.session import session_members
 from serve_app.startup import dashboard_url
@@ -39,7 +39,6 @@ SERVER = Contender(
     throughput=True,
 )
 _SETTLE_S = 30.0
-_LOST = "connection lost"
 # Ray's processes by how their command lines begin.
 _ROLES = {
     "ray::ServeReplica:embeddings:ingress": "ingress replica",
@@ -51,46 +50,6 @@ _ROLES = {
     "raylet": "raylet",
     "gcs_server": "gcs_server",
 }
-
-
-@dataclass(slots=True)
-class Costs:
-    """What went wrong after which event.
-
-    Attributes:
-        last: the event that was last.
-        happened: how often each did.
-        failures: requests that were neither answered as expected nor refused with 429, by the event before them and
-            what they were answered.
-    """
-
-    last: str = "before any event"
-    happened: Counter[str] = field(default_factory=Counter)
-    failures: Counter[tuple[str, str]] = field(default_factory=Counter)
-
-    def begin(self, event: str) -> None:
-        """Note an event."""
-        self.last = event
-        self.happened[event] += 1
-
-
-@dataclass(slots=True)
-class Tally:
-    """What one kind of client was answered.
-
-    Attributes:
-        answers: by status, and those that never came.
-        seconds: of the answers that were as expected.
-    """
-
-    answers: Counter[str] = field(default_factory=Counter)
-    seconds: list[float] = field(default_factory=list)
-
-    def note(self, status: int, seconds: float, expected: int) -> None:
-        """Count an answer."""
-        self.answers[str(status)] += 1
-        if status == expected:
-            self.seconds.append(seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +88,8 @@ async def _ask(kind: Kind, port: int, tally: Tally, costs: Costs, until: float) 
         try:
             status = await request(kind.content, port)
         except (OSError, EOFError):
-            tally.answers[_LOST] += 1
-            costs.failures[costs.last, _LOST] += 1
+            tally.answers[LOST] += 1
+            costs.failures[costs.last, LOST] += 1
             await asyncio.sleep(0.1)
         else:
             tally.note(status, time.monotonic() - begun, kind.expected)
@@ -244,43 +203,6 @@ async def soak(
     return tallies, costs
 
 
-def _answers_table(tallies: dict[str, Tally]) -> str:
-    lines = [
-        "| client | requests | answered | 429 | 503 | other | lost | p50, ms | p99, ms |",
-        "|---" + "|---:" * 8 + "|",
-    ]
-    for kind in KINDS:
-        answers, seconds = tallies[kind.name].answers, tallies[kind.name].seconds
-        right = len(seconds)
-        named = right + answers["429"] + answers["503"] + answers[_LOST]
-        p50, p99 = (f"{1000 * np.percentile(seconds, q):.0f}" if seconds else "-" for q in (50, 99))
-        counts = (answers.total(), right, answers["429"], answers["503"])
-        cells = (kind.name, *counts, answers.total() - named, answers[_LOST], p50, p99)
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join(lines)
-
-
-def _memory_table(start: dict[str, int], end: dict[str, int]) -> str:
-    lines = ["| process | MB at start | MB at end |", "|---|---:|---:|"]
-    lines += [
-        f"| {role} | {start.get(role, 0) / 1e6:.0f} | {end.get(role, 0) / 1e6:.0f} |"
-        for role in _ROLES.values()
-    ]
-    return "\n".join(lines)
-
-
-def _costs_table(costs: Costs) -> str:
-    kinds = sorted({kind for _, kind in costs.failures})
-    lines = [
-        f"| event | times | {' | '.join(f'requests: {kind}' for kind in kinds) or 'failures'} |",
-        "|---|---:" + "|---:" * max(len(kinds), 1) + "|",
-    ]
-    for event, times in costs.happened.items():
-        cells = [str(costs.failures[event, kind]) for kind in kinds] or ["0"]
-        lines.append(f"| {event} | {times} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
 def main() -> None:
     """Run it and write the tables down."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.soak")
@@ -296,7 +218,7 @@ def main() -> None:
         )
         after = memory(server)
     head = f"{arguments.minutes:g} minutes through HAProxy, two replicas of the model."
-    tables = (_answers_table(tallies), _costs_table(costs), _memory_table(before, after))
+    tables = (answers_table(tallies), costs_table(costs), memory_table(before, after))
     text = "\n\n".join([head, *tables, ""])
     path = ROOT / "benchmarks" / "results" / f"{datetime.now(UTC):%Y-%m-%d}-soak.md"
     path.write_text(text)
