@@ -11,6 +11,7 @@ import random
 import time
 import uuid
 from collections.abc import Sequence
+from contextvars import Context
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -220,7 +221,8 @@ class ModelClient:
         if time.monotonic() - self._looked_at < _REPLICAS_KNOWN_S or self._looking is not None:
             return
         self._looked_at = time.monotonic()
-        self._looking = asyncio.create_task(self._follow_replicas())
+        # In no request's context, as in the sender.
+        self._looking = asyncio.create_task(self._follow_replicas(), context=Context())
 
     async def _follow_replicas(self) -> None:
         try:
@@ -248,6 +250,8 @@ class ModelClient:
         try:
             while True:
                 done, _ = await asyncio.wait([waiting], timeout=self._settings.unavailable_after_s)
+                if waiting.cancelled():  # by Ray Serve
+                    raise NotNowError
                 if done:
                     return waiting.result()
                 if not await self.states() and not waiting.done():

@@ -5,7 +5,9 @@ seconds later than it did.
 
 What waits is not frozen: a call that may start takes along all that fits its budget by then, whoever asked for it, so
 that under load a call carries a whole batch and the cost of a call is shared. With no other call under way a job goes
-at once. A job whose replica died goes again, alone and marked: it may be what the replica died of.
+at once. A job whose replica died goes again, alone and marked: it may be what the replica died of. A call belongs to
+all whose jobs it carries, so it runs in the context of none: what Ray Serve finds begun in a request's context it ends
+with that request.
 
 Plain asyncio on one loop. Knows nothing of Ray or of the model.
 """
@@ -15,6 +17,7 @@ import heapq
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextvars import Context
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice, takewhile
@@ -134,7 +137,7 @@ class Sender:
     def _start_calls(self) -> None:
         while any(self._lanes.values()) and len(self._under_way) < self.calls_at_once:
             tickets = self._take()
-            task = asyncio.create_task(self._run(tickets))
+            task = asyncio.create_task(self._run(tickets), context=Context())
             self._under_way.add(task)
             task.add_done_callback(self._call_ended)
             for ticket in tickets:

@@ -3,6 +3,7 @@ import gc
 import random
 import time
 from collections.abc import Sequence
+from contextvars import ContextVar
 from dataclasses import replace
 from itertools import accumulate
 from operator import sub
@@ -332,6 +333,39 @@ async def test_a_call_that_is_not_taken_now_goes_again() -> None:
 
     assert np.array_equal(result.vectors, vectors_of(tokenized([1])))
     assert [job.is_suspect for job in handle.jobs] == [False] * 6
+
+
+async def test_a_call_that_somebody_else_cancels_goes_again() -> None:
+    """Those whose inputs it carried still wait."""
+    cancelled: list[EmbedJob] = []
+
+    async def cancel_first(job: EmbedJob) -> EmbedResult:
+        if not cancelled:
+            cancelled.append(job)
+            raise asyncio.CancelledError
+        return result_of(job)
+
+    handle = FakeHandle(cancel_first, states=[STATE])
+
+    answer = await client_of(handle).embed(tokenized([7]), request_id="an-id")
+
+    assert np.array_equal(answer.vectors, vectors_of(tokenized([7])))
+    assert len(handle.calls) == 2
+
+
+async def test_calls_run_in_no_requests_context() -> None:
+    """Ray Serve ends what began in a request's context when its client leaves; a call has others' inputs, too."""
+    request: ContextVar[str] = ContextVar("request", default="none")
+    seen: list[str] = []
+
+    async def look(job: EmbedJob) -> EmbedResult:
+        seen.append(request.get())
+        return result_of(job)
+
+    request.set("an-id")
+    await client_of(FakeHandle(look, states=[STATE])).embed(tokenized([1]), request_id="an-id")
+
+    assert seen == ["none"]
 
 
 async def test_calls_that_are_never_taken_end_as_unavailable() -> None:

@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 import pytest
 import requests
 
+from tests.serve.load import sending
 from tests.serve.server import Server, wait_for
 from tests.serve.test_http import post
 from tests.serve.test_operator import scrape
@@ -146,6 +147,23 @@ def test_work_of_clients_that_leave_is_not_done(server: Server) -> None:
 
     assert value(server, "embeddings_inputs_total") - before <= 5
     assert post(server.plumbing_url, {"input": "fine"}).status_code == 200
+
+
+def test_clients_that_leave_take_no_others_work_along(server: Server) -> None:
+    """Calls carry inputs of several requests; they go on when that one ends with which they began."""
+    text = json.dumps({"input": ["slow " * 20] * 8}).encode()
+    head = b"POST /plumbing/v1/embeddings HTTP/1.1\r\nHost: test\r\nContent-Length: %d\r\n\r\n"
+
+    with sending(server.plumbing_url, {"input": "slow"}, clients=8) as load:
+        for _ in range(12):
+            with connections(server, 1, head % len(text) + text) as [leaver]:
+                leaver.settimeout(0.7)
+                with contextlib.suppress(TimeoutError):
+                    leaver.recv(1)
+
+    print(load)
+    assert set(load.statuses) == {200}
+    assert load.seconds(200)[-1] < 10
 
 
 def value(server: Server, metric: str) -> float:
