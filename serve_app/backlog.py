@@ -11,6 +11,8 @@ from collections.abc import Callable
 
 # How far back "lately" reaches, in seconds of work: what is older weighs less than a third.
 _MEMORY_S = 10.0
+# Where nothing is done for long, the pace of lately tends to none, and the wait beyond all measure.
+_LONGEST_S = 3600.0
 # Who was refused is told to wait from a second to a minute, each a little differently: not all shall come back at once.
 _LEAST_S, _MOST_S, _JITTER = 1.0, 60.0, 0.25
 
@@ -63,13 +65,13 @@ class Backlog:
 
     @property
     def wait_s(self) -> float:
-        """Seconds until all that is there now is done, at the pace of lately."""
+        """Seconds until all that is there now is done, at the pace of lately; an hour at most."""
         if not self.units:
             return 0.0
         self._advance()
         if not self._done:
             return self._unknown_s
-        return self.units * self._seconds / self._done
+        return min(self.units * self._seconds / self._done, _LONGEST_S)
 
     @property
     def retry_after_s(self) -> float:

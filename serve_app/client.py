@@ -15,10 +15,12 @@ from contextvars import Context
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ray.exceptions import RayActorError
+from grpc import RpcError
+from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from serve_app.backlog import Backlog
+from serve_app.broadcast import answers_within
 from serve_app.errors import OverloadedError, UnavailableError
 from serve_app.jobs import deadly, join, split
 from serve_app.messages import (
@@ -40,8 +42,11 @@ _ATTEMPTS = 2
 _CALLS_PER_REPLICA = 2
 # How much of the queue bulk may fill; the rest is kept for what somebody waits for.
 _BULK_SHARE = 0.75
-# How long what replicas have told of themselves is trusted.
-_REPLICAS_KNOWN_S = 2.0
+# How often replicas are asked while there is work, and how long they have to answer.
+_LOOK_S = 2.0
+# The next job of a request counts as come so many times the last one's computing after that one. Alone and with two
+# calls to a replica it is two; so a large request is due half of the model, and others find a place between its jobs.
+_JOB_PACE = 4.0
 
 
 class Response(Protocol):
@@ -66,7 +71,7 @@ class ClientSettings:
         unavailable_after_s: seconds that a call may wait while there is no replica at all, or none that takes it.
         retry_after_s: what a refused client is told to wait while nothing better is known.
         retry_pause_s: most seconds before a job goes out again.
-        bulk_patience_s: how long bulk may be overtaken.
+        bulk_share: least share of the work that is bulk's while others wait, too.
         may_rest: whether there is no replica while nothing is to do.
     """
 
@@ -75,7 +80,7 @@ class ClientSettings:
     max_queued_tokens: int
     unavailable_after_s: float
     retry_after_s: int
-    bulk_patience_s: float
+    bulk_share: float
     retry_pause_s: float = 0.1
     may_rest: bool = False
 
@@ -98,7 +103,7 @@ class ModelClient:
             self._call,
             budget=settings.job_tokens,
             calls_at_once=_CALLS_PER_REPLICA,
-            bulk_patience_s=settings.bulk_patience_s,
+            bulk_share=settings.bulk_share,
             attempts=_ATTEMPTS,
             patience_s=settings.unavailable_after_s,
             lost=self._count_retry,
@@ -106,7 +111,7 @@ class ModelClient:
         )
         self._name = uuid.uuid4().hex
         self._looking: asyncio.Task[None] | None = None
-        self._looked_at = -math.inf
+        self._looked_at = self._seen_at = -math.inf
 
     async def embed(
         self, inputs: TokenizedInputs, *, request_id: str, is_bulk: bool = False
@@ -146,10 +151,10 @@ class ModelClient:
         """Return the state of every replica that can embed now."""
         try:
             asked = self._handle.broadcast("state", self._name, self.backlog.units)
-            answers = await asked.results_async(timeout_s=2, return_exceptions=True)
-        except (TimeoutError, RayActorError, DeploymentUnavailableError):
+            answers = await answers_within(asked, _LOOK_S)
+        except (TimeoutError, RayError, DeploymentUnavailableError):
             return []
-        return [answer for answer in answers if isinstance(answer, ReplicaState)]
+        return [answer for answer in answers if answer is not None]
 
     async def is_ready(self) -> bool:
         """Return whether a replica can embed now, or would be started by the first request."""
@@ -159,14 +164,17 @@ class ModelClient:
         self, jobs: Sequence[EmbedJob], answers: dict[int, Answered], *, is_bulk: bool
     ) -> None:
         """Run jobs, a few at once, and put down their answers by number; the first that fails ends the others."""
+        now = time.perf_counter()
         if len(jobs) == 1:
-            answers[0] = await self._send(jobs[0], is_bulk=is_bulk)
+            answers[0] = await self._send(jobs[0], is_bulk=is_bulk, turn=now)
             return
         to_do = iter(enumerate(jobs))
 
         async def work() -> None:
+            turn = now
             for number, job in to_do:
-                answers[number] = await self._send(job, is_bulk=is_bulk)
+                answer = answers[number] = await self._send(job, is_bulk=is_bulk, turn=turn)
+                turn = min(turn + _JOB_PACE * answer.result.inference_s, time.perf_counter())
 
         tasks = [asyncio.create_task(work()) for _ in range(self._sender.calls_at_once)]
         try:
@@ -175,9 +183,9 @@ class ModelClient:
             for task in tasks:
                 task.cancel()
 
-    async def _send(self, job: EmbedJob, *, is_bulk: bool) -> Answered:
+    async def _send(self, job: EmbedJob, *, is_bulk: bool, turn: float) -> Answered:
         try:
-            answered = await self._sender.send(job, is_bulk=is_bulk)
+            answered = await self._sender.send(job, is_bulk=is_bulk, turn=turn)
         except LostCallError:
             raise deadly(job) from None
         except NotNowError:
@@ -194,11 +202,13 @@ class ModelClient:
     async def _call(self, jobs: Sequence[EmbedJob]) -> Sequence[EmbedResult]:
         """Make one call, and turn what Ray raises into ours."""
         try:
-            results = await self._answer(self._handle.embed.remote(jobs))
-        except (RayActorError, UnavailableError):
+            results = await _answer(self._handle.embed.remote(jobs))
+        except UnavailableError:
             raise LostCallError from None
-        except _NoReplicaError:
-            raise self._unavailable("none is there") from None
+        except RayTaskError:
+            raise  # what the replica's own code did not expect
+        except (RayError, RpcError):  # RpcError: with gRPC between replicas
+            raise LostCallError from None
         except BackPressureError:
             raise self._overloaded("serve_queue") from None
         except DeploymentUnavailableError:
@@ -218,9 +228,9 @@ class ModelClient:
 
     def _look_at_replicas(self) -> None:
         """Follow how many replicas there are and what they take, and tell them what waits, while there is work."""
-        if time.monotonic() - self._looked_at < _REPLICAS_KNOWN_S or self._looking is not None:
+        if time.monotonic() - self._looked_at < _LOOK_S or self._looking is not None:
             return
-        self._looked_at = time.monotonic()
+        self._looked_at = self._seen_at = time.monotonic()
         # In no request's context, as in the sender.
         self._looking = asyncio.create_task(self._follow_replicas(), context=Context())
 
@@ -228,38 +238,21 @@ class ModelClient:
         try:
             self._note(await self.states())
             while self.backlog.units:
-                await asyncio.sleep(_REPLICAS_KNOWN_S)
+                await asyncio.sleep(min(_LOOK_S, self._settings.unavailable_after_s))
                 self._note(await self.states())
         finally:
             self._looking = None
 
     def _note(self, states: Sequence[ReplicaState]) -> None:
-        self._looked_at = time.monotonic()
+        now = self._looked_at = time.monotonic()
         self._sender.calls_at_once = _CALLS_PER_REPLICA * max(len(states), 1)
+        patience_s = self._settings.unavailable_after_s
         if states:  # settings may have been changed there, and the budget may be the device's
+            self._seen_at = now
             self._sender.budget = min(state.max_batch_tokens for state in states)
             self.backlog.limit = max(state.max_queued_tokens for state in states)
-
-    async def _answer(self, response: Response) -> Sequence[EmbedResult] | Refusal | NotNow:
-        """Wait for a call, for as long as there is a replica to wait for.
-
-        A handle waits for ever where no replica exists, so every so often somebody has to look.
-        """
-        waiting = asyncio.ensure_future(_awaited(response))
-        waiting.add_done_callback(_retrieve)
-        try:
-            while True:
-                done, _ = await asyncio.wait([waiting], timeout=self._settings.unavailable_after_s)
-                if waiting.cancelled():  # by Ray Serve
-                    raise NotNowError
-                if done:
-                    return waiting.result()
-                if not await self.states() and not waiting.done():
-                    raise _NoReplicaError
-        finally:
-            if not waiting.done():
-                response.cancel()
-                waiting.cancel()
+        elif now - self._seen_at >= patience_s:  # calls wait for ever where there is no replica
+            self._sender.give_up(self._unavailable("none is there"), after_s=patience_s)
 
     def _overloaded(self, reason: str) -> OverloadedError:
         self._metrics.overloaded(reason=reason)
@@ -273,8 +266,23 @@ class ModelClient:
         )
 
 
-class _NoReplicaError(Exception):
-    """A call waits, and there is no replica that could take it."""
+async def _answer(response: Response) -> Sequence[EmbedResult] | Refusal | NotNow:
+    """Wait for a call; whoever stops waiting ends it.
+
+    Raises:
+        NotNowError: it was ended by Ray Serve.
+    """
+    waiting = asyncio.ensure_future(_awaited(response))
+    waiting.add_done_callback(_retrieve)
+    try:
+        await asyncio.wait([waiting])
+        if waiting.cancelled():
+            raise NotNowError
+        return waiting.result()
+    finally:
+        if not waiting.done():
+            response.cancel()
+            waiting.cancel()
 
 
 def _retrieve(waiting: asyncio.Future[Any]) -> None:

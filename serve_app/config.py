@@ -56,8 +56,13 @@ class BatchSettings(Settings):
     ] = 200_000
     wedged_after_s: Annotated[
         PositiveFloat,
-        Field(description="A batch that computes longer than this makes its replica unhealthy."),
-    ] = 120.0
+        Field(
+            description=(
+                "A replica with a batch that computes longer than this ends and is replaced; what it had is sent to "
+                "another if `http.request_timeout_s` leaves time for it."
+            )
+        ),
+    ] = 60.0
 
 
 class ModelConfig(BatchSettings):
@@ -157,9 +162,12 @@ class ModelConfig(BatchSettings):
             )
         ),
     ] = 10.0
-    bulk_patience_s: Annotated[
-        float, Field(ge=0, description="Most seconds for which bulk is overtaken.")
-    ] = 5.0
+    bulk_share: Annotated[
+        float,
+        Field(
+            ge=0, lt=1, description="Least share of the work that is bulk's while others wait, too."
+        ),
+    ] = 0.25
     truncate: Annotated[bool, Field(description="What an absent `truncate` means.")] = False
     token_ids: Annotated[
         TokenIdsMode,

@@ -4,6 +4,7 @@ Decides, and looks at ports and files to decide. Starts nothing that stays, and 
 """
 
 import importlib.util
+import resource
 import shutil
 import socket
 import subprocess
@@ -13,6 +14,11 @@ from pathlib import Path
 
 _HAPROXY = "RAY_SERVE_ENABLE_HA_PROXY"
 _BINARY = "RAY_SERVE_HAPROXY_BINARY_PATH"
+_MAXCONN = "RAY_SERVE_HAPROXY_MAXCONN"
+# Connections: what HAProxy takes if there are files for it, and Ray Serve's default.
+_MOST_CONNECTIONS, _USUAL_CONNECTIONS = 20_000, 4_096
+# Files that HAProxy has beside them, with much to spare.
+_OTHER_FILES = 1_000
 _DIRECT_INGRESS = "RAY_SERVE_ENABLE_DIRECT_INGRESS"
 # What a Serve with HAProxy binds beside its own port, by the variables that move it (ray/serve/_private/constants.py).
 _HAPROXY_PORTS = {
@@ -111,7 +117,21 @@ def is_free(port: int, host: str = "") -> bool:
 
 
 def haproxy_settings(folder: str) -> dict[str, str]:
-    """Return the variables that keep HAProxy's files in one folder, and have it started by `serve_app.haproxy`."""
+    """Return the variables that keep HAProxy's files in one folder, and have it started by `serve_app.haproxy`.
+
+    And that let it take as many connections as this process may have files for: it needs two for each.
+    """
     files = {name: str(Path(folder, file)) for name, file in _HAPROXY_FILES.items()}
     command = Path(sys.executable).with_name("embeddings-haproxy")
-    return files | ({_BINARY: str(command)} if command.exists() else {})
+    binary = {_BINARY: str(command)} if command.exists() else {}
+    return (
+        files
+        | binary
+        | {_MAXCONN: str(_most_connections(resource.getrlimit(resource.RLIMIT_NOFILE)[1]))}
+    )
+
+
+def _most_connections(files: int) -> int:
+    if files == resource.RLIM_INFINITY:
+        return _MOST_CONNECTIONS
+    return min(max((files - _OTHER_FILES) // 2, _USUAL_CONNECTIONS), _MOST_CONNECTIONS)

@@ -3,7 +3,8 @@
 The JDK's client puts `Upgrade: h2c` into every first request. A server may ignore that and answer in HTTP/1.1, as here.
 httptools leaves such a request's body unread, in case an upgrade follows; so its headers are read again without the
 offer. uvicorn waits for ever for a head, the request's line and headers, and takes one of any size: here it has some
-seconds and kilobytes. Knows nothing of our application.
+seconds and kilobytes. So has what comes after an answer and begins no request, as the rest of a body that nobody read;
+and trailers, which nobody reads either, are not kept. Knows nothing of our application.
 """
 
 import asyncio
@@ -13,7 +14,8 @@ from uvicorn.protocols.http import auto
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 _OFFERS = (b"upgrade", b"http2-settings")
-# Seconds from when a connection is there, or a head begins, until the head is complete.
+# Seconds from when a connection is there, a head begins, or something else comes after an answer, until a head is
+# complete.
 _HEAD_S = 30.0
 # Bytes of a head that is not complete yet; a piece more may be with them, as the system hands it over.
 _HEAD_BYTES = 65_536
@@ -27,17 +29,18 @@ def use() -> None:
 class StayingProtocol(HttpToolsProtocol):
     """A connection; upgrades to WebSocket are left to uvicorn."""
 
-    _head_timer: asyncio.TimerHandle | None = None
+    _timer: asyncio.TimerHandle | None = None
+    _in_head = True
     _head_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         """Wait for the first request, for a while."""
         super().connection_made(transport)
-        self._await_head()
+        self._wait()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Wait for nothing any more."""
-        self._have_head()
+        self._stop_waiting()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -50,8 +53,10 @@ class StayingProtocol(HttpToolsProtocol):
                 left = self._feed(left)
         except httptools.HttpParserError:
             self._refuse()
-        if self._head_timer is not None and self._head_bytes > _HEAD_BYTES:
+        if self._in_head and self._head_bytes > _HEAD_BYTES:
             self._end(431)
+        elif self._timer is None and getattr(self.cycle, "response_complete", False):
+            self._wait()  # as uvicorn does no more: something has come
 
     def _feed(self, data: bytes) -> bytes | None:
         """Read data; return what is to be read again if a request in it offers an upgrade."""
@@ -74,24 +79,26 @@ class StayingProtocol(HttpToolsProtocol):
         # To WebSocket only by GET, as its RFC has it; another method has a body that is waited for.
         return self.parser.get_method() == b"GET" and bool(super()._should_upgrade())
 
-    def _await_head(self) -> None:
-        self._have_head()
+    def _wait(self) -> None:
+        self._stop_waiting()
         self._head_bytes = 0
-        self._head_timer = self.loop.call_later(_HEAD_S, self._head_is_late)
+        self._timer = self.loop.call_later(_HEAD_S, self._is_late)
 
-    def _have_head(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-        self._head_timer = None
+    def _stop_waiting(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = None
 
-    def _head_is_late(self) -> None:
-        if getattr(self.cycle, "response_complete", True):  # None before the first request
+    def _is_late(self) -> None:
+        if not getattr(self.cycle, "response_complete", True):  # None before the first request
+            self._wait()  # more is not read while a request before it is worked on
+        elif self._in_head:
             self._end(408)
         else:
-            self._await_head()  # more is not read while a request before it is worked on
+            self.transport.close()
 
     def _end(self, status: int) -> None:
-        self._have_head()
+        self._stop_waiting()
         self.transport.write(
             STATUS_LINE[status] + b"content-length: 0\r\nconnection: close\r\n\r\n"
         )
@@ -119,13 +126,20 @@ class StayingProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """Wait for the rest of the head, for a while."""
-        self._await_head()
+        self._in_head = True
+        self._wait()
         super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header, and no trailer."""
+        if self._in_head:
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """Begin the request, unless it is about to be read again."""
         if not self._is_offer():
-            self._have_head()
+            self._in_head = False
+            self._stop_waiting()
             super().on_headers_complete()
 
     def on_message_complete(self) -> None:

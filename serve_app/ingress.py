@@ -167,7 +167,7 @@ def _client(handle: Any, model: ModelConfig, http: HttpConfig, metrics: Metrics)
         max_queued_tokens=model.max_queued_tokens,
         unavailable_after_s=http.unavailable_after_s,
         retry_after_s=http.retry_after_s,
-        bulk_patience_s=model.bulk_patience_s,
+        bulk_share=model.bulk_share,
         may_rest=model.deployment.may_rest,
     )
     return ModelClient(handle, settings, metrics=metrics)

@@ -33,6 +33,9 @@ from serve_app.workload import Workload
 
 logger = logging.getLogger("ray.serve.embeddings")
 
+# What a replica that ends has left to say it says within this.
+_LAST_WORDS_S = 0.2
+
 
 class EmbeddingReplica:
     """One loaded model behind a gate.
@@ -52,9 +55,9 @@ class EmbeddingReplica:
         # Loaded by the thread that will compute: OpenMP and CUDA keep state for each thread.
         self._encoder: Encoder = self._thread.submit(self._load).result()
         self._gate = Gate(budget=self._budget, max_queued_tokens=model.max_queued_tokens)
-        self._broken = ""
+        self._is_ending = False
         self._has_suspect = False
-        self._workload = Workload()
+        self._workload = Workload(self._thread.busy_seconds)  # loading is no work
         self._name = serve.get_replica_context().replica_id.unique_id
 
     def _load(self) -> Encoder:
@@ -99,10 +102,10 @@ class EmbeddingReplica:
         """Encode the jobs of one call, when it is its turn.
 
         Raises:
-            UnavailableError: the model is broken for good; this replica will be replaced.
+            UnavailableError: the model is broken for good; this replica ends.
         """
         is_suspect = any(job.is_suspect for job in jobs)
-        if self._broken or (is_suspect and self._has_suspect):
+        if self._is_ending or (is_suspect and self._has_suspect):
             return NotNow()
         self._has_suspect |= is_suspect
         try:
@@ -118,9 +121,7 @@ class EmbeddingReplica:
         except GateFullError as full:
             return Refusal(full.queued_tokens)
         except (EncoderBrokenError, ModelThreadError) as error:
-            self._broken = str(error)
-            kind, fields = type(error).__name__, {"request_id": jobs[0].request_id}
-            logger.error("the model is broken: %s", kind, extra=fields)  # noqa: TRY400  # no traceback
+            self._end(type(error).__name__, jobs[0].request_id)
             raise UnavailableError(
                 "The model's replica is being replaced.", "model_unavailable"
             ) from None
@@ -148,7 +149,8 @@ class EmbeddingReplica:
         results = iter(_results(jobs, encoded, seconds))
         return [[next(results) for _ in call] for call in calls]
 
-    def state(self, caller: str, waiting_tokens: int) -> ReplicaState | None:
+    # Async, as Ray Serve runs other methods in threads.
+    async def state(self, caller: str, waiting_tokens: int) -> ReplicaState | None:
         """Tell what only this replica knows, or None when it cannot embed; for scrapes and `/ready`.
 
         Args:
@@ -156,9 +158,7 @@ class EmbeddingReplica:
             waiting_tokens: what it has accepted that is not answered yet.
         """
         self._workload.told(caller, waiting_tokens)
-        try:
-            self.check_health()
-        except ModelThreadError:
+        if self._why_it_cannot_embed():
             return None
         return ReplicaState(
             replica=self._name,
@@ -170,19 +170,44 @@ class EmbeddingReplica:
             max_queued_tokens=self._gate.max_queued_tokens,
         )
 
-    def record_autoscaling_stats(self) -> dict[str, float]:
+    async def record_autoscaling_stats(self) -> dict[str, float]:
         """Tell Ray Serve what `WorkPolicy` goes by; called by its timer."""
         return self._workload.report(self._thread.busy_seconds)
 
-    def check_health(self) -> None:
-        """Return while the model can compute; Ray Serve replaces a replica whose check raises.
+    async def check_health(self) -> None:
+        """Return while the model can compute; this process ends where it never will again.
 
         Raises:
             ModelThreadError: the model's thread is dead or wedged, or its device is broken.
         """
-        if self._broken:
-            raise ModelThreadError(self._broken)
-        self._thread.check(wedged_after_s=self._settings.wedged_after_s)
+        if why := self._why_it_cannot_embed():
+            self._end(why)
+            raise ModelThreadError(why)
+
+    def _why_it_cannot_embed(self) -> str:
+        if self._is_ending:
+            return "this replica is ending"
+        try:
+            self._thread.check(wedged_after_s=self._settings.wedged_after_s)
+        except ModelThreadError as error:
+            return str(error)
+        return ""
+
+    def _end(self, why: str, request_id: str = "") -> None:
+        """End this process soon; Ray Serve replaces it at once, and not only after some failed checks."""
+        if self._is_ending:
+            return
+        self._is_ending = True
+        fields = {"request_id": request_id} if request_id else {}
+        logger.error(
+            "the model cannot compute any more, so its process ends: %s", why, extra=fields
+        )
+        asyncio.get_running_loop().call_later(_LAST_WORDS_S, _exit)
+
+
+def _exit() -> None:
+    logging.shutdown()  # lines that are kept to be written together
+    os._exit(1)  # a thread that hangs cannot be ended otherwise
 
 
 def _granted_threads() -> int:

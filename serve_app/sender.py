@@ -1,7 +1,7 @@
 """Which jobs go to a model next, and together: oldest first, one token budget a call, a few calls at once.
 
-There are two lanes. Bulk is overtaken by what somebody waits for, though not for ever: to the order it came some
-seconds later than it did.
+There are two lanes. Bulk is overtaken by what somebody waits for, but of all that is sent while both wait it gets a
+share. A lane's order is that of turns, which for most jobs is when they came.
 
 What waits is not frozen: a call that may start takes along all that fits its budget by then, whoever asked for it, so
 that under load a call carries a whole batch and the cost of a call is shared. With no other call under way a job goes
@@ -13,14 +13,14 @@ Plain asyncio on one loop. Knows nothing of Ray or of the model.
 """
 
 import asyncio
-import heapq
 import time
-from collections import deque
+from bisect import insort
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextvars import Context
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice, takewhile
+from itertools import chain, islice, takewhile
+from operator import attrgetter
 
 from serve_app.batching import take_batch
 from serve_app.messages import EmbedJob, EmbedResult
@@ -56,6 +56,7 @@ class _Ticket:
     job: EmbedJob
     answer: asyncio.Future[Answered]
     since: float
+    turn: float
     is_bulk: bool
     losses: int = 0
     put_off_since: float | None = None
@@ -82,7 +83,7 @@ class Sender:
             a moment; anything else fails the jobs.
         budget: most tokens in a call; a job that is larger goes alone. May be set anew at any time.
         calls_at_once: most calls under way; may be set anew at any time.
-        bulk_patience_s: how much later than it came a bulk job counts as come.
+        bulk_share: least share of the tokens that are bulk's while both lanes wait.
         attempts: how often a job may be lost.
         patience_s: how long a job may be put off by `NotNowError`.
         lost: called for each job that is sent again.
@@ -95,7 +96,7 @@ class Sender:
         *,
         budget: int,
         calls_at_once: int,
-        bulk_patience_s: float,
+        bulk_share: float,
         attempts: int,
         patience_s: float,
         lost: Callable[[], None],
@@ -104,35 +105,52 @@ class Sender:
         self.budget = budget
         self.calls_at_once = calls_at_once
         self._call = call
-        self._bulk_patience_s = bulk_patience_s
+        self._bulk_share = bulk_share
         self._attempts = attempts
         self._patience_s = patience_s
         self._lost = lost
         self._pause = pause
-        self._lanes: dict[bool, deque[_Ticket]] = {False: deque(), True: deque()}
+        self._lanes: dict[bool, list[_Ticket]] = {False: [], True: []}
+        self._owed_to_bulk = 0.0  # tokens
+        self._tickets: set[_Ticket] = set()
         self._under_way: set[asyncio.Task[None]] = set()
 
-    async def send(self, job: EmbedJob, *, is_bulk: bool = False) -> Answered:
+    async def send(
+        self, job: EmbedJob, *, is_bulk: bool = False, turn: float | None = None
+    ) -> Answered:
         """Return a job's result; a caller that is cancelled leaves at once and holds up nobody.
 
         Args:
             job: what is sent.
             is_bulk: whether others may overtake it.
+            turn: when it counts as come, by `time.perf_counter`; without it, now.
 
         Raises:
             LostCallError: every replica that was given the job died.
             NotNowError: no replica took it for too long.
-            Exception: what the call raised.
+            Exception: what the call raised, or what `give_up` was given.
         """
         answer: asyncio.Future[Answered] = asyncio.get_running_loop().create_future()
-        ticket = _Ticket(job, answer, time.perf_counter(), is_bulk)
-        self._lanes[is_bulk].append(ticket)
+        now = time.perf_counter()
+        ticket = _Ticket(job, answer, now, now if turn is None else turn, is_bulk)
+        self._tickets.add(ticket)
+        self._queue(ticket)
         self._start_calls()
         try:
             return await answer
         finally:
+            self._tickets.discard(ticket)
             if answer.cancelled():
-                self._forget_cancelled()
+                self._forget_done()
+
+    def give_up(self, error: Exception, *, after_s: float) -> None:
+        """Fail all jobs that were given to be sent so long ago, whether they wait here or in a call."""
+        last = time.perf_counter() - after_s
+        _fail([ticket for ticket in self._tickets if ticket.since <= last], error)
+        self._forget_done()
+
+    def _queue(self, ticket: _Ticket) -> None:
+        insort(self._lanes[ticket.is_bulk], ticket, key=attrgetter("turn"))
 
     def _start_calls(self) -> None:
         while any(self._lanes.values()) and len(self._under_way) < self.calls_at_once:
@@ -145,21 +163,24 @@ class Sender:
 
     def _take(self) -> list[_Ticket]:
         """Take the jobs of the next call; one that was lost before goes alone."""
-        first = next(self._in_order())
-        if first.losses:
-            return [self._lanes[first.is_bulk].popleft()]
-        fresh = takewhile(lambda ticket: not ticket.losses, self._in_order())
-        count = take_batch((t.job.inputs.tokens for t in fresh), budget=self.budget)
-        tickets = list(islice(self._in_order(), count))
-        for ticket in tickets:
-            self._lanes[ticket.is_bulk].popleft()
+        both_wait = all(self._lanes.values())
+        bulk_first = not self._lanes[False] or (both_wait and self._owed_to_bulk > 0)
+        if next(self._in_order(bulk_first)).losses:
+            count = 1
+        else:
+            fresh = takewhile(lambda ticket: not ticket.losses, self._in_order(bulk_first))
+            count = take_batch((t.job.inputs.tokens for t in fresh), budget=self.budget)
+        tickets = list(islice(self._in_order(bulk_first), count))
+        for is_bulk, lane in self._lanes.items():
+            taken = [ticket for ticket in tickets if ticket.is_bulk == is_bulk]
+            del lane[: len(taken)]
+            if both_wait:
+                share = self._bulk_share - is_bulk
+                self._owed_to_bulk += share * sum(ticket.job.inputs.tokens for ticket in taken)
         return tickets
 
-    def _in_order(self) -> Iterator[_Ticket]:
-        return heapq.merge(*self._lanes.values(), key=self._turn)
-
-    def _turn(self, ticket: _Ticket) -> float:
-        return ticket.since + self._bulk_patience_s * ticket.is_bulk
+    def _in_order(self, bulk_first: bool) -> Iterator[_Ticket]:  # noqa: FBT001  # private
+        return chain(self._lanes[bulk_first], self._lanes[not bulk_first])
 
     def _call_ended(self, task: asyncio.Task[None]) -> None:
         self._under_way.discard(task)
@@ -194,13 +215,13 @@ class Sender:
     async def _send_again(self, tickets: Sequence[_Ticket]) -> None:
         """Put back what somebody still waits for, after a pause in which the call keeps its place."""
         await self._pause()
-        for ticket in reversed(tickets):
+        for ticket in tickets:
             if not ticket.answer.done():
-                self._lanes[ticket.is_bulk].appendleft(ticket)
+                self._queue(ticket)
 
-    def _forget_cancelled(self) -> None:
-        for is_bulk, lane in self._lanes.items():
-            self._lanes[is_bulk] = deque(t for t in lane if not t.answer.cancelled())
+    def _forget_done(self) -> None:
+        for lane in self._lanes.values():
+            lane[:] = [ticket for ticket in lane if not ticket.answer.done()]
 
 
 def _fail(tickets: Sequence[_Ticket], error: Exception) -> None:
@@ -211,5 +232,5 @@ def _fail(tickets: Sequence[_Ticket], error: Exception) -> None:
 
 def _end_if_left(task: asyncio.Task[None], tickets: Sequence[_Ticket], _: object) -> None:
     """End a call that nobody waits for any more."""
-    if all(ticket.answer.cancelled() for ticket in tickets):
+    if all(ticket.answer.done() for ticket in tickets):
         task.cancel()

@@ -19,14 +19,17 @@ class Workload:
     """The account of one replica.
 
     Args:
+        busy_seconds: seconds spent computing so far, as it is told to `report`.
         clock: the time in seconds.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, busy_seconds: float = 0.0, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._clock = clock
         self._told: dict[str, tuple[float, int]] = {}
         self._tokens = self._seconds = 0.0
-        self._since, self._busy_seconds = clock(), 0.0
+        self._since, self._busy_seconds = clock(), busy_seconds
 
     def computed(self, tokens: int, seconds: float) -> None:
         """A batch is done: so many tokens, without padding, in so many seconds."""

@@ -8,9 +8,10 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Final, cast
 
 import httpx
 import numpy as np
@@ -276,17 +277,21 @@ class FakeCall:
         self._answer.cancel()
 
 
+LATE: Final = "late"
+State = ReplicaState | Exception | str | None
+
+
 class FakeHandle:
     """Ray Serve's handle of a model's deployment.
 
     Args:
         answer: what a replica does with a job.
-        states: what a broadcast of `state` gives: one answer or exception for each replica.
+        states: what a broadcast of `state` gives: for each replica an answer, an exception, or `LATE`.
     """
 
-    def __init__(self, answer: Answer, *, states: Sequence[ReplicaState | Exception] = ()) -> None:
+    def __init__(self, answer: Answer, *, states: Sequence[State] = ()) -> None:
         self._answer = answer
-        self.states: Sequence[ReplicaState | Exception] = states
+        self.states: Sequence[State] = states
         self.broadcast_error: Exception | None = None
         self.jobs: list[EmbedJob] = []
         self.calls: list[FakeCall] = []
@@ -297,7 +302,7 @@ class FakeHandle:
         """Call a method of every replica."""
         assert method == "state"
         self.told.append((caller, waiting_tokens))
-        return SimpleNamespace(results_async=self._results)
+        return SimpleNamespace(_fetch_replica_results_async=self._results)
 
     def _call(self, jobs: Sequence[EmbedJob]) -> FakeCall:
         call = FakeCall(self._answer_all(jobs))
@@ -316,11 +321,15 @@ class FakeHandle:
             results.append(result)
         return results
 
-    async def _results(
-        self, *, timeout_s: float, return_exceptions: bool
-    ) -> list[ReplicaState | Exception]:
-        assert timeout_s > 0
-        assert return_exceptions
+    async def _results(self) -> list[SimpleNamespace]:
         if self.broadcast_error is not None:
             raise self.broadcast_error
-        return list(self.states)
+        return [SimpleNamespace(get_async=partial(_tell, state)) for state in self.states]
+
+
+async def _tell(state: State) -> ReplicaState | None:
+    if state == LATE:
+        await asyncio.Event().wait()
+    if isinstance(state, Exception):
+        raise state
+    return cast("ReplicaState | None", state)

@@ -73,6 +73,17 @@ def test_a_pause_does_not_count_as_slowness() -> None:
     assert backlog.wait_s == pytest.approx(before, rel=0.1)
 
 
+def test_a_wait_is_an_hour_at_most() -> None:
+    """Where nothing is done for long there is no pace to go by, and headers are for people and programs to read."""
+    clock = Clock()
+    backlog = Backlog(limit=None, unknown_s=3, clock=clock)
+    backlog.add(1000)
+    work(backlog, clock, seconds=5, pace=100)
+    clock.now += 600
+
+    assert backlog.wait_s == 3600
+
+
 def test_what_is_dropped_is_not_done() -> None:
     """A client that leaves makes the others' wait shorter, and the server no faster."""
     clock = Clock()

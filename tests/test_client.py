@@ -11,9 +11,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from grpc import StatusCode
+from grpc.aio import AioRpcError, Metadata
 from hypothesis import given
 from hypothesis import strategies as st
-from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
+from ray.exceptions import (
+    ActorDiedError,
+    ActorUnavailableError,
+    OutOfMemoryError,
+    RayTaskError,
+)
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from serve_app.client import ClientSettings, ModelClient
@@ -28,7 +35,7 @@ from serve_app.messages import (
     TokenizedInputs,
 )
 from serve_app.metrics import Metrics
-from tests.fakes import Answer, FakeHandle, counted, result_of, tokenized, vectors_of
+from tests.fakes import LATE, Answer, FakeHandle, State, counted, result_of, tokenized, vectors_of
 
 pytestmark = pytest.mark.anyio
 
@@ -54,7 +61,7 @@ def client_of(
         "max_queued_tokens": 100,
         "unavailable_after_s": 60,
         "retry_after_s": 7,
-        "bulk_patience_s": 60,
+        "bulk_share": 0.25,
         "retry_pause_s": 0,
     }
     return ModelClient(
@@ -286,8 +293,10 @@ async def test_a_batch_that_held_several_jobs_of_a_request_counts_once() -> None
         ActorUnavailableError("gone", None),
         REPLACED,
         RayTaskError("embed", "a traceback", REPLACED).as_instanceof_cause(),
+        OutOfMemoryError("killed by the memory monitor"),
+        AioRpcError(StatusCode.CANCELLED, Metadata(), Metadata()),
     ],
-    ids=["died", "unavailable", "replaced", "replaced, in Ray's wrapping"],
+    ids=["died", "unavailable", "replaced", "replaced, in Ray's wrapping", "memory", "grpc"],
 )
 async def test_a_job_whose_replica_dies_goes_to_another(error: Exception) -> None:
     """Embedding twice does no harm; the request's sender sees nothing."""
@@ -375,7 +384,7 @@ async def test_calls_that_are_never_taken_end_as_unavailable() -> None:
         return NotNow()
 
     with pytest.raises(UnavailableError, match="do not take it"):
-        await client_of(FakeHandle(never_now), unavailable_after_s=0.01).embed(
+        await client_of(FakeHandle(never_now, states=[STATE]), unavailable_after_s=0.01).embed(
             tokenized([1]), request_id="an-id"
         )
 
@@ -474,8 +483,21 @@ async def test_without_any_replica_a_call_is_given_up() -> None:
     with pytest.raises(UnavailableError) as error:
         await client_of(handle, unavailable_after_s=0.01).embed(tokenized([1]), request_id="an-id")
 
+    await turns()
+
     assert error.value.retry_after_s == pytest.approx(7, rel=0.25)
     assert [call.is_cancelled for call in handle.calls] == [True]
+
+
+async def test_all_that_wait_without_a_replica_are_told_in_time() -> None:
+    """And not only those that the first calls carry."""
+    client = client_of(FakeHandle(never, states=[]), unavailable_after_s=0.01)
+    embeddings = [client.embed(tokenized([n] * 9), request_id="an-id") for n in range(1, 9)]
+
+    outcomes = await asyncio.wait_for(asyncio.gather(*embeddings, return_exceptions=True), 5)
+
+    assert {type(outcome) for outcome in outcomes} == {UnavailableError}
+    assert client.backlog.units == 0
 
 
 async def test_while_there_is_a_replica_a_call_waits() -> None:
@@ -510,10 +532,9 @@ async def test_an_answer_that_comes_while_one_looks_for_replicas_counts() -> Non
     may_answer = asyncio.Event()
 
     class Leaving(FakeHandle):
-        async def _results(self, **options: Any) -> list[ReplicaState | Exception]:
+        def broadcast(self, method: str, caller: str, waiting_tokens: int) -> Any:
             may_answer.set()
-            await turns()
-            return await super()._results(**options)
+            return super().broadcast(method, caller, waiting_tokens)
 
     async def wait(job: EmbedJob) -> EmbedResult:
         await may_answer.wait()
@@ -534,13 +555,21 @@ async def test_a_deployment_that_failed_is_unavailable() -> None:
 
 @pytest.mark.parametrize(
     ("states", "is_ready"),
-    [([], False), ([RuntimeError("wedged")], False), ([RuntimeError("wedged"), STATE], True)],
+    [
+        ([], False),
+        ([None], False),
+        ([RuntimeError("dying")], False),
+        ([LATE], False),
+        ([None, RuntimeError("dying"), LATE, STATE], True),
+    ],
 )
 async def test_a_model_is_ready_when_one_replica_is_well(
-    states: list[ReplicaState | Exception],
+    states: list[State],
     is_ready: bool,  # noqa: FBT001
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A replica that raises when it is asked for its state cannot embed."""
+    """Whatever the others say, or if they say nothing for too long."""
+    monkeypatch.setattr("serve_app.client._LOOK_S", 0.02)
     client = client_of(FakeHandle(answer, states=states))
 
     assert await client.is_ready() is is_ready
@@ -550,7 +579,7 @@ async def test_replicas_are_told_what_waits_while_something_does(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Again and again, for how many there should be depends on it; at the end that nothing does."""
-    monkeypatch.setattr("serve_app.client._REPLICAS_KNOWN_S", 0.001)
+    monkeypatch.setattr("serve_app.client._LOOK_S", 0.001)
     may_answer, nothing_waits = asyncio.Event(), asyncio.Event()
 
     class Listening(FakeHandle):

@@ -1,3 +1,4 @@
+import resource
 import socket
 from collections.abc import Mapping
 from pathlib import Path
@@ -138,11 +139,25 @@ def test_a_binary_that_is_named_and_absent_is_not_replaced(tmp_path: Path) -> No
 def test_haproxys_files_lie_in_one_folder(tmp_path: Path) -> None:
     """None is left in the folder that all users of a machine share."""
     settings = haproxy_settings(str(tmp_path))
+    del settings["RAY_SERVE_HAPROXY_MAXCONN"]
     command = settings.pop("RAY_SERVE_HAPROXY_BINARY_PATH")
 
     assert len(settings) == 5
     assert all(Path(path) in {tmp_path, tmp_path / Path(path).name} for path in settings.values())
     assert Path(command).name == "embeddings-haproxy"
+
+
+@pytest.mark.parametrize(
+    ("files", "connections"),
+    [(resource.RLIM_INFINITY, 20_000), (1 << 20, 20_000), (21_000, 10_000), (1_024, 4_096)],
+)
+def test_haproxy_takes_as_many_connections_as_there_are_files_for(
+    files: int, connections: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two for each; at least as many as Ray Serve has it take."""
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1_024, files))
+
+    assert haproxy_settings("any")["RAY_SERVE_HAPROXY_MAXCONN"] == str(connections)
 
 
 def test_a_port_is_free_unless_somebody_listens() -> None:

@@ -42,6 +42,20 @@ async def slow_echo(scope: Scope, receive: Receive, send: Send) -> None:
     await echo(scope, receive, send)
 
 
+async def early(_scope: Scope, _receive: Receive, send: Send) -> None:
+    """Answer without a look at the body."""
+    headers = [(b"content-length", b"0")]
+    await send({"type": "http.response.start", "status": 404, "headers": headers})
+    await send({"type": "http.response.body"})
+
+
+@pytest.fixture(scope="module")
+def early_port() -> Iterator[int]:
+    """Serve the one that answers early."""
+    with serving(early) as number:
+        yield number
+
+
 @pytest.fixture(scope="module")
 def port() -> Iterator[int]:
     """Serve the echo by uvicorn with our HTTP/1.1."""
@@ -214,6 +228,55 @@ def test_a_head_that_does_not_end_is_not_waited_for(
 
     assert b"HTTP/1.1 408 Request Timeout" in answer
     assert answer.count(b"HTTP/1.1 200") == int(request(LENGTH) in pieces)
+
+
+@pytest.mark.parametrize(
+    ("message", "drop"),
+    [
+        (request(LENGTH), b"\r\n"),
+        (request(b"Content-Length: 1000\r\n", body=b"a"), b"a"),
+        (request(CHUNKED, body=b"1\r\na\r\n0\r\n"), b"x: a\r\n"),
+    ],
+    ids=["empty line", "body", "trailers"],
+)
+def test_what_drips_after_an_answer_is_not_waited_for(
+    early_port: int, message: bytes, drop: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It begins no request, and would hold its connection for ever."""
+    monkeypatch.setattr("serve_app.http1._HEAD_S", 0.5)
+
+    with socket.create_connection(("127.0.0.1", early_port), timeout=4) as connection:
+        connection.sendall(message)
+        assert connection.recv(65536).startswith(b"HTTP/1.1 404")
+        connection.sendall(drop)
+        connection.settimeout(0.2)
+        for _ in range(20):
+            with contextlib.suppress(TimeoutError):
+                assert connection.recv(65536) == b""
+                break
+            connection.sendall(drop)
+        else:
+            pytest.fail("it was waited for")
+
+
+def test_a_connection_is_kept_whose_body_came_after_its_answer(early_port: int) -> None:
+    """As clients send it that do not look before they have sent all."""
+    body = b"a" * 1000
+    with socket.create_connection(("127.0.0.1", early_port), timeout=4) as connection:
+        for _ in range(3):
+            connection.sendall(request(b"Content-Length: 1000\r\n", body=b""))
+            assert connection.recv(65536).startswith(b"HTTP/1.1 404")
+            connection.sendall(body)
+
+
+def test_trailers_are_no_headers(port: int) -> None:
+    """They come when the headers were read, and there may be any number of them."""
+    body = b"%x\r\n%b\r\n0\r\nX-Late: a\r\n\r\n" % (len(BODY), BODY)
+
+    answer = exchange(port, request(CHUNKED, body=body))
+
+    assert answer.endswith(BODY)
+    assert b"x-late" not in answer
 
 
 @pytest.mark.parametrize("piece", [b"X-More: a\r\n", b"a"], ids=["headers", "header"])

@@ -55,7 +55,7 @@ def sender_of(
     defaults = {
         "budget": 10,
         "calls_at_once": 1,
-        "bulk_patience_s": 60,
+        "bulk_share": 0.25,
         "attempts": 3,
         "patience_s": 60,
         "lost": lambda: None,
@@ -244,20 +244,70 @@ async def test_bulk_is_overtaken() -> None:
     assert replicas.calls == [[1], [5, 6, 2], [3, 4]]
 
 
-async def test_bulk_is_not_overtaken_for_ever() -> None:
-    """Once it has waited for so long, what comes later comes later."""
+async def test_bulk_has_a_share_of_what_is_sent_while_both_wait() -> None:
+    """By tokens, and not by calls, so that it holds up nobody who asks for little."""
     replicas = Replicas()
-    sender = sender_of(replicas.call, bulk_patience_s=0.02)
-    await send_all(sender, [job(1)])
-    asyncio.create_task(sender.send(job(2, 9), is_bulk=True))  # noqa: RUF006
-    await send_all(sender, [job(3)])
-    await asyncio.sleep(0.03)
-    await send_all(sender, [job(4)])
+    sender = sender_of(replicas.call)
+    await send_all(sender, [job(0)])
+    for number in range(1, 5):
+        asyncio.create_task(sender.send(job(number, 10), is_bulk=True))  # noqa: RUF006
+    await send_all(sender, [job(number, 10) for number in range(11, 20)])
 
-    for number in range(3):
+    for number in range(10):
         await replicas.end(number)
 
-    assert replicas.calls == [[1], [3], [2], [4]]
+    order = [11, 1, 12, 13, 14, 2, 15, 16, 17, 3]
+    assert replicas.calls == [[0], *([number] for number in order)]
+
+
+async def test_bulk_that_has_nobody_beside_it_owes_nothing() -> None:
+    """What was sent while nobody else waited counts for neither."""
+    replicas = Replicas()
+    sender = sender_of(replicas.call)
+    for number in range(4):
+        asyncio.create_task(sender.send(job(number, 10), is_bulk=True))  # noqa: RUF006
+    await turns()
+    await replicas.end(0)
+    await replicas.end(1)
+    await send_all(sender, [job(11, 10), job(12, 10)])
+
+    await replicas.end(2)
+    await replicas.end(3)
+
+    assert replicas.calls == [[0], [1], [2], [11], [3]]
+
+
+async def test_a_job_has_the_turn_that_it_is_given() -> None:
+    """The later jobs of a request need not wait behind all that came since the request did."""
+    replicas = Replicas()
+    sender = sender_of(replicas.call)
+    await send_all(sender, [job(1)])
+    asyncio.create_task(sender.send(job(2, 9)))  # noqa: RUF006
+    await turns()
+    asyncio.create_task(sender.send(job(3, 9), turn=0.0))  # noqa: RUF006
+    await turns()
+
+    for number in range(2):
+        await replicas.end(number)
+
+    assert replicas.calls == [[1], [3], [2]]
+
+
+async def test_giving_up_fails_what_has_waited_so_long() -> None:
+    """In a call, whose place is free then, and before one; what came later waits on."""
+    replicas = Replicas()
+    sender = sender_of(replicas.call)
+    early = await send_all(sender, [job(1), job(2, 9)])
+    await asyncio.sleep(0.03)
+    await send_all(sender, [job(3, 9)])
+
+    sender.give_up(NotNowError(), after_s=0.02)
+    await turns()
+
+    for task in early:
+        with pytest.raises(NotNowError):
+            await task
+    assert replicas.calls == [[1], [3]]
 
 
 async def test_bulk_that_is_given_up_leaves_its_lane() -> None:

@@ -22,7 +22,7 @@ def clock() -> Clock:
 
 def test_how_busy_it_was_is_told_since_the_last_time(clock: Clock) -> None:
     """As a share of the time that has passed."""
-    workload = Workload(clock)
+    workload = Workload(clock=clock)
     clock.now += 10
     first = workload.report(5.0)
     clock.now += 2
@@ -34,7 +34,7 @@ def test_how_busy_it_was_is_told_since_the_last_time(clock: Clock) -> None:
 
 def test_what_waits_is_told_in_seconds_of_work(clock: Clock) -> None:
     """Added up over the ingress replicas, at the pace of the batches that were computed."""
-    workload = Workload(clock)
+    workload = Workload(clock=clock)
     workload.told("one", 300)
     assert workload.report(0.0)[WAITING_S] == 0  # nothing is known of its pace yet
 
@@ -47,7 +47,7 @@ def test_what_waits_is_told_in_seconds_of_work(clock: Clock) -> None:
 
 def test_what_was_told_is_forgotten_after_some_seconds(clock: Clock) -> None:
     """Its ingress replica has nothing waiting any more, or is gone."""
-    workload = Workload(clock)
+    workload = Workload(clock=clock)
     workload.computed(100, 1.0)
     workload.told("one", 400)
     clock.now += 5
@@ -59,7 +59,7 @@ def test_what_was_told_is_forgotten_after_some_seconds(clock: Clock) -> None:
 
 def test_the_pace_is_that_of_lately(clock: Clock) -> None:
     """A model that was slow while it warmed up is not slow for ever."""
-    workload = Workload(clock)
+    workload = Workload(clock=clock)
     workload.computed(10, 5.0)
     for _ in range(100):
         workload.computed(1000, 1.0)

@@ -12,13 +12,13 @@ from ray.serve import Application
 
 from serve_app.app import compose
 from serve_app.config import ServerConfig
-from serve_app.encoder import Encoded
+from serve_app.encoder import Encoded, EncoderBrokenError
 from serve_app.errors import ModelLoadError
 from serve_app.messages import Failure, TokenizedInputs
 from serve_app.replica import EmbeddingReplica
 
 # Ids of words in the embedded default's vocabulary, and what the encoder does when it reads them.
-SLOW, POISON, DEATH, WEDGE = 4030, 9947, 2331, 17632  # "slow", "poison", "death", "wedge"
+SLOW, POISON, DEATH, WEDGE, BROKEN = 4030, 9947, 2331, 17632, 3714  # "slow", "poison", ...
 SLOW_S, WEDGE_S = 0.3, 30.0
 DIMENSIONS = 384
 
@@ -45,6 +45,8 @@ class ObedientEncoder:
         words = set(np.concatenate(rows).tolist())
         if DEATH in words:
             os._exit(1)
+        if BROKEN in words:
+            raise EncoderBrokenError("no more of this device")
         time.sleep(WEDGE_S if WEDGE in words else SLOW_S if SLOW in words else 0.0)
         vectors = np.zeros((len(rows), DIMENSIONS), np.float32)
         vectors[:, 0] = [ids.sum() for ids in rows]

@@ -49,14 +49,15 @@ def test_a_model_that_does_not_embed_is_listed_and_answers_424(server: Server) -
 
 
 @pytest.mark.timeout(300)
-def test_an_input_that_kills_two_replicas_is_refused(server: Server) -> None:
+@pytest.mark.parametrize("word", ["death", "broken"])
+def test_an_input_that_kills_two_replicas_is_refused(server: Server, word: str) -> None:
     """It is named, in the answer and in the log by its request's id; whoever came with it is answered."""
     request_id = f"id-{uuid.uuid4().hex}"
     with ThreadPoolExecutor(4) as clients:
         deadly = clients.submit(
             post,
             server.plumbing_url,
-            {"input": ["fine", "death"]},
+            {"input": ["fine", word]},
             headers={"x-request-id": request_id},
         )
         others = [clients.submit(post, server.plumbing_url, {"input": "slow"}) for _ in range(3)]
@@ -74,7 +75,7 @@ def test_an_input_that_kills_two_replicas_is_refused(server: Server) -> None:
 
 @pytest.mark.timeout(300)
 def test_a_wedged_model_is_noticed_and_replaced(server: Server) -> None:
-    """A batch that computes for longer than `wedged_after_s` makes the health check fail."""
+    """A replica with a batch that computes for longer than `wedged_after_s` ends."""
     with ThreadPoolExecutor(1) as client:
         wedged = client.submit(post, server.plumbing_url, {"input": "wedge"})
 
