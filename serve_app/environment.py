@@ -15,10 +15,9 @@ from pathlib import Path
 _HAPROXY = "RAY_SERVE_ENABLE_HA_PROXY"
 _BINARY = "RAY_SERVE_HAPROXY_BINARY_PATH"
 _MAXCONN = "RAY_SERVE_HAPROXY_MAXCONN"
-# Connections: what HAProxy takes if there are files for it, and Ray Serve's default.
-_MOST_CONNECTIONS, _USUAL_CONNECTIONS = 20_000, 4_096
-# Files that HAProxy has beside them, with much to spare.
-_OTHER_FILES = 1_000
+# Connections that HAProxy takes if there are files for it. It wants two for each and two more for every fourth, and does
+# not start where it cannot have them; beside them it has some dozen.
+_MOST_CONNECTIONS, _FILES_EACH, _OTHER_FILES = 20_000, 2.5, 500
 _DIRECT_INGRESS = "RAY_SERVE_ENABLE_DIRECT_INGRESS"
 # What a Serve with HAProxy binds beside its own port, by the variables that move it (ray/serve/_private/constants.py).
 _HAPROXY_PORTS = {
@@ -119,7 +118,7 @@ def is_free(port: int, host: str = "") -> bool:
 def haproxy_settings(folder: str) -> dict[str, str]:
     """Return the variables that keep HAProxy's files in one folder, and have it started by `serve_app.haproxy`.
 
-    And that let it take as many connections as this process may have files for: it needs two for each.
+    And that let it take as many connections as this process may have files for.
     """
     files = {name: str(Path(folder, file)) for name, file in _HAPROXY_FILES.items()}
     command = Path(sys.executable).with_name("embeddings-haproxy")
@@ -134,4 +133,4 @@ def haproxy_settings(folder: str) -> dict[str, str]:
 def _most_connections(files: int) -> int:
     if files == resource.RLIM_INFINITY:
         return _MOST_CONNECTIONS
-    return min(max((files - _OTHER_FILES) // 2, _USUAL_CONNECTIONS), _MOST_CONNECTIONS)
+    return max(min(int((files - _OTHER_FILES) / _FILES_EACH), _MOST_CONNECTIONS), 1)

@@ -223,6 +223,28 @@ class Clockwork(FakeHandle):
             return [replace(result_of(job), inference_s=tokens) for job in jobs]
 
 
+@pytest.mark.parametrize(("inference_s", "is_soon"), [(0.0, True), (60.0, False)])
+async def test_the_later_jobs_of_a_request_have_the_place_that_it_could_have_come_to_alone(
+    inference_s: float,
+    is_soon: bool,  # noqa: FBT001
+) -> None:
+    """Else each would wait behind all that came since; and if all came with the first, others behind all of it."""
+
+    async def compute(job: EmbedJob) -> EmbedResult:
+        await asyncio.sleep(0)
+        return replace(result_of(job), inference_s=inference_s)
+
+    handle = FakeHandle(compute, states=[STATE])
+    client = client_of(handle)
+    large = client.embed(tokenized(*([1] * 10 for _ in range(4))), request_id="large")
+    others = [client.embed(tokenized([2] * 10), request_id="other") for _ in range(6)]
+
+    await asyncio.gather(large, *others)
+
+    last = max(number for number, job in enumerate(handle.jobs) if job.inputs.ids[0] == 1)
+    assert (last < 6) is is_soon
+
+
 async def test_nobody_is_answered_two_budgets_after_one_that_came_later() -> None:
     """Of 64 clients with one short or long input each, while one more sends forty budgets in a request.
 

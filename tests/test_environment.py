@@ -149,12 +149,12 @@ def test_haproxys_files_lie_in_one_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("files", "connections"),
-    [(resource.RLIM_INFINITY, 20_000), (1 << 20, 20_000), (21_000, 10_000), (1_024, 4_096)],
+    [(resource.RLIM_INFINITY, 20_000), (1 << 20, 20_000), (25_500, 10_000), (4_096, 1_438)],
 )
 def test_haproxy_takes_as_many_connections_as_there_are_files_for(
     files: int, connections: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two for each; at least as many as Ray Serve has it take."""
+    """With more it would not start."""
     monkeypatch.setattr(resource, "getrlimit", lambda _: (1_024, files))
 
     assert haproxy_settings("any")["RAY_SERVE_HAPROXY_MAXCONN"] == str(connections)
