@@ -15,8 +15,8 @@ from pathlib import Path
 _HAPROXY = "RAY_SERVE_ENABLE_HA_PROXY"
 _BINARY = "RAY_SERVE_HAPROXY_BINARY_PATH"
 _MAXCONN = "RAY_SERVE_HAPROXY_MAXCONN"
-# Connections that HAProxy takes if there are files for it. It wants two for each and two more for every fourth, and does
-# not start where it cannot have them; beside them it has some dozen.
+# Connections that HAProxy takes if there are files for it. It wants two for each and two more for every fourth, and
+# does not start where it cannot have them; beside them it has some dozen.
 _MOST_CONNECTIONS, _FILES_EACH, _OTHER_FILES = 20_000, 2.5, 500
 _DIRECT_INGRESS = "RAY_SERVE_ENABLE_DIRECT_INGRESS"
 # What a Serve with HAProxy binds beside its own port, by the variables that move it (ray/serve/_private/constants.py).
