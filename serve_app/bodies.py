@@ -6,7 +6,7 @@ Knows Starlette's request and nothing of what a body says.
 import asyncio
 import gc
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from starlette.requests import Request
@@ -17,8 +17,16 @@ from serve_app.errors import InvalidRequestError, PayloadTooLargeError, RequestT
 _ENCODINGS = ("gzip", "x-gzip", "deflate")
 
 
-async def read_body(request: Request, *, max_bytes: int, timeout_s: float) -> bytes:
+async def read_body(
+    request: Request, *, hold: Callable[[int], None], max_bytes: int, timeout_s: float
+) -> bytes:
     """Read a body that has a limit in size and time.
+
+    Args:
+        request: whose body it is.
+        hold: called with a number of bytes before they are kept; may raise.
+        max_bytes: of the body, also when it is decompressed.
+        timeout_s: seconds in which it has to be here.
 
     Raises:
         PayloadTooLargeError: it is longer, by its own word or by count; no more of it is read.
@@ -36,6 +44,7 @@ async def read_body(request: Request, *, max_bytes: int, timeout_s: float) -> by
                 size += len(chunk)
                 if size > max_bytes:
                     raise _too_large(max_bytes)
+                hold(len(chunk))
                 chunks.append(chunk)
     except TimeoutError:
         message = f"The body was not complete after {timeout_s:g} s."
@@ -49,7 +58,9 @@ async def read_body(request: Request, *, max_bytes: int, timeout_s: float) -> by
             f"The body's Content-Encoding is not known here; there are {', '.join(_ENCODINGS)}."
         )
         raise InvalidRequestError(message, "unsupported_content_encoding")
-    return await asyncio.to_thread(inflate, body, max_bytes=max_bytes)
+    plain = await asyncio.to_thread(inflate, body, max_bytes=max_bytes)
+    hold(len(plain))
+    return plain
 
 
 def inflate(body: bytes, *, max_bytes: int) -> bytes:

@@ -72,9 +72,10 @@ class Endpoints:
     async def _embed(self, request: Request, write: Writer) -> Response:
         record = record_of(request.scope)
         record.limits = partial(rate_limit_headers, self._service.requests, None)
-        with self._service.place():
+        with self._service.place() as hold:
             body = await read_body(
                 request,
+                hold=hold,
                 max_bytes=self._settings.max_body_bytes,
                 timeout_s=self._settings.body_timeout_s,
             )

@@ -69,6 +69,15 @@ class HttpConfig(Settings):
     max_body_bytes: Annotated[
         PositiveInt, Field(description="Most bytes in a body; beyond it 413.")
     ] = 16 * 1024**2
+    max_held_body_bytes: Annotated[
+        PositiveInt,
+        Field(
+            description=(
+                "Most bytes of bodies in one ingress replica, of all requests that arrive or are worked on; beyond it "
+                "429. One request always fits."
+            )
+        ),
+    ] = 512 * 1024**2
     body_timeout_s: Annotated[
         PositiveFloat, Field(description="Seconds a body may take to arrive; then 408.")
     ] = 30.0

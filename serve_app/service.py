@@ -6,7 +6,7 @@ HTTP and `DeploymentHandle` callers meet here. Knows neither Starlette nor Ray.
 import asyncio
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -68,6 +68,7 @@ class Service:
         self._limits = limits
         self._metrics = metrics
         self.requests = Backlog(limit=max_requests, unknown_s=limits.retry_after_s)
+        self._held_bytes = 0
         # Few, because each takes memory and a core, and the library spreads a large batch over cores by itself.
         self._tokenizing = ThreadPoolExecutor(_TOKENIZING_THREADS, thread_name_prefix="tokenize")
         self._tokenizing_large = ThreadPoolExecutor(1, thread_name_prefix="tokenize-large")
@@ -87,23 +88,43 @@ class Service:
         return [name for (name, _), is_ready in zip(embedding, ready, strict=True) if not is_ready]
 
     @contextmanager
-    def place(self) -> Iterator[None]:
+    def place(self) -> Iterator[Callable[[int], None]]:
         """Hold one of the places that the service has for requests, from before a body is read.
 
+        Yields:
+            What is called with the number of bytes that the request is about to hold, besides those so far; raises
+            `OverloadedError` where all requests together hold too many.
+
         Raises:
-            OverloadedError: all are taken.
+            OverloadedError: all places are taken.
         """
         if not self.requests.has_room(1):
-            self._metrics.overloaded(reason="ingress_requests")
-            message = "The server works on as many requests as it takes at once. Try again."
-            raise OverloadedError(message, "overloaded", retry_after_s=self.requests.retry_after_s)
+            raise self._overloaded("ingress_requests")
+        own = 0
+
+        def hold(size: int) -> None:
+            nonlocal own
+            others = self._held_bytes - own
+            if others and self._held_bytes + size > self._limits.max_held_body_bytes:
+                raise self._overloaded("body_bytes")
+            own += size
+            self._held_bytes += size
+
         self.requests.add(1)
         try:
-            yield
+            yield hold
         except BaseException:
             self.requests.drop(1)
             raise
-        self.requests.finish(1)
+        else:
+            self.requests.finish(1)
+        finally:
+            self._held_bytes -= own
+
+    def _overloaded(self, reason: str) -> OverloadedError:
+        self._metrics.overloaded(reason=reason)
+        message = "The server works on as many requests as it takes at once. Try again."
+        return OverloadedError(message, "overloaded", retry_after_s=self.requests.retry_after_s)
 
     async def embed(
         self, request: EmbeddingRequest, *, request_id: str, priority: Priority | None = None

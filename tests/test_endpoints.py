@@ -2,6 +2,7 @@ import asyncio
 import base64
 import gc
 import gzip
+import json
 import tracemalloc
 import zlib
 from collections.abc import AsyncIterator, Callable
@@ -147,6 +148,27 @@ async def test_a_body_that_does_not_come_is_408(tokenizer: Tokenizer) -> None:
     assert (body["error"], body["error_type"]) == ("Request timeout", "validation")
     assert (body["type"], body["code"]) == ("invalid_request_error", "request_timeout")
     assert response.headers["connection"] == "close"
+
+
+@pytest.mark.parametrize("encoding", ["identity", "gzip"])
+async def test_bodies_that_do_not_end_leave_no_memory_to_others(
+    tokenizer: Tokenizer, encoding: str
+) -> None:
+    """Those are told to come again; decompressed bytes count, too."""
+    app = build_application(tokenizer, http={"max_held_body_bytes": 200, "body_timeout_s": 1.5})
+    body = json.dumps({"input": "a" * (50 if encoding == "gzip" else 200)}).encode()
+    body = b" " * 100 + body
+    headers = {"content-encoding": encoding}
+    content = gzip.compress(body) if encoding == "gzip" else body
+
+    async with app.client() as client:
+        slow = asyncio.create_task(client.post("/v1/embeddings", content=endless(b" " * 50)))
+        await asyncio.sleep(0.05)
+        refused = await client.post("/v1/embeddings", content=content, headers=headers)
+        late = await slow
+        served = await client.post("/v1/embeddings", content=content, headers=headers)
+
+    assert (refused.status_code, late.status_code, served.status_code) == (429, 408, 200)
 
 
 async def test_a_client_that_leaves_in_its_body_gets_no_answer(app: Application) -> None:

@@ -265,6 +265,26 @@ async def test_a_place_is_free_again_after_whatever_happened(
     assert counted(metrics, "embeddings_overload_refusals_total", reason="ingress_requests") == 1
 
 
+async def test_bodies_of_all_requests_hold_so_much_memory_at_most(
+    build: Build, metrics: Metrics
+) -> None:
+    """Whoever comes when the others hold too much is refused; one alone may hold any amount."""
+    service = build(max_held_body_bytes=100)
+
+    with service.place() as hold:
+        hold(500)
+        with pytest.raises(OverloadedError), service.place() as hold_more:
+            hold_more(1)
+        hold(500)
+    with service.place() as hold, service.place() as hold_more:
+        hold(60)
+        hold_more(40)
+        with pytest.raises(OverloadedError):
+            hold_more(1)
+
+    assert counted(metrics, "embeddings_overload_refusals_total", reason="body_bytes") == 2
+
+
 # What the inputs are.
 
 
