@@ -3,6 +3,7 @@
 import contextlib
 import gzip
 import json
+import resource
 import socket
 import time
 from collections.abc import Iterator
@@ -67,6 +68,8 @@ SLOW = {
 
 def test_connections_that_are_slow_hold_up_nobody_and_are_given_up(server: Server) -> None:
     """A thousand on which nothing comes, and hundreds of headers, bodies and chunks that come by the byte."""
+    _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))
     with ExitStack() as stack:
         slow = [
             (connection, drop)
