@@ -228,18 +228,22 @@ class ModelClient:
 
     def _look_at_replicas(self) -> None:
         """Follow how many replicas there are and what they take, and tell them what waits, while there is work."""
-        if time.monotonic() - self._looked_at < _LOOK_S or self._looking is not None:
+        if self._looking is not None:
             return
-        self._looked_at = self._seen_at = time.monotonic()
+        now = time.monotonic()
+        if now - self._looked_at >= _LOOK_S:  # nothing is known of them
+            self._seen_at = now
         # In no request's context, as in the sender.
         self._looking = asyncio.create_task(self._follow_replicas(), context=Context())
 
     async def _follow_replicas(self) -> None:
+        pause_s = min(_LOOK_S, self._settings.unavailable_after_s)
         try:
-            self._note(await self.states())
-            while self.backlog.units:
-                await asyncio.sleep(min(_LOOK_S, self._settings.unavailable_after_s))
+            while True:
+                await asyncio.sleep(max(self._looked_at + pause_s - time.monotonic(), 0))
                 self._note(await self.states())
+                if not self.backlog.units:
+                    return
         finally:
             self._looking = None
 

@@ -522,6 +522,15 @@ async def test_all_that_wait_without_a_replica_are_told_in_time() -> None:
     assert client.backlog.units == 0
 
 
+async def test_each_that_comes_without_a_replica_is_told() -> None:
+    """Also one that comes just after another was."""
+    client = client_of(FakeHandle(never, states=[]), unavailable_after_s=0.05)
+
+    for _ in range(3):
+        with pytest.raises(UnavailableError):
+            await asyncio.wait_for(client.embed(tokenized([1]), request_id="an-id"), 2)
+
+
 async def test_while_there_is_a_replica_a_call_waits() -> None:
     """Long work is no absence."""
     may_answer = asyncio.Event()
