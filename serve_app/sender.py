@@ -177,6 +177,8 @@ class Sender:
             if both_wait:
                 share = self._bulk_share - is_bulk
                 self._owed_to_bulk += share * sum(ticket.job.inputs.tokens for ticket in taken)
+        # Of what was long ago neither lane has to pay the other more than a call.
+        self._owed_to_bulk = min(max(self._owed_to_bulk, -self.budget), self.budget)
         return tickets
 
     def _in_order(self, bulk_first: bool) -> Iterator[_Ticket]:  # noqa: FBT001  # private

@@ -277,6 +277,36 @@ async def test_bulk_that_has_nobody_beside_it_owes_nothing() -> None:
     assert replicas.calls == [[0], [1], [2], [11], [3]]
 
 
+@pytest.mark.parametrize("bulk_is_light", [False, True])
+async def test_a_lane_that_asked_for_little_is_not_owed_much(
+    bulk_is_light: bool,  # noqa: FBT001
+) -> None:
+    """However long it went on: when both want all there is, each gets its share at once."""
+    replicas = Replicas()
+    sender = sender_of(replicas.call)
+    await send_all(sender, [job(0)])
+    ends = 0
+    for _ in range(200):
+        for is_bulk in (False, True):
+            tokens = 1 if is_bulk is bulk_is_light else 4
+            for _ in range(2):
+                asyncio.create_task(sender.send(job(1, tokens), is_bulk=is_bulk))  # noqa: RUF006
+        await turns()
+        await replicas.end(ends)
+        ends += 1
+    for number in range(20):
+        asyncio.create_task(sender.send(job(100 + number, 10), turn=0.0))  # noqa: RUF006
+        asyncio.create_task(sender.send(job(200 + number, 10), is_bulk=True, turn=0.0))  # noqa: RUF006
+    await turns()
+    first = len(replicas.calls)
+
+    for number in range(16):
+        await replicas.end(ends + number)
+
+    bulk = sum(call[0] >= 200 for call in replicas.calls[first:])
+    assert 3 <= bulk <= 6
+
+
 async def test_a_job_has_the_turn_that_it_is_given() -> None:
     """The later jobs of a request need not wait behind all that came since the request did."""
     replicas = Replicas()
@@ -298,10 +328,10 @@ async def test_giving_up_fails_what_has_waited_so_long() -> None:
     replicas = Replicas()
     sender = sender_of(replicas.call)
     early = await send_all(sender, [job(1), job(2, 9)])
-    await asyncio.sleep(0.03)
+    await asyncio.sleep(0.3)
     await send_all(sender, [job(3, 9)])
 
-    sender.give_up(NotNowError(), after_s=0.02)
+    sender.give_up(NotNowError(), after_s=0.2)
     await turns()
 
     for task in early:
