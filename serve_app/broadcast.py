@@ -1,4 +1,4 @@
-"""What replicas answer to a question that all of them are asked, without those that are late or cannot answer.
+"""What replicas answer to a question that all of them are asked: None from those that are late, nothing from the dead.
 
 Ray Serve's own way gives no answer at all where one of many replicas is late, as one is that hangs: so its results are
 awaited one by one. Knows nothing of what is asked.
@@ -9,7 +9,7 @@ from typing import Any
 
 
 async def answers_within(asked: Any, timeout_s: float) -> list[Any]:
-    """Return the answers that come in time, in any order.
+    """Return the answers of all replicas that live, in any order; None for one that does not come in time.
 
     Args:
         asked: what a `DeploymentHandle.broadcast` returned.
@@ -28,11 +28,11 @@ async def answers_within(asked: Any, timeout_s: float) -> list[Any]:
     answers = [asyncio.ensure_future(result.get_async()) for result in results]
     try:
         await asyncio.wait(answers, timeout=until - loop.time())
-        return [answer.result() for answer in answers if _is_there(answer)]
+        return [answer.result() if answer.done() else None for answer in answers if _lives(answer)]
     finally:
         for answer in answers:
             answer.cancel()
 
 
-def _is_there(answer: asyncio.Future[Any]) -> bool:
-    return answer.done() and not answer.cancelled() and answer.exception() is None
+def _lives(answer: asyncio.Future[Any]) -> bool:
+    return not answer.done() or not (answer.cancelled() or answer.exception())

@@ -17,7 +17,11 @@ from typing import Any, Protocol
 
 from grpc import RpcError
 from ray.exceptions import RayError, RayTaskError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.exceptions import (
+    BackPressureError,
+    DeploymentUnavailableError,
+    RayServeException,
+)
 
 from serve_app.backlog import Backlog
 from serve_app.broadcast import answers_within
@@ -149,12 +153,15 @@ class ModelClient:
 
     async def states(self) -> list[ReplicaState]:
         """Return the state of every replica that can embed now."""
+        return [state for state in await self._ask_all() if state is not None]
+
+    async def _ask_all(self) -> list[ReplicaState | None]:
+        """Return the state of every replica, None for one that cannot embed, and tell them what waits here."""
         try:
             asked = self._handle.broadcast("state", self._name, self.backlog.units)
-            answers = await answers_within(asked, _LOOK_S)
-        except (TimeoutError, RayError, DeploymentUnavailableError):
+            return await answers_within(asked, _LOOK_S)
+        except (TimeoutError, RayError, RayServeException, RpcError):
             return []
-        return [answer for answer in answers if answer is not None]
 
     async def is_ready(self) -> bool:
         """Return whether a replica can embed now, or would be started by the first request."""
@@ -241,15 +248,17 @@ class ModelClient:
         try:
             while True:
                 await asyncio.sleep(max(self._looked_at + pause_s - time.monotonic(), 0))
-                self._note(await self.states())
+                self._note(await self._ask_all())
                 if not self.backlog.units:
                     return
         finally:
             self._looking = None
 
-    def _note(self, states: Sequence[ReplicaState]) -> None:
+    def _note(self, answers: Sequence[ReplicaState | None]) -> None:
+        states = [state for state in answers if state is not None]
         now = self._looked_at = time.monotonic()
-        self._sender.calls_at_once = _CALLS_PER_REPLICA * max(len(states), 1)
+        # Of those that hang, too: calls that hang with them take nobody else's place.
+        self._sender.calls_at_once = _CALLS_PER_REPLICA * max(len(answers), 1)
         patience_s = self._settings.unavailable_after_s
         if states:  # settings may have been changed there, and the budget may be the device's
             self._seen_at = now

@@ -183,6 +183,28 @@ async def test_calls_follow_the_number_of_replicas() -> None:
     assert max(most) == 6
 
 
+async def test_calls_that_hang_with_their_replica_take_no_place_from_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It counts as long as it lives, whether it says that it cannot embed or says nothing."""
+    monkeypatch.setattr("serve_app.client._LOOK_S", 0.02)
+    handle = FakeHandle(never, states=[STATE, None, LATE, RuntimeError("dying")])
+    client = client_of(handle)
+    tasks = [
+        asyncio.create_task(client.embed(tokenized([n] * 9), request_id="an-id"))
+        for n in range(1, 8)
+    ]
+    await asyncio.sleep(0.3)
+
+    tasks.append(asyncio.create_task(client.embed(tokenized([8] * 9), request_id="an-id")))
+    await turns()
+    for task in tasks:
+        task.cancel()
+    await turns()
+
+    assert len(handle.calls) == 6
+
+
 async def test_calls_and_the_queue_follow_what_the_replicas_take() -> None:
     """Their settings change without a restart, and their budget may be the device's."""
     states = [
