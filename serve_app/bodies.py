@@ -24,7 +24,7 @@ async def read_body(
 
     Args:
         request: whose body it is.
-        hold: called with a number of bytes before they are kept; may raise.
+        hold: called with the number of bytes by which what is kept of it grows; may raise.
         max_bytes: of the body, also when it is decompressed.
         timeout_s: seconds in which it has to be here.
 
@@ -59,7 +59,7 @@ async def read_body(
         )
         raise InvalidRequestError(message, "unsupported_content_encoding")
     plain = await asyncio.to_thread(inflate, body, max_bytes=max_bytes)
-    hold(len(plain))
+    hold(len(plain) - len(body))
     return plain
 
 

@@ -1,4 +1,4 @@
-"""What replicas answer to a question that all of them are asked: None from those that are late, nothing from the dead.
+"""What all replicas of a deployment answer to a question: None from one that is late, nothing from one that is dead.
 
 Ray Serve's own way gives no answer at all where one of many replicas is late, as one is that hangs: so its results are
 awaited one by one. Knows nothing of what is asked.
@@ -7,22 +7,30 @@ awaited one by one. Knows nothing of what is asked.
 import asyncio
 from typing import Any
 
+from grpc import RpcError
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
 
-async def answers_within(asked: Any, timeout_s: float) -> list[Any]:
-    """Return the answers of all replicas that live, in any order; None for one that does not come in time.
+
+async def ask_all(handle: Any, method: str, *args: object, timeout_s: float) -> list[Any]:
+    """Return the answers of all replicas that live, in any order; None for each that does not come in time.
+
+    There are none where it is not known in time which replicas there are, or where the deployment cannot be asked.
 
     Args:
-        asked: what a `DeploymentHandle.broadcast` returned.
+        handle: Ray Serve's `DeploymentHandle`.
+        method: of the replicas.
+        args: what it is called with.
         timeout_s: for all of it, in seconds.
-
-    Raises:
-        TimeoutError: it is not even known in time which replicas there are.
-        RayServeException: there is no deployment to ask.
     """
     loop = asyncio.get_running_loop()
     until = loop.time() + timeout_s
-    async with asyncio.timeout_at(until):
-        results = await asked._fetch_replica_results_async()  # no public way to each of them
+    try:
+        async with asyncio.timeout_at(until):
+            asked = handle.broadcast(method, *args)
+            results = await asked._fetch_replica_results_async()  # no public way to each of them
+    except (TimeoutError, RayError, RayServeException, RpcError):
+        return []
     if not results:
         return []
     answers = [asyncio.ensure_future(result.get_async()) for result in results]

@@ -6,25 +6,17 @@ calls may be under way, so that others that come later find their place between 
 """
 
 import asyncio
-import math
 import random
 import time
-import uuid
 from collections.abc import Sequence
-from contextvars import Context
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from grpc import RpcError
 from ray.exceptions import RayError, RayTaskError
-from ray.serve.exceptions import (
-    BackPressureError,
-    DeploymentUnavailableError,
-    RayServeException,
-)
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from serve_app.backlog import Backlog
-from serve_app.broadcast import answers_within
 from serve_app.errors import OverloadedError, UnavailableError
 from serve_app.jobs import deadly, join, split
 from serve_app.messages import (
@@ -37,6 +29,7 @@ from serve_app.messages import (
     TokenizedInputs,
 )
 from serve_app.metrics import Metrics
+from serve_app.replica_watch import ReplicaWatch
 from serve_app.sender import Answered, LostCallError, NotNowError, Sender
 
 # Embedding is idempotent, so a job whose replica died may be sent again. A replica has one such job at a time, so one
@@ -45,9 +38,7 @@ _ATTEMPTS = 2
 # Calls to one replica that are under way at once: one computes and one is ready, so that the model need not wait.
 _CALLS_PER_REPLICA = 2
 # How much of the queue bulk may fill; the rest is kept for what somebody waits for.
-_BULK_SHARE = 0.75
-# How often replicas are asked while there is work, and how long they have to answer.
-_LOOK_S = 2.0
+_BULK_QUEUE_SHARE = 0.75
 # The next job of a request counts as come so many times the last one's computing after that one. Alone and with two
 # calls to a replica it is two; so a large request is due half of the model, and others find a place between its jobs.
 _JOB_PACE = 4.0
@@ -113,9 +104,12 @@ class ModelClient:
             lost=self._count_retry,
             pause=self._pause,
         )
-        self._name = uuid.uuid4().hex
-        self._looking: asyncio.Task[None] | None = None
-        self._looked_at = self._seen_at = -math.inf
+        self._watch = ReplicaWatch(
+            handle,
+            waiting_tokens=lambda: self.backlog.units,
+            looked=self._adapt,
+            pause_s=settings.unavailable_after_s,
+        )
 
     async def embed(
         self, inputs: TokenizedInputs, *, request_id: str, is_bulk: bool = False
@@ -133,14 +127,14 @@ class ModelClient:
         """
         # One always finds room, however large it is.
         if self.backlog.units and not self.backlog.has_room(
-            inputs.tokens, share=_BULK_SHARE if is_bulk else 1
+            inputs.tokens, share=_BULK_QUEUE_SHARE if is_bulk else 1
         ):
             raise self._overloaded("pending_tokens")
         started = time.perf_counter()
         jobs = split(inputs, job_tokens=-(-self._sender.budget // 2), request_id=request_id)
         self.backlog.add(inputs.tokens)
         self._metrics.pending_changed(model=self._settings.model, tokens=self.backlog.units)
-        self._look_at_replicas()
+        self._watch.go_on()
         answers: dict[int, Answered] = {}
         try:
             await self._run(jobs, answers, is_bulk=is_bulk)
@@ -153,15 +147,7 @@ class ModelClient:
 
     async def states(self) -> list[ReplicaState]:
         """Return the state of every replica that can embed now."""
-        return [state for state in await self._ask_all() if state is not None]
-
-    async def _ask_all(self) -> list[ReplicaState | None]:
-        """Return the state of every replica, None for one that cannot embed, and tell them what waits here."""
-        try:
-            asked = self._handle.broadcast("state", self._name, self.backlog.units)
-            return await answers_within(asked, _LOOK_S)
-        except (TimeoutError, RayError, RayServeException, RpcError):
-            return []
+        return _present(await self._watch.ask())
 
     async def is_ready(self) -> bool:
         """Return whether a replica can embed now, or would be started by the first request."""
@@ -233,38 +219,16 @@ class ModelClient:
         """Wait a moment, so that not all callers of a dead replica come back at once."""
         await asyncio.sleep(self._settings.retry_pause_s * random.uniform(0.2, 1))  # noqa: S311  # no secret
 
-    def _look_at_replicas(self) -> None:
-        """Follow how many replicas there are and what they take, and tell them what waits, while there is work."""
-        if self._looking is not None:
-            return
-        now = time.monotonic()
-        if now - self._looked_at >= _LOOK_S:  # nothing is known of them
-            self._seen_at = now
-        # In no request's context, as in the sender.
-        self._looking = asyncio.create_task(self._follow_replicas(), context=Context())
-
-    async def _follow_replicas(self) -> None:
-        pause_s = min(_LOOK_S, self._settings.unavailable_after_s)
-        try:
-            while True:
-                await asyncio.sleep(max(self._looked_at + pause_s - time.monotonic(), 0))
-                self._note(await self._ask_all())
-                if not self.backlog.units:
-                    return
-        finally:
-            self._looking = None
-
-    def _note(self, answers: Sequence[ReplicaState | None]) -> None:
-        states = [state for state in answers if state is not None]
-        now = self._looked_at = time.monotonic()
+    def _adapt(self, answers: Sequence[ReplicaState | None], absent_s: float) -> None:
+        """Follow how many replicas there are and what they take, and fail what waits for none."""
         # Of those that hang, too: calls that hang with them take nobody else's place.
         self._sender.calls_at_once = _CALLS_PER_REPLICA * max(len(answers), 1)
         patience_s = self._settings.unavailable_after_s
-        if states:  # settings may have been changed there, and the budget may be the device's
-            self._seen_at = now
+        if states := _present(answers):
+            # Settings may have been changed there, and the budget may be the device's.
             self._sender.budget = min(state.max_batch_tokens for state in states)
             self.backlog.limit = max(state.max_queued_tokens for state in states)
-        elif now - self._seen_at >= patience_s:  # calls wait for ever where there is no replica
+        elif absent_s >= patience_s:  # calls wait for ever where there is no replica
             self._sender.give_up(self._unavailable("none is there"), after_s=patience_s)
 
     def _overloaded(self, reason: str) -> OverloadedError:
@@ -277,6 +241,10 @@ class ModelClient:
         return UnavailableError(
             message, "model_unavailable", retry_after_s=self._settings.retry_after_s
         )
+
+
+def _present(answers: Sequence[ReplicaState | None]) -> list[ReplicaState]:
+    return [state for state in answers if state is not None]
 
 
 async def _answer(response: Response) -> Sequence[EmbedResult] | Refusal | NotNow:

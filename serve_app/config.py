@@ -58,8 +58,9 @@ class BatchSettings(Settings):
         PositiveFloat,
         Field(
             description=(
-                "A replica with a batch that computes longer than this ends and is replaced; what it had is sent to "
-                "another if `http.request_timeout_s` leaves time for it."
+                "A replica with a batch that computes longer than this ends and is replaced, so it has to be longer "
+                "than the slowest input takes; what it had is sent to another for as long as `http.request_timeout_s` "
+                "and, where there is no other yet, `http.unavailable_after_s` allow."
             )
         ),
     ] = 60.0

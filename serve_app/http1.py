@@ -3,8 +3,9 @@
 The JDK's client puts `Upgrade: h2c` into every first request. A server may ignore that and answer in HTTP/1.1, as here.
 httptools leaves such a request's body unread, in case an upgrade follows; so its headers are read again without the
 offer. uvicorn waits for ever for a head, the request's line and headers, and takes one of any size: here it has some
-seconds and kilobytes. So has what comes after an answer and begins no request, as the rest of a body that nobody read;
-and trailers, which nobody reads either, are not kept. Knows nothing of our application.
+seconds and kilobytes. So many seconds has what comes after an answer and begins no request, as the rest of a body that
+nobody read; and trailers, which nobody reads either, have the kilobytes and are not kept. Knows nothing of our
+application.
 """
 
 import asyncio
@@ -17,7 +18,8 @@ _OFFERS = (b"upgrade", b"http2-settings")
 # Seconds from when a connection is there, a head begins, or something else comes after an answer, until a head is
 # complete.
 _HEAD_S = 30.0
-# Bytes of a head that is not complete yet; a piece more may be with them, as the system hands it over.
+# Bytes of a head that is not complete yet, or of anything else that is no body; a piece more may be with them, as the
+# system hands it over.
 _HEAD_BYTES = 65_536
 
 
@@ -31,7 +33,7 @@ class StayingProtocol(HttpToolsProtocol):
 
     _timer: asyncio.TimerHandle | None = None
     _in_head = True
-    _head_bytes = 0
+    _bytes_beside_body = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         """Wait for the first request, for a while."""
@@ -46,15 +48,15 @@ class StayingProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Take what has come; where a request offers an upgrade, read it again without."""
         self._unset_keepalive_if_required()
-        self._head_bytes += len(data)
+        self._bytes_beside_body += len(data)
         left: bytes | None = data
         try:
             while left is not None:
                 left = self._feed(left)
         except httptools.HttpParserError:
             self._refuse()
-        if self._in_head and self._head_bytes > _HEAD_BYTES:
-            self._end(431)
+        if self._bytes_beside_body > _HEAD_BYTES:
+            self._give_up(431)
         elif self._timer is None and getattr(self.cycle, "response_complete", False):
             self._wait()  # as uvicorn does no more: something has come
 
@@ -81,7 +83,6 @@ class StayingProtocol(HttpToolsProtocol):
 
     def _wait(self) -> None:
         self._stop_waiting()
-        self._head_bytes = 0
         self._timer = self.loop.call_later(_HEAD_S, self._is_late)
 
     def _stop_waiting(self) -> None:
@@ -92,16 +93,16 @@ class StayingProtocol(HttpToolsProtocol):
     def _is_late(self) -> None:
         if not getattr(self.cycle, "response_complete", True):  # None before the first request
             self._wait()  # more is not read while a request before it is worked on
-        elif self._in_head:
-            self._end(408)
         else:
-            self.transport.close()
+            self._give_up(408)
 
-    def _end(self, status: int) -> None:
+    def _give_up(self, status: int) -> None:
+        """Close the connection; whoever has begun a request is told why."""
         self._stop_waiting()
-        self.transport.write(
-            STATUS_LINE[status] + b"content-length: 0\r\nconnection: close\r\n\r\n"
-        )
+        if self._in_head:
+            self.transport.write(
+                STATUS_LINE[status] + b"content-length: 0\r\nconnection: close\r\n\r\n"
+            )
         self.transport.close()
 
     def _refuse(self) -> None:
@@ -127,6 +128,7 @@ class StayingProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Wait for the rest of the head, for a while."""
         self._in_head = True
+        self._bytes_beside_body = 0
         self._wait()
         super().on_message_begin()
 
@@ -139,8 +141,14 @@ class StayingProtocol(HttpToolsProtocol):
         """Begin the request, unless it is about to be read again."""
         if not self._is_offer():
             self._in_head = False
+            self._bytes_beside_body = 0
             self._stop_waiting()
             super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Take a piece of the body."""
+        self._bytes_beside_body = 0
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         """End the request, unless it is about to be read again."""

@@ -5,9 +5,9 @@ Knows nothing of Ray.
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, model_validator
 
 from serve_app.deployment_options import Settings
 
@@ -74,7 +74,7 @@ class HttpConfig(Settings):
         Field(
             description=(
                 "Most bytes of bodies in one ingress replica, of all requests that arrive or are worked on; beyond it "
-                "429. One request always fits."
+                "429, except for bodies of up to 64 KiB. At least `max_body_bytes`."
             )
         ),
     ] = 512 * 1024**2
@@ -97,3 +97,9 @@ class HttpConfig(Settings):
             description="`Retry-After` of a 503, and of a 429 before anything was done from which a wait follows.",
         ),
     ] = 1
+
+    @model_validator(mode="after")
+    def _each_body_finds_room(self) -> Self:
+        if self.max_held_body_bytes < self.max_body_bytes:
+            raise ValueError("max_held_body_bytes: less than max_body_bytes")
+        return self

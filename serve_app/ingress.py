@@ -11,6 +11,7 @@ from ray import serve
 from starlette.types import ASGIApp
 
 from serve_app.asgi import build_asgi_app
+from serve_app.broadcast import ask_all
 from serve_app.checkpoint import read_checkpoint
 from serve_app.cl100k import Cl100k
 from serve_app.client import ClientSettings, ModelClient
@@ -150,10 +151,8 @@ class Ingress:
         return self._name, self._metrics.snapshot()
 
     async def _scrape(self) -> bytes:
-        answers = await self._peers.broadcast("snapshot").results_async(
-            timeout_s=3, return_exceptions=True
-        )
-        ingresses = dict(answer for answer in answers if isinstance(answer, tuple))
+        answers = await ask_all(self._peers, "snapshot", timeout_s=3)
+        ingresses = dict(answer for answer in answers if answer is not None)
         # Also before the others know of this replica.
         ingresses[self._name] = self._metrics.snapshot()
         models = {name: await client.states() for name, client in self._clients.items()}

@@ -112,8 +112,7 @@ class Sender:
         self._pause = pause
         self._lanes: dict[bool, list[_Ticket]] = {False: [], True: []}
         self._owed_to_bulk = 0.0  # tokens
-        self._tickets: set[_Ticket] = set()
-        self._under_way: set[asyncio.Task[None]] = set()
+        self._under_way: dict[asyncio.Task[None], list[_Ticket]] = {}
 
     async def send(
         self, job: EmbedJob, *, is_bulk: bool = False, turn: float | None = None
@@ -133,20 +132,19 @@ class Sender:
         answer: asyncio.Future[Answered] = asyncio.get_running_loop().create_future()
         now = time.perf_counter()
         ticket = _Ticket(job, answer, now, now if turn is None else turn, is_bulk)
-        self._tickets.add(ticket)
         self._queue(ticket)
         self._start_calls()
         try:
             return await answer
         finally:
-            self._tickets.discard(ticket)
             if answer.cancelled():
                 self._forget_done()
 
     def give_up(self, error: Exception, *, after_s: float) -> None:
         """Fail all jobs that were given to be sent so long ago, whether they wait here or in a call."""
         last = time.perf_counter() - after_s
-        _fail([ticket for ticket in self._tickets if ticket.since <= last], error)
+        tickets = chain(*self._lanes.values(), *self._under_way.values())
+        _fail([ticket for ticket in tickets if ticket.since <= last], error)
         self._forget_done()
 
     def _queue(self, ticket: _Ticket) -> None:
@@ -156,7 +154,7 @@ class Sender:
         while any(self._lanes.values()) and len(self._under_way) < self.calls_at_once:
             tickets = self._take()
             task = asyncio.create_task(self._run(tickets), context=Context())
-            self._under_way.add(task)
+            self._under_way[task] = tickets
             task.add_done_callback(self._call_ended)
             for ticket in tickets:
                 ticket.answer.add_done_callback(partial(_end_if_left, task, tickets))
@@ -172,20 +170,20 @@ class Sender:
             count = take_batch((t.job.inputs.tokens for t in fresh), budget=self.budget)
         tickets = list(islice(self._in_order(bulk_first), count))
         for is_bulk, lane in self._lanes.items():
-            taken = [ticket for ticket in tickets if ticket.is_bulk == is_bulk]
-            del lane[: len(taken)]
-            if both_wait:
-                share = self._bulk_share - is_bulk
-                self._owed_to_bulk += share * sum(ticket.job.inputs.tokens for ticket in taken)
-        # Of what was long ago neither lane has to pay the other more than a call.
-        self._owed_to_bulk = min(max(self._owed_to_bulk, -self.budget), self.budget)
+            del lane[: sum(ticket.is_bulk == is_bulk for ticket in tickets)]
+        if both_wait:
+            owed = self._owed_to_bulk + sum(
+                (self._bulk_share - ticket.is_bulk) * ticket.job.inputs.tokens for ticket in tickets
+            )
+            # For what was long ago neither lane has to make good more than a call.
+            self._owed_to_bulk = min(max(owed, -self.budget), self.budget)
         return tickets
 
     def _in_order(self, bulk_first: bool) -> Iterator[_Ticket]:  # noqa: FBT001  # private
         return chain(self._lanes[bulk_first], self._lanes[not bulk_first])
 
     def _call_ended(self, task: asyncio.Task[None]) -> None:
-        self._under_way.discard(task)
+        del self._under_way[task]
         self._start_calls()
 
     async def _run(self, tickets: Sequence[_Ticket]) -> None:

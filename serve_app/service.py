@@ -34,6 +34,8 @@ from serve_app.vectors import finish, non_finite_rows
 # A request of more characters is tokenized in a thread: up to here the tokenizer takes less than a millisecond or two.
 _INLINE_CHARACTERS = 10_000
 
+# A body of this size always finds memory, so that nobody can keep out all others with a few large ones.
+_SMALL_BODY_BYTES = 65_536
 _TOKENIZING_THREADS = 2
 # A request of more characters has a line of its own: it takes seconds and gigabytes, and there is one such at a time.
 _LARGE_CHARACTERS = 1_000_000
@@ -92,8 +94,8 @@ class Service:
         """Hold one of the places that the service has for requests, from before a body is read.
 
         Yields:
-            What is called with the number of bytes that the request is about to hold, besides those so far; raises
-            `OverloadedError` where all requests together hold too many.
+            What is called with the number of bytes by which the request's body grows; raises `OverloadedError` where
+            the bodies of all requests are too much then, and this one is not small.
 
         Raises:
             OverloadedError: all places are taken.
@@ -104,8 +106,8 @@ class Service:
 
         def hold(size: int) -> None:
             nonlocal own
-            others = self._held_bytes - own
-            if others and self._held_bytes + size > self._limits.max_held_body_bytes:
+            is_small = own + size <= _SMALL_BODY_BYTES
+            if not is_small and self._held_bytes + size > self._limits.max_held_body_bytes:
                 raise self._overloaded("body_bytes")
             own += size
             self._held_bytes += size

@@ -187,14 +187,22 @@ async def test_calls_that_hang_with_their_replica_take_no_place_from_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It counts as long as it lives, whether it says that it cannot embed or says nothing."""
-    monkeypatch.setattr("serve_app.client._LOOK_S", 0.02)
-    handle = FakeHandle(never, states=[STATE, None, LATE, RuntimeError("dying")])
+    monkeypatch.setattr("serve_app.replica_watch._LOOK_S", 0.02)
+    has_looked = asyncio.Event()
+
+    class LookedAt(FakeHandle):
+        def broadcast(self, method: str, caller: str, waiting_tokens: int) -> Any:
+            if self.told:  # once, which is over
+                has_looked.set()
+            return super().broadcast(method, caller, waiting_tokens)
+
+    handle = LookedAt(never, states=[STATE, None, LATE, RuntimeError("dying")])
     client = client_of(handle)
     tasks = [
         asyncio.create_task(client.embed(tokenized([n] * 9), request_id="an-id"))
         for n in range(1, 8)
     ]
-    await asyncio.sleep(0.3)
+    await has_looked.wait()
 
     tasks.append(asyncio.create_task(client.embed(tokenized([8] * 9), request_id="an-id")))
     await turns()
@@ -622,7 +630,7 @@ async def test_a_model_is_ready_when_one_replica_is_well(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Whatever the others say, or if they say nothing for too long."""
-    monkeypatch.setattr("serve_app.client._LOOK_S", 0.02)
+    monkeypatch.setattr("serve_app.replica_watch._LOOK_S", 0.02)
     client = client_of(FakeHandle(answer, states=states))
 
     assert await client.is_ready() is is_ready
@@ -632,7 +640,7 @@ async def test_replicas_are_told_what_waits_while_something_does(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Again and again, for how many there should be depends on it; at the end that nothing does."""
-    monkeypatch.setattr("serve_app.client._LOOK_S", 0.001)
+    monkeypatch.setattr("serve_app.replica_watch._LOOK_S", 0.001)
     may_answer, nothing_waits = asyncio.Event(), asyncio.Event()
 
     class Listening(FakeHandle):

@@ -290,6 +290,13 @@ def test_a_head_of_any_size_is_not_taken(port: int, piece: bytes) -> None:
     assert answer.startswith(b"HTTP/1.1 431") or not answer
 
 
+def test_trailers_of_any_size_are_not_taken(port: int) -> None:
+    """The parser would gather one that does not end."""
+    body = b"1\r\na\r\n0\r\nX-Long: "
+
+    assert until_closed(port, request(CHUNKED, body=body), b"a" * 1_000_000) == b""
+
+
 def test_a_head_waits_while_a_request_before_it_is_worked_on(
     slow_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

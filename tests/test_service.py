@@ -268,21 +268,21 @@ async def test_a_place_is_free_again_after_whatever_happened(
 async def test_bodies_of_all_requests_hold_so_much_memory_at_most(
     build: Build, metrics: Metrics
 ) -> None:
-    """Whoever comes when the others hold too much is refused; one alone may hold any amount."""
-    service = build(max_held_body_bytes=100)
+    """A large one that comes when the others hold it is refused, a small one is not."""
+    service = build(max_body_bytes=100_000, max_held_body_bytes=200_000)
 
-    with service.place() as hold:
-        hold(500)
-        with pytest.raises(OverloadedError), service.place() as hold_more:
-            hold_more(1)
-        hold(500)
-    with service.place() as hold, service.place() as hold_more:
-        hold(60)
-        hold_more(40)
+    with service.place() as first, service.place() as second, service.place() as third:
+        first(100_000)
+        second(100_000)
+        third(60_000)
         with pytest.raises(OverloadedError):
-            hold_more(1)
+            third(10_000)
+        first(-70_000)
+        third(10_000)
+    with service.place() as first:
+        first(200_000)
 
-    assert counted(metrics, "embeddings_overload_refusals_total", reason="body_bytes") == 2
+    assert counted(metrics, "embeddings_overload_refusals_total", reason="body_bytes") == 1
 
 
 # What the inputs are.
