@@ -61,7 +61,7 @@ class ClientSettings:
     Attributes:
         model: the served name.
         job_tokens: most tokens in a call, until a replica has told its own budget; a longer input goes alone.
-        max_queued_tokens: most tokens accepted and not answered, until a replica has told its own; one request always
+        max_queued_tokens: most tokens accepted and not answered, until replicas have told theirs; one request always
             fits.
         unavailable_after_s: seconds that a call may wait while there is no replica at all, or none that takes it.
         retry_after_s: what a refused client is told to wait while nothing better is known.
@@ -227,7 +227,9 @@ class ModelClient:
         if states := _present(answers):
             # Settings may have been changed there, and the budget may be the device's.
             self._sender.budget = min(state.max_batch_tokens for state in states)
-            self.backlog.limit = max(state.max_queued_tokens for state in states)
+            self.backlog.limit = sum(state.max_queued_tokens for state in states)
+            # As the one says that was told most; another may have started just now.
+            self.backlog.elsewhere = max((state.waiting_elsewhere for state in states), key=sum)
         elif absent_s >= patience_s:  # calls wait for ever where there is no replica
             self._sender.give_up(self._unavailable("none is there"), after_s=patience_s)
 

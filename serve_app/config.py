@@ -51,7 +51,9 @@ class BatchSettings(Settings):
     max_queued_tokens: Annotated[
         PositiveInt,
         Field(
-            description="Most tokens that wait in one replica, and in one ingress replica; beyond it 429."
+            description=(
+                "Most tokens that wait, in all ingress replicas together, for each replica of the model; beyond it 429."
+            )
         ),
     ] = 200_000
     wedged_after_s: Annotated[

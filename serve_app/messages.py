@@ -113,7 +113,8 @@ class ReplicaState:
         busy_seconds: seconds the model has computed since the replica started.
         memory_bytes: resident memory of the replica's process.
         max_batch_tokens: its token budget at the moment.
-        max_queued_tokens: most tokens that may wait in it at the moment.
+        max_queued_tokens: what it adds to the most tokens that may wait, at the moment.
+        waiting_elsewhere: tokens that wait in each ingress replica where some do, but for the one that asks.
     """
 
     replica: str
@@ -123,6 +124,7 @@ class ReplicaState:
     memory_bytes: int
     max_batch_tokens: int
     max_queued_tokens: int
+    waiting_elsewhere: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -168,6 +168,7 @@ class EmbeddingReplica:
             memory_bytes=psutil.Process().memory_info().rss,
             max_batch_tokens=self._gate.budget,
             max_queued_tokens=self._gate.max_queued_tokens,
+            waiting_elsewhere=self._workload.waiting(besides=caller),
         )
 
     async def record_autoscaling_stats(self) -> dict[str, float]:

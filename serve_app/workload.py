@@ -39,10 +39,21 @@ class Workload:
 
     def told(self, caller: str, tokens: int) -> None:
         """An ingress replica says how many tokens it has accepted that are not answered yet."""
+        self._forget()
+        self._told[caller] = (self._clock(), tokens)
+
+    def waiting(self, *, besides: str = "") -> tuple[int, ...]:
+        """Return the tokens that wait in each ingress replica where some do.
+
+        Args:
+            besides: the ingress replica that is left out.
+        """
+        self._forget()
+        return tuple(tokens for one, (_, tokens) in self._told.items() if tokens and one != besides)
+
+    def _forget(self) -> None:
         now = self._clock()
-        # Here, as nobody may ever ask for a report, while ingress replicas come and go.
         self._told = {one: told for one, told in self._told.items() if now - told[0] < _TOLD_S}
-        self._told[caller] = (now, tokens)
 
     def report(self, busy_seconds: float) -> dict[str, float]:
         """Return what `WorkPolicy` goes by: `busy` since the last report, 0 to 1, and `waiting_s`.
@@ -53,7 +64,7 @@ class Workload:
         now = self._clock()
         elapsed, computed = now - self._since, busy_seconds - self._busy_seconds
         self._since, self._busy_seconds = now, busy_seconds
-        tokens = sum(tokens for at, tokens in self._told.values() if now - at < _TOLD_S)
+        tokens = sum(self.waiting())
         return {
             BUSY: min(max(computed / elapsed, 0.0), 1.0) if elapsed > 0 else 0.0,
             WAITING_S: tokens * self._seconds / self._tokens if self._tokens else 0.0,

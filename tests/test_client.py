@@ -47,6 +47,7 @@ STATE = ReplicaState(
     memory_bytes=0,
     max_batch_tokens=10,
     max_queued_tokens=100,
+    waiting_elsewhere=(),
 )
 REPLACED = UnavailableError("The model's replica is being replaced.", "model_unavailable")
 
@@ -225,13 +226,35 @@ async def test_calls_and_the_queue_follow_what_the_replicas_take() -> None:
     await turns()
 
     await client.embed(tokenized(*[[1] * 5] * 5), request_id="an-id")
-    large = asyncio.create_task(client.embed(tokenized(*[[1] * 10] * 5), request_id="an-id"))
+    large = asyncio.create_task(client.embed(tokenized(*[[1] * 10] * 8), request_id="an-id"))
     await asyncio.sleep(0)
 
     assert [job.inputs.tokens for job in handle.jobs] == [1, 10, 10, 5]
     with pytest.raises(OverloadedError):
-        await client.embed(tokenized([1]), request_id="an-id")
+        await client.embed(tokenized([1] * 11), request_id="an-id")
+    await client.embed(tokenized([1] * 10), request_id="an-id")
     await large
+
+
+async def test_what_waits_in_other_ingress_replicas_takes_room_here() -> None:
+    """As the replica says that was told most: the limit is that of the model, whichever ingress replica is asked."""
+    states = [
+        replace(STATE, max_queued_tokens=50, waiting_elsewhere=(40, 20)),
+        replace(STATE, max_queued_tokens=50, waiting_elsewhere=(10,)),
+    ]
+    handle = FakeHandle(never, states=states)
+    client = client_of(handle, max_queued_tokens=1000)
+    waiting = asyncio.create_task(client.embed(tokenized([1] * 30), request_id="an-id"))
+    await turns()
+
+    with pytest.raises(OverloadedError):
+        await client.embed(tokenized([1] * 11), request_id="an-id")
+    fitting = asyncio.create_task(client.embed(tokenized([1] * 10), request_id="an-id"))
+    await turns()
+
+    assert client.backlog.units == 40
+    for task in (waiting, fitting):
+        task.cancel()
 
 
 # Fairness.

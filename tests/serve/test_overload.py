@@ -87,9 +87,9 @@ def test_a_burst_that_fits_is_queued(server: Server) -> None:
 @pytest.mark.timeout(300)
 @pytest.mark.anyio
 async def test_ten_times_what_it_can_do_is_answered_in_time_or_refused(server: Server) -> None:
-    """For a minute: the model does three such texts a second, and its queues hold less than eight seconds of work."""
+    """For a minute: the model does three such texts a second, and four seconds of work may wait in all."""
     body = {"input": "slow " * 40}  # 42 tokens, a batch of 0.3 s
-    queued_s = 2 * 512 / 42 * 0.3  # in two ingress replicas
+    queued_s = 512 / 42 * 0.3
 
     begun = await send_at(server.plumbing_url, body, per_s=33, seconds=10)
     before = server.memory()
