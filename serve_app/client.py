@@ -24,7 +24,6 @@ from serve_app.messages import (
     EmbedResult,
     ModelAnswer,
     NotNow,
-    Refusal,
     ReplicaState,
     TokenizedInputs,
 )
@@ -122,7 +121,7 @@ class ModelClient:
             is_bulk: whether others may overtake it; it is also refused before them.
 
         Raises:
-            OverloadedError: there is no room, here or in a replica.
+            OverloadedError: there is no room, here or in Ray Serve's queue of calls.
             UnavailableError: no replica answers.
         """
         # One always finds room, however large it is.
@@ -206,8 +205,6 @@ class ModelClient:
             raise self._overloaded("serve_queue") from None
         except DeploymentUnavailableError:
             raise self._unavailable("it failed to start") from None
-        if isinstance(results, Refusal):
-            raise self._overloaded("replica_tokens")
         if isinstance(results, NotNow):
             raise NotNowError
         return results
@@ -249,7 +246,7 @@ def _present(answers: Sequence[ReplicaState | None]) -> list[ReplicaState]:
     return [state for state in answers if state is not None]
 
 
-async def _answer(response: Response) -> Sequence[EmbedResult] | Refusal | NotNow:
+async def _answer(response: Response) -> Sequence[EmbedResult] | NotNow:
     """Wait for a call; whoever stops waiting ends it.
 
     Raises:
@@ -274,6 +271,6 @@ def _retrieve(waiting: asyncio.Future[Any]) -> None:
         waiting.exception()
 
 
-async def _awaited(response: Response) -> Sequence[EmbedResult] | Refusal | NotNow:
-    answer: Sequence[EmbedResult] | Refusal | NotNow = await response
+async def _awaited(response: Response) -> Sequence[EmbedResult] | NotNow:
+    answer: Sequence[EmbedResult] | NotNow = await response
     return answer

@@ -17,14 +17,6 @@ from dataclasses import dataclass, field
 from serve_app.batching import take_batch
 
 
-class GateFullError(Exception):
-    """The tokens that wait leave no room for a job; `queued_tokens` says how many there are."""
-
-    def __init__(self, queued_tokens: int) -> None:
-        super().__init__(queued_tokens)
-        self.queued_tokens = queued_tokens
-
-
 @dataclass(slots=True)
 class _Admission:
     """Jobs that were let in together; it ends when the last of them has left."""
@@ -43,12 +35,10 @@ class Gate:
 
     Args:
         budget: tokens that are let in together; a job that is larger goes alone.
-        max_queued_tokens: most tokens that wait; a job finds room in an empty queue whatever its size.
     """
 
-    def __init__(self, *, budget: int, max_queued_tokens: int) -> None:
+    def __init__(self, *, budget: int) -> None:
         self.budget = budget
-        self.max_queued_tokens = max_queued_tokens
         self.queued_tokens = 0
         self._waiting: deque[_Ticket] = deque()
         # Admissions whose jobs are not all out yet: at most one running and one ahead.
@@ -65,12 +55,7 @@ class Gate:
 
         A caller that is cancelled while it waits leaves the queue at once; one that is cancelled inside leaves its
         place to the others.
-
-        Raises:
-            GateFullError: there is no room to wait.
         """
-        if self._waiting and self.queued_tokens + tokens > self.max_queued_tokens:
-            raise GateFullError(self.queued_tokens)
         admission = await self._wait(tokens)
         try:
             yield

@@ -87,13 +87,6 @@ class EmbedResult:
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
-    """A job that a replica did not take because too many tokens wait there already."""
-
-    queued_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
 class NotNow:
     """A call that a replica does not take now, though it or another soon may.
 

@@ -26,8 +26,8 @@ from serve_app.encoder import (
     load_encoder,
 )
 from serve_app.errors import UnavailableError
-from serve_app.gate import Gate, GateFullError
-from serve_app.messages import EmbedJob, EmbedResult, Failure, NotNow, Refusal, ReplicaState
+from serve_app.gate import Gate
+from serve_app.messages import EmbedJob, EmbedResult, Failure, NotNow, ReplicaState
 from serve_app.model_thread import ModelThread, ModelThreadError
 from serve_app.workload import Workload
 
@@ -54,7 +54,7 @@ class EmbeddingReplica:
         self._thread.start()
         # Loaded by the thread that will compute: OpenMP and CUDA keep state for each thread.
         self._encoder: Encoder = self._thread.submit(self._load).result()
-        self._gate = Gate(budget=self._budget, max_queued_tokens=model.max_queued_tokens)
+        self._gate = Gate(budget=self._budget)
         self._is_ending = False
         self._has_suspect = False
         self._workload = Workload(self._thread.busy_seconds)  # loading is no work
@@ -91,14 +91,13 @@ class EmbeddingReplica:
             logger.error("user_config is not taken: %s", told(error))  # noqa: TRY400  # no traceback
             return
         self._gate.budget = self._budget
-        self._gate.max_queued_tokens = self._settings.max_queued_tokens
         self._gate.open()
         # Two batches are under way at once, and Serve warns where they could hold more calls than it lets in.
         most = max(self._model.deployment.max_ongoing_requests // 2, 1)
         self._encode.set_max_batch_size(min(self._settings.max_batch_size, most))
         logger.info("batch settings: %s", self._settings.model_dump())
 
-    async def embed(self, jobs: Sequence[EmbedJob]) -> Sequence[EmbedResult] | Refusal | NotNow:
+    async def embed(self, jobs: Sequence[EmbedJob]) -> Sequence[EmbedResult] | NotNow:
         """Encode the jobs of one call, when it is its turn.
 
         Raises:
@@ -113,13 +112,11 @@ class EmbeddingReplica:
         finally:
             self._has_suspect &= not is_suspect
 
-    async def _embed(self, jobs: Sequence[EmbedJob]) -> Sequence[EmbedResult] | Refusal:
+    async def _embed(self, jobs: Sequence[EmbedJob]) -> Sequence[EmbedResult]:
         try:
             async with self._gate.enter(sum(job.inputs.tokens for job in jobs)):
                 results: Sequence[EmbedResult] = await self._encode(jobs)
                 return results
-        except GateFullError as full:
-            return Refusal(full.queued_tokens)
         except (EncoderBrokenError, ModelThreadError) as error:
             self._end(type(error).__name__, jobs[0].request_id)
             raise UnavailableError(
@@ -167,7 +164,7 @@ class EmbeddingReplica:
             busy_seconds=self._thread.busy_seconds,
             memory_bytes=psutil.Process().memory_info().rss,
             max_batch_tokens=self._gate.budget,
-            max_queued_tokens=self._gate.max_queued_tokens,
+            max_queued_tokens=self._settings.max_queued_tokens,
             waiting_elsewhere=self._workload.waiting(besides=caller),
         )
 

@@ -36,7 +36,6 @@ from serve_app.messages import (
     Failure,
     ModelAnswer,
     NotNow,
-    Refusal,
     ReplicaState,
     TokenizedInputs,
     Vectors,
@@ -257,17 +256,17 @@ def counted(metrics: Metrics, name: str, **labels: str) -> float:
     return found[0] if found else 0.0
 
 
-Answer = Callable[[EmbedJob], Awaitable[EmbedResult | Refusal | NotNow]]
+Answer = Callable[[EmbedJob], Awaitable[EmbedResult | NotNow]]
 
 
 class FakeCall:
     """What a handle returns for a call: to be awaited or given up."""
 
-    def __init__(self, answer: Awaitable[Sequence[EmbedResult] | Refusal | NotNow]) -> None:
+    def __init__(self, answer: Awaitable[Sequence[EmbedResult] | NotNow]) -> None:
         self._answer = asyncio.ensure_future(answer)
         self.is_cancelled = False
 
-    def __await__(self) -> Generator[Any, None, Sequence[EmbedResult] | Refusal | NotNow]:
+    def __await__(self) -> Generator[Any, None, Sequence[EmbedResult] | NotNow]:
         """Wait for the answer."""
         return self._answer.__await__()
 
@@ -310,13 +309,11 @@ class FakeHandle:
         self.calls.append(call)
         return call
 
-    async def _answer_all(
-        self, jobs: Sequence[EmbedJob]
-    ) -> Sequence[EmbedResult] | Refusal | NotNow:
+    async def _answer_all(self, jobs: Sequence[EmbedJob]) -> Sequence[EmbedResult] | NotNow:
         results: list[EmbedResult] = []
         for job in jobs:
             result = await self._answer(job)
-            if isinstance(result, Refusal | NotNow):
+            if isinstance(result, NotNow):
                 return result
             results.append(result)
         return results

@@ -30,7 +30,6 @@ from serve_app.messages import (
     EmbedResult,
     Failure,
     NotNow,
-    Refusal,
     ReplicaState,
     TokenizedInputs,
 )
@@ -479,21 +478,6 @@ async def test_back_pressure_is_overload() -> None:
     assert error.value.retry_after_s == pytest.approx(7, rel=0.25)
     assert counted(metrics, "embeddings_overload_refusals_total", reason="serve_queue") == 1
     assert len(handle.jobs) == 1
-
-
-async def test_a_full_replica_is_overload() -> None:
-    """It says so without an exception."""
-    metrics = Metrics()
-
-    async def refuse(_job: EmbedJob) -> Refusal:
-        return Refusal(queued_tokens=500)
-
-    with pytest.raises(OverloadedError):
-        await client_of(FakeHandle(refuse), metrics=metrics).embed(
-            tokenized([1]), request_id="an-id"
-        )
-
-    assert counted(metrics, "embeddings_overload_refusals_total", reason="replica_tokens") == 1
 
 
 async def test_tokens_that_are_not_answered_yet_are_bounded() -> None:

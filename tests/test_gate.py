@@ -6,12 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_app.gate import Gate, GateFullError
+from serve_app.gate import Gate
 
 pytestmark = pytest.mark.anyio
 
 BUDGET = 10
-NO_LIMIT = 1_000_000
 
 
 @dataclass(eq=False)
@@ -37,8 +36,8 @@ class Caller:
 class Street:
     """A gate and everybody who came to it."""
 
-    def __init__(self, *, budget: int = BUDGET, max_queued_tokens: int = NO_LIMIT) -> None:
-        self.gate = Gate(budget=budget, max_queued_tokens=max_queued_tokens)
+    def __init__(self, *, budget: int = BUDGET) -> None:
+        self.gate = Gate(budget=budget)
         self.callers: list[Caller] = []
 
     def come(self, tokens: int) -> Caller:
@@ -130,33 +129,6 @@ async def test_a_job_over_the_budget_goes_alone() -> None:
     await street.empty()
 
 
-async def test_a_full_queue_refuses() -> None:
-    """Beyond the limit a job is told how much waits, and leaves no trace."""
-    street = Street(max_queued_tokens=8)
-    street.come(1)
-    street.come(5)
-    await settle()
-
-    with pytest.raises(GateFullError) as refusal:
-        async with street.gate.enter(4):
-            pytest.fail("there was no room")
-
-    assert refusal.value.queued_tokens == 5
-    assert (street.gate.queued_jobs, street.gate.queued_tokens) == (1, 5)
-    await street.empty()
-
-
-async def test_an_empty_queue_has_room_for_any_job() -> None:
-    """A job larger than the whole queue would be refused for ever otherwise."""
-    street = Street(max_queued_tokens=8)
-    street.come(1)
-    large = street.come(9)
-    await settle()
-
-    assert street.waiting() == [large]
-    await street.empty()
-
-
 async def test_a_cancelled_waiter_leaves_the_queue_at_once() -> None:
     """Its tokens stand in nobody's way."""
     street = Street()
@@ -223,7 +195,7 @@ async def test_nobody_is_let_in_who_has_just_gone() -> None:
 
 async def test_an_error_inside_frees_the_model() -> None:
     """A batch that fails is over like any other."""
-    gate = Gate(budget=BUDGET, max_queued_tokens=NO_LIMIT)
+    gate = Gate(budget=BUDGET)
     with pytest.raises(ZeroDivisionError):
         async with gate.enter(1):
             raise ZeroDivisionError

@@ -43,7 +43,7 @@ def test_more_requests_than_the_ingress_takes_are_429(server: Server) -> None:
 
 
 def test_more_tokens_than_may_wait_are_429(server: Server) -> None:
-    """A replica queues 512 tokens; few requests of many tokens meet that limit first."""
+    """512 tokens may wait; few requests of many tokens meet that limit first."""
     answers = burst(server, "slow " * 60, 30)
 
     assert_only_answers_and_refusals(answers)
