@@ -1,7 +1,8 @@
 """What was accepted and is not done yet: whether there is room for more, and how long until it is worked off.
 
 Counts units, of which a model's are tokens and an ingress's are requests. The wait is what is measured: what is there,
-over how fast it went lately. Knows nothing of HTTP, models or Ray.
+over how fast it went lately while about as much was there; a model that has little to do is not slow. Knows nothing of
+HTTP, models or Ray.
 """
 
 import math
@@ -11,6 +12,8 @@ from collections.abc import Callable, Sequence
 
 # How far back "lately" reaches, in seconds of work: what is older weighs less than a third.
 _MEMORY_S = 10.0
+# For how long so much has to have been there before anything is known of its pace.
+_SEEN_S = 0.25
 # Where nothing is done for long, the pace of lately tends to none, and the wait beyond all measure.
 _LONGEST_S = 3600.0
 # Who was refused is told to wait from a second to a minute, each a little differently: not all shall come back at once.
@@ -24,7 +27,7 @@ class Backlog:
 
     Args:
         limit: most units; None for no limit. May be set anew at any time.
-        unknown_s: the wait that is told before anything was seen to be done.
+        unknown_s: the wait that is told where nothing is known of the pace.
         clock: the time in seconds.
     """
 
@@ -36,8 +39,9 @@ class Backlog:
         self.elsewhere: Sequence[int] = ()
         self._unknown_s = unknown_s
         self._clock = clock
-        self._at = 0.0
-        # Both fade with time, but only while there is something to do: a pause says nothing of the pace.
+        # When units were done last, or began to be there.
+        self._since = 0.0
+        # What was done and the time that it took, both weighed by how much was there, and fading with that time.
         self._done = 0.0
         self._seconds = 0.0
 
@@ -56,18 +60,19 @@ class Backlog:
 
     def add(self, units: int) -> None:
         """Accept units."""
-        self._advance()
+        if not self.units:
+            self._since = self._clock()
         self.units += units
 
     def finish(self, units: int) -> None:
         """Units are done."""
-        self._advance()
+        done, self._seconds = self._until_now()
+        self._done = done + units * self.units
+        self._since = self._clock()
         self.units -= units
-        self._done += units
 
     def drop(self, units: int) -> None:
         """Units will not be done: they failed, or nobody waits for them any more."""
-        self._advance()
         self.units -= units
 
     @property
@@ -75,10 +80,11 @@ class Backlog:
         """Seconds until all that is there now is done, at the pace of lately; an hour at most."""
         if not self.units:
             return 0.0
-        self._advance()
-        if not self._done:
+        if self._seconds < self.units * _SEEN_S:
             return self._unknown_s
-        return min(self.units * self._seconds / self._done, _LONGEST_S)
+        done, seconds = self._until_now()
+        longest_done = self.units * seconds / _LONGEST_S
+        return self.units * seconds / done if done > longest_done else _LONGEST_S
 
     @property
     def retry_after_s(self) -> float:
@@ -86,10 +92,7 @@ class Backlog:
         wait_s = self.wait_s * random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311  # no secret
         return min(max(wait_s, _LEAST_S), _MOST_S)
 
-    def _advance(self) -> None:
-        now = self._clock()
-        if self.units:
-            kept = math.exp((self._at - now) / _MEMORY_S)
-            self._done *= kept
-            self._seconds = self._seconds * kept + _MEMORY_S * (1 - kept)
-        self._at = now
+    def _until_now(self) -> tuple[float, float]:
+        """Return what was done and the time that it took, with the time since."""
+        kept = math.exp((self._since - self._clock()) / _MEMORY_S)
+        return self._done * kept, self._seconds * kept + _MEMORY_S * (1 - kept) * self.units

@@ -27,7 +27,7 @@ from serve_app.messages import (
     ReplicaState,
     TokenizedInputs,
 )
-from serve_app.metrics import Metrics
+from serve_app.metrics import Metrics, Reason
 from serve_app.replica_watch import ReplicaWatch
 from serve_app.sender import Answered, LostCallError, NotNowError, Sender
 
@@ -230,7 +230,7 @@ class ModelClient:
         elif absent_s >= patience_s:  # calls wait for ever where there is no replica
             self._sender.give_up(self._unavailable("none is there"), after_s=patience_s)
 
-    def _overloaded(self, reason: str) -> OverloadedError:
+    def _overloaded(self, reason: Reason) -> OverloadedError:
         self._metrics.overloaded(reason=reason)
         message = f"{self._settings.model} has more work than it can queue. Try again."
         return OverloadedError(message, "overloaded", retry_after_s=self.backlog.retry_after_s)

@@ -52,7 +52,8 @@ class BatchSettings(Settings):
         PositiveInt,
         Field(
             description=(
-                "Most tokens that wait, in all ingress replicas together, for each replica of the model; beyond it 429."
+                "Most tokens that wait, in all ingress replicas together, for each replica of the model; beyond it "
+                "429. Ingress replicas hear of each other within seconds; until then each may take as many."
             )
         ),
     ] = 200_000

@@ -95,7 +95,8 @@ class Keys:
         if stamp != self._stamp:
             self._in_file = dict(_parse(file.read_text(encoding="utf-8-sig")))
             self._stamp = stamp
-            logger.info("api_keys_file: %d keys", len(self._in_file))
+            level = logging.INFO if self._in_file else logging.WARNING
+            logger.log(level, "api_keys_file: %d keys", len(self._in_file))
 
 
 def _parse(text: str) -> Iterator[tuple[bytes, str]]:

@@ -1,7 +1,7 @@
 """`make serve`: start the server on this machine, say how it is coming along, and in the end stop all of it.
 
-A thin shell around `serve run`. Imports neither Ray nor anything that does: it has to check and to answer within a
-second, long before those are loaded.
+With `--check` it only says whether a config file is right. A thin shell around `serve run`. Imports neither Ray nor
+anything that does: it has to check and to answer within a second, long before those are loaded.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from serve_app.config import ServerConfig, told
+from serve_app.config import BatchSettings, ServerConfig, told
 from serve_app.environment import (
     choose_environment,
     haproxy_binary,
@@ -132,6 +132,8 @@ def _plan(app: Mapping[str, Any], address: Address) -> Plan:
         config = ServerConfig.model_validate(app.get("args") or {})
     except ValidationError as error:
         raise PrepareError(told(error, below="args")) from error
+    for deployment in app.get("deployments") or []:
+        _check_user_config(_mapping(deployment))
     http = config.http
     if os.environ.get("RAY_ADDRESS"):  # models and keys lie on that cluster's machines
         return Plan(address, http.error_format, needs_key=http.api_keys_file is not None)
@@ -145,6 +147,14 @@ def _plan(app: Mapping[str, Any], address: Address) -> Plan:
         except ModelLoadError as error:
             raise PrepareError(f"model {model.name}: {error}") from error
     return Plan(address, http.error_format, needs_key=keys.are_needed)
+
+
+def _check_user_config(deployment: Mapping[str, Any]) -> None:
+    try:
+        BatchSettings.model_validate(deployment.get("user_config") or {})
+    except ValidationError as error:
+        below = f"deployments.{deployment.get('name')}.user_config"
+        raise PrepareError(told(error, below=below)) from error
 
 
 def follow(session: Session, stop: Stop) -> None:
@@ -163,13 +173,17 @@ def follow(session: Session, stop: Stop) -> None:
             time.sleep(_TICK_S)
 
 
-def _prepare(config: str, env_file: str) -> tuple[Plan, dict[str, str]]:
+def _plan_of(config: str) -> Plan:
     try:
-        plan = read_config(Path(config).read_text())
+        return read_config(Path(config).read_text())
     except OSError as error:
         raise PrepareError(f"{config}: {error.strerror}") from error
     except (ValueError, yaml.YAMLError, PrepareError) as error:
         raise PrepareError(f"{config}: {error}") from error
+
+
+def _prepare(config: str, env_file: str) -> tuple[Plan, dict[str, str]]:
+    plan = _plan_of(config)
     if os.environ.get("RAY_ADDRESS"):
         _say(f"RAY_ADDRESS is set: going to that cluster, whose own settings apply, not {env_file}")
         return plan, dict(os.environ)
@@ -232,12 +246,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m serve_app.launch")
     parser.add_argument("--config", default="serve_config.yaml", help="a Serve config file")
     parser.add_argument("--env", default="throughput.env", help="a file of environment variables")
+    parser.add_argument("--check", action="store_true", help="check the config file, start nothing")
     args = parser.parse_args()
     stop = Stop()
     # Handlers, because a signal that is ignored here, as in a background job, would be ignored in `serve run` too.
     for request in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(request, stop)
     try:
+        if args.check:
+            _plan_of(args.config)
+            _say(f"{args.config} is right, as far as can be said before it runs.")
+            return 0
         plan, env = _prepare(args.config, args.env)
         # Of our own, because the default is one that all users share; short, because a socket's path has to be.
         with tempfile.TemporaryDirectory(prefix="serve-", dir="/tmp") as folder:

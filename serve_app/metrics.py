@@ -5,6 +5,7 @@ and a scrape gathers those of all replicas into one text, each sample labelled w
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal, get_args
 
 from prometheus_client import (
     CollectorRegistry,
@@ -43,6 +44,10 @@ SECONDS = (
 )
 INPUTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 
+# What a request finds no room in: the tokens that wait for a model, Ray Serve's queue of calls to it, the requests that
+# an ingress replica works on, the memory for their bodies.
+Reason = Literal["pending_tokens", "serve_queue", "ingress_requests", "body_bytes"]
+
 # What one replica hands over at a scrape: metric families in prometheus_client's own terms, all picklable.
 Snapshot = Sequence[Metric]
 
@@ -64,6 +69,8 @@ class Metrics:
         self._in_flight = self._gauge("requests_in_flight", "Requests being worked on.")
         self._errors = self._counter("errors", "Requests answered with an error.", "route", "code")
         self._refusals = self._counter("overload_refusals", "Requests refused with 429.", "reason")
+        for reason in get_args(Reason):
+            self._refusals.labels(reason)
         self._tokenize = self._seconds("tokenize", "Tokenizing a request.", "model")
         self._queue = self._seconds("queue", "What a job waited for the model.", "model")
         self._inference = self._seconds("inference", "The batch that held a job.", "model")
@@ -105,6 +112,8 @@ class Metrics:
     def model_served(self, *, model: str, embeds: bool, dtype: str, dimensions: int | None) -> None:
         """A model is part of the configuration."""
         self._model_info.labels(model, str(embeds).lower(), dtype, dimensions or 0).set(1)
+        if embeds:
+            self._retries.labels(model)  # there with 0, so that an alarm sees the first one
 
     def request_started(self) -> None:
         """A request has come."""
@@ -122,7 +131,7 @@ class Metrics:
         """A request was answered with an error."""
         self._errors.labels(route, code).inc()
 
-    def overloaded(self, *, reason: str) -> None:
+    def overloaded(self, *, reason: Reason) -> None:
         """A request was refused for want of room."""
         self._refusals.labels(reason).inc()
 

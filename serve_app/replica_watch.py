@@ -16,6 +16,9 @@ from serve_app.messages import ReplicaState
 
 # Seconds between two looks, and what replicas have to answer.
 _LOOK_S = 2.0
+# After a time without work it begins with so many, and doubles them at each look: so ingress replicas hear of each
+# other soon, as a burst comes to all of them.
+_FIRST_LOOK_S = 0.1
 
 # What replicas said, None from one that cannot embed, and the seconds for which none was seen that can.
 Looked = Callable[[Sequence[ReplicaState | None], float], None]
@@ -37,7 +40,7 @@ class ReplicaWatch:
         self._handle = handle
         self._waiting_tokens = waiting_tokens
         self._looked = looked
-        self._pause_s = min(pause_s, _LOOK_S)
+        self._longest_s = self._pause_s = min(pause_s, _LOOK_S)
         self._name = uuid.uuid4().hex
         self._task: asyncio.Task[None] | None = None
         self._looked_at = self._seen_at = -math.inf
@@ -51,7 +54,9 @@ class ReplicaWatch:
         """Look until nothing waits any more; called whenever something does."""
         if self._task is not None:
             return
-        self._seen_at = time.monotonic()  # whoever waits has waited no longer
+        now = self._seen_at = time.monotonic()  # whoever waits has waited no longer
+        if now - self._looked_at > 2 * _LOOK_S:
+            self._pause_s = min(_FIRST_LOOK_S, self._longest_s)
         # In no request's context, as the sender's calls are.
         self._task = asyncio.create_task(self._look_on(), context=Context())
 
@@ -59,6 +64,7 @@ class ReplicaWatch:
         try:
             while True:
                 await asyncio.sleep(max(self._looked_at + self._pause_s - time.monotonic(), 0))
+                self._pause_s = min(2 * self._pause_s, self._longest_s)
                 answers = await self.ask()
                 now = self._looked_at = time.monotonic()
                 if any(state is not None for state in answers):

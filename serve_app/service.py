@@ -25,7 +25,7 @@ from serve_app.errors import (
 )
 from serve_app.http_config import HttpConfig
 from serve_app.messages import EmbedResponse, Failure
-from serve_app.metrics import Metrics
+from serve_app.metrics import Metrics, Reason
 from serve_app.protocol import EmbeddingRequest, Priority
 from serve_app.served_models import ServedModel, ServedModels
 from serve_app.tokenizer import Tokenized, Tokenizer
@@ -123,7 +123,7 @@ class Service:
         finally:
             self._held_bytes -= own
 
-    def _overloaded(self, reason: str) -> OverloadedError:
+    def _overloaded(self, reason: Reason) -> OverloadedError:
         self._metrics.overloaded(reason=reason)
         message = "The server works on as many requests as it takes at once. Try again."
         return OverloadedError(message, "overloaded", retry_after_s=self.requests.retry_after_s)

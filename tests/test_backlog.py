@@ -76,6 +76,34 @@ def test_the_wait_is_what_is_there_over_the_pace_of_lately() -> None:
     assert backlog.wait_s == pytest.approx(30, rel=0.2)
 
 
+def test_a_model_that_had_little_to_do_is_not_slow() -> None:
+    """It did ten tokens a second because no more were asked of it; of a thousand at once nothing is known yet."""
+    clock = Clock()
+    backlog = Backlog(limit=1000, unknown_s=3, clock=clock)
+    backlog.add(10)
+    work(backlog, clock, seconds=30, pace=10)
+    assert backlog.wait_s == pytest.approx(1, rel=0.2)
+
+    backlog.add(990)
+    assert backlog.wait_s == 3
+    clock.now += 1
+    backlog.finish(200)
+
+    assert backlog.wait_s == pytest.approx(4, rel=0.2)
+
+
+def test_a_wait_grows_while_nothing_is_done() -> None:
+    """As it does where a replica has died."""
+    clock = Clock()
+    backlog = Backlog(limit=1000, unknown_s=3, clock=clock)
+    backlog.add(600)
+    work(backlog, clock, seconds=20, pace=100)
+    before = backlog.wait_s
+    clock.now += 10
+
+    assert backlog.wait_s > 1.5 * before
+
+
 def test_a_pause_does_not_count_as_slowness() -> None:
     """Nothing was to be done."""
     clock = Clock()
@@ -98,7 +126,9 @@ def test_a_wait_is_an_hour_at_most() -> None:
     backlog.add(1000)
     work(backlog, clock, seconds=5, pace=100)
     clock.now += 600
+    assert backlog.wait_s == 3600
 
+    clock.now += 600_000
     assert backlog.wait_s == 3600
 
 

@@ -235,6 +235,17 @@ async def test_calls_and_the_queue_follow_what_the_replicas_take() -> None:
     await large
 
 
+async def test_replicas_are_looked_at_soon_and_often_after_a_pause() -> None:
+    """So that ingress replicas hear of each other while a burst lasts."""
+    handle = FakeHandle(never, states=[STATE])
+    waiting = asyncio.create_task(client_of(handle).embed(tokenized([1]), request_id="an-id"))
+
+    await asyncio.sleep(1)  # half of what is between two looks later on
+    waiting.cancel()
+
+    assert len(handle.told) >= 3
+
+
 async def test_what_waits_in_other_ingress_replicas_takes_room_here() -> None:
     """As the replica says that was told most: the limit is that of the model, whichever ingress replica is asked."""
     states = [

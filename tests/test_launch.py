@@ -203,6 +203,18 @@ def application(tmp_path: Path, **http: object) -> str:
     return yaml.safe_dump({"applications": [{"import_path": "serve_app.app:build", "args": args}]})
 
 
+def run_launcher(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
+    """Run the command until it ends by itself."""
+    return subprocess.run(
+        [sys.executable, "-m", "serve_app.launch", *args],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
 def test_keys_that_are_not_there_are_told_before_anything_starts(tmp_path: Path) -> None:
     """An ingress that cannot read them does not start, which takes Ray most of a minute to find out."""
     with pytest.raises(PrepareError, match=r"^args\.http: api_keys_file cannot be read: No such"):
@@ -218,6 +230,37 @@ def test_what_callers_need_is_known(tmp_path: Path) -> None:
 
     assert (plan.needs_key, plan.error_format) == (True, "openai")
     assert not read_config(application(tmp_path)).needs_key
+
+
+def test_a_mistake_in_a_user_config_is_told(tmp_path: Path) -> None:
+    """A running replica only logs it, and Ray Serve's status says that all is well."""
+    config = yaml.safe_load(application(tmp_path))
+    config["applications"][0]["deployments"] = [{"name": "m", "user_config": {"max_tokens": 1}}]
+
+    with pytest.raises(PrepareError) as raised:
+        read_config(yaml.safe_dump(config))
+
+    assert (
+        str(raised.value) == "deployments.m.user_config.max_tokens: Extra inputs are not permitted"
+    )
+
+
+@pytest.mark.parametrize(
+    ("prompts", "status", "said"),
+    [({}, 0, "config.yaml is right"), (7, 2, "args.models.0.prompts: Input should be a valid")],
+)
+def test_a_config_is_checked_without_a_start(
+    tmp_path: Path, prompts: object, status: int, said: str
+) -> None:
+    """Before it is deployed; also while its port is in use by what it replaces."""
+    config = yaml.safe_load(application(tmp_path))
+    config["applications"][0]["args"]["models"][0]["prompts"] = prompts
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+
+    done = run_launcher(tmp_path, "--check", "--config", "config.yaml")
+
+    assert done.returncode == status
+    assert said in done.stdout + done.stderr
 
 
 def test_a_mistake_in_a_model_is_told_once() -> None:
@@ -244,14 +287,7 @@ def test_the_launcher_loads_nothing_heavy() -> None:
 
 def test_a_config_that_is_not_there_is_named(place: StartFolder) -> None:
     """With an exit code of its own, and without a traceback."""
-    done = subprocess.run(
-        [sys.executable, "-m", "serve_app.launch", "--config", "none.yaml"],
-        cwd=place.folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_launcher(place.folder, "--config", "none.yaml")
 
     assert done.returncode == 2
     assert done.stderr.startswith("none.yaml: ")

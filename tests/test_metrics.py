@@ -1,10 +1,11 @@
 import pickle
+from typing import get_args
 
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from serve_app.messages import EmbedJob, ReplicaState
-from serve_app.metrics import Metrics, Snapshot, exposition
+from serve_app.metrics import Metrics, Reason, Snapshot, exposition
 from tests.fakes import counted, result_of, tokenized
 
 STATE = ReplicaState(
@@ -68,6 +69,19 @@ def test_each_event_is_counted_under_its_labels() -> None:
     found = {name: counted(metrics, name, **labels) for name, (labels, _) in expected.items()}
 
     assert found == {name: value for name, (_, value) in expected.items()}
+
+
+def test_what_an_alarm_waits_for_is_there_from_the_start() -> None:
+    """A series that begins with its first event does not grow by it."""
+    metrics = Metrics()
+    metrics.model_served(model="m", embeds=True, dtype="float32", dimensions=8)
+
+    families = parsed(exposition({"i1": metrics.snapshot()}, {}))
+
+    retries = families["embeddings_job_retries"].samples
+    assert [(s.labels["model"], s.value) for s in retries] == [("m", 0)]
+    refusals = families["embeddings_overload_refusals"].samples
+    assert {s.labels["reason"]: s.value for s in refusals} == dict.fromkeys(get_args(Reason), 0)
 
 
 def test_two_objects_count_apart() -> None:
