@@ -8,7 +8,7 @@ HTTP, models or Ray.
 import math
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 # How far back "lately" reaches, in seconds of work: what is older weighs less than a third.
 _MEMORY_S = 10.0
@@ -23,7 +23,8 @@ _LEAST_S, _MOST_S, _JITTER = 1.0, 60.0, 0.25
 class Backlog:
     """Units that were accepted and are not done.
 
-    Others may keep theirs under the same limit: `elsewhere` says how many units each of them has, as far as is known.
+    Others may keep theirs under the same limit, each an equal part, as each has an equal part of the work done:
+    `sharers` says how many they are, this one among them.
 
     Args:
         limit: most units; None for no limit. May be set anew at any time.
@@ -36,7 +37,7 @@ class Backlog:
     ) -> None:
         self.limit = limit
         self.units = 0
-        self.elsewhere: Sequence[int] = ()
+        self.sharers = 1
         self._unknown_s = unknown_s
         self._clock = clock
         # When units were done last, or began to be there.
@@ -47,16 +48,12 @@ class Backlog:
 
     def has_room(self, units: int, *, share: float = 1) -> bool:
         """Return whether there is room for so many more, in a share of all that there is."""
-        return self.limit is None or self.units + units <= self._own(self.limit * share)
-
-    def _own(self, limit: float) -> float:
-        """Return what others leave of a limit: an equal part at least, so that none is kept out by those before it."""
-        return max(limit - sum(self.elsewhere), limit / (len(self.elsewhere) + 1))
+        return self.limit is None or self.units + units <= self.limit * share / self.sharers
 
     @property
     def remaining(self) -> int:
         """How many units there is room for; 0 without a limit, of which nothing remains either."""
-        return max(int(self._own(self.limit or 0)) - self.units, 0)
+        return max((self.limit or 0) // self.sharers - self.units, 0)
 
     def add(self, units: int) -> None:
         """Accept units."""

@@ -1,10 +1,11 @@
-"""The body of a request: read within a limit of size and time, decompressed within the same limit, parsed at one go.
+"""The body of a request: read and decompressed within limits of size, time and structure, parsed at one go.
 
-Knows Starlette's request and nothing of what a body says.
+Knows Starlette's request and that a body is JSON, but nothing of what it says.
 """
 
 import asyncio
 import gc
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,10 +16,20 @@ from serve_app.errors import InvalidRequestError, PayloadTooLargeError, RequestT
 
 # How bodies may be compressed, all of which zlib reads.
 _ENCODINGS = ("gzip", "x-gzip", "deflate")
+# Arrays and objects in a body, besides those of the inputs. To make millions of them takes a parser seconds, in which
+# no other request goes on, and many times the memory of the body.
+_SPARE_CONTAINERS = 100_000
+# A string of JSON, or what has the beginning of one; it never goes back, so that no body takes long.
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
 
 
 async def read_body(
-    request: Request, *, hold: Callable[[int], None], max_bytes: int, timeout_s: float
+    request: Request,
+    *,
+    hold: Callable[[int], None],
+    max_bytes: int,
+    max_inputs: int,
+    timeout_s: float,
 ) -> bytes:
     """Read a body that has a limit in size and time.
 
@@ -26,10 +37,12 @@ async def read_body(
         request: whose body it is.
         hold: called with the number of bytes by which what is kept of it grows; may raise.
         max_bytes: of the body, also when it is decompressed.
+        max_inputs: inputs in a request, of which each may be an array.
         timeout_s: seconds in which it has to be here.
 
     Raises:
-        PayloadTooLargeError: it is longer, by its own word or by count; no more of it is read.
+        PayloadTooLargeError: it is longer, by its own word or by count; no more of it is read. Or it is made of more
+            arrays and objects than any request.
         RequestTimeoutError: it was not all here in time.
     """
     declared = request.headers.get("content-length", "")
@@ -51,16 +64,36 @@ async def read_body(
         raise RequestTimeoutError(message, "request_timeout") from None
     body = b"".join(chunks)
     encoding = ",".join(request.headers.getlist("content-encoding")).strip().lower()
-    if encoding in ("", "identity"):
-        return body
-    if encoding not in _ENCODINGS:
+    if encoding not in ("", "identity", *_ENCODINGS):
         message = (
             f"The body's Content-Encoding is not known here; there are {', '.join(_ENCODINGS)}."
         )
         raise InvalidRequestError(message, "unsupported_content_encoding")
-    plain = await asyncio.to_thread(inflate, body, max_bytes=max_bytes)
-    hold(len(plain) - len(body))
-    return plain
+    if encoding in _ENCODINGS:
+        plain = await asyncio.to_thread(inflate, body, max_bytes=max_bytes)
+        hold(len(plain) - len(body))
+        body = plain
+    most = _SPARE_CONTAINERS + max_inputs
+    # In texts there may be more brackets.
+    if _openings(body, 0, len(body)) > most and await asyncio.to_thread(are_more, body, most):
+        message = f"The body holds more than {most} JSON arrays and objects."
+        raise PayloadTooLargeError(message, "payload_too_large")
+    return body
+
+
+def are_more(body: bytes, most: int) -> bool:
+    """Return whether JSON holds more arrays and objects than that; brackets within strings do not count."""
+    found = start = 0
+    for string in _STRING.finditer(body):
+        found += _openings(body, start, string.start())
+        if found > most:
+            return True
+        start = string.end()
+    return found + _openings(body, start, len(body)) > most
+
+
+def _openings(body: bytes, start: int, stop: int) -> int:
+    return body.count(b"[", start, stop) + body.count(b"{", start, stop)
 
 
 def inflate(body: bytes, *, max_bytes: int) -> bytes:

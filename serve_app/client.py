@@ -226,7 +226,9 @@ class ModelClient:
             self._sender.budget = min(state.max_batch_tokens for state in states)
             self.backlog.limit = sum(state.max_queued_tokens for state in states)
             # As the one says that was told most; another may have started just now.
-            self.backlog.elsewhere = max((state.waiting_elsewhere for state in states), key=sum)
+            others = max(state.others_waiting for state in states)
+            # Where nothing waits this is the last look, and what it says would count for ever.
+            self.backlog.sharers = 1 + others if self.backlog.units else 1
         elif absent_s >= patience_s:  # calls wait for ever where there is no replica
             self._sender.give_up(self._unavailable("none is there"), after_s=patience_s)
 

@@ -11,8 +11,13 @@ application.
 import asyncio
 
 import httptools
+from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http import auto
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 
 _OFFERS = (b"upgrade", b"http2-settings")
 # Seconds from when a connection is there, a head begins, or something else comes after an answer, until a head is
@@ -34,6 +39,7 @@ class StayingProtocol(HttpToolsProtocol):
     _timer: asyncio.TimerHandle | None = None
     _in_head = True
     _bytes_beside_body = 0
+    _running: RequestResponseCycle | None = None  # whose answer is the next
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         """Wait for the first request, for a while."""
@@ -41,9 +47,16 @@ class StayingProtocol(HttpToolsProtocol):
         self._wait()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Wait for nothing any more."""
+        """Wait for nothing any more, and have what runs know."""
         self._stop_waiting()
+        if self._running is not None:  # uvicorn tells the request that was read last
+            self._running.disconnected = True
+            self._running.message_event.set()
         super().connection_lost(exc)
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
 
     def data_received(self, data: bytes) -> None:
         """Take what has come; where a request offers an upgrade, read it again without."""
@@ -55,6 +68,7 @@ class StayingProtocol(HttpToolsProtocol):
                 left = self._feed(left)
         except httptools.HttpParserError:
             self._refuse()
+            return
         if self._bytes_beside_body > _HEAD_BYTES:
             self._give_up(431)
         elif self._timer is None and getattr(self.cycle, "response_complete", False):
@@ -108,7 +122,13 @@ class StayingProtocol(HttpToolsProtocol):
     def _refuse(self) -> None:
         message = "Invalid HTTP request received."
         self.logger.warning(message)
-        self.send_400_response(message)
+        running = self._running
+        if running is None or running.response_complete or running.more_body:
+            self.send_400_response(message)
+        else:  # it was all there, and is answered before the connection is closed
+            running.keep_alive = False
+            self.pipeline.clear()
+            self.flow.pause_reading()
 
     def _head(self) -> bytes:
         """Return the headers that were read, without an offer to upgrade and what belongs to it."""

@@ -107,7 +107,7 @@ class ReplicaState:
         memory_bytes: resident memory of the replica's process.
         max_batch_tokens: its token budget at the moment.
         max_queued_tokens: what it adds to the most tokens that may wait, at the moment.
-        waiting_elsewhere: tokens that wait in each ingress replica where some do, but for the one that asks.
+        others_waiting: in how many ingress replicas something waits, besides the one that asks.
     """
 
     replica: str
@@ -117,7 +117,7 @@ class ReplicaState:
     memory_bytes: int
     max_batch_tokens: int
     max_queued_tokens: int
-    waiting_elsewhere: tuple[int, ...]
+    others_waiting: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -165,7 +165,7 @@ class EmbeddingReplica:
             memory_bytes=psutil.Process().memory_info().rss,
             max_batch_tokens=self._gate.budget,
             max_queued_tokens=self._settings.max_queued_tokens,
-            waiting_elsewhere=self._workload.waiting(besides=caller),
+            others_waiting=self._workload.others_waiting(caller),
         )
 
     async def record_autoscaling_stats(self) -> dict[str, float]:

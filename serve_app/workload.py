@@ -42,14 +42,10 @@ class Workload:
         self._forget()
         self._told[caller] = (self._clock(), tokens)
 
-    def waiting(self, *, besides: str = "") -> tuple[int, ...]:
-        """Return the tokens that wait in each ingress replica where some do.
-
-        Args:
-            besides: the ingress replica that is left out.
-        """
+    def others_waiting(self, caller: str) -> int:
+        """Return in how many ingress replicas besides that one something waits."""
         self._forget()
-        return tuple(tokens for one, (_, tokens) in self._told.items() if tokens and one != besides)
+        return sum(tokens > 0 and one != caller for one, (_, tokens) in self._told.items())
 
     def _forget(self) -> None:
         now = self._clock()
@@ -64,7 +60,8 @@ class Workload:
         now = self._clock()
         elapsed, computed = now - self._since, busy_seconds - self._busy_seconds
         self._since, self._busy_seconds = now, busy_seconds
-        tokens = sum(self.waiting())
+        self._forget()
+        tokens = sum(tokens for _, tokens in self._told.values())
         return {
             BUSY: min(max(computed / elapsed, 0.0), 1.0) if elapsed > 0 else 0.0,
             WAITING_S: tokens * self._seconds / self._tokens if self._tokens else 0.0,

@@ -37,22 +37,17 @@ def test_there_is_room_up_to_the_limit() -> None:
     assert backlog.remaining == 0
 
 
-def test_what_others_have_takes_room_but_for_an_equal_part() -> None:
-    """Else whoever came first would keep the others out."""
+def test_a_limit_is_shared_in_equal_parts() -> None:
+    """Each gets an equal part of the work done, so whoever had more would wait longer."""
     backlog = Backlog(limit=90, unknown_s=1)
     backlog.add(20)
 
-    backlog.elsewhere = (30, 10)
-    assert backlog.has_room(30)
-    assert not backlog.has_room(31)
-    assert backlog.remaining == 30
-    assert backlog.has_room(7, share=0.75)
-    assert not backlog.has_room(8, share=0.75)
-
-    backlog.elsewhere = (90, 60)
+    backlog.sharers = 3
     assert backlog.has_room(10)
     assert not backlog.has_room(11)
     assert backlog.remaining == 10
+    assert backlog.has_room(2, share=0.75)
+    assert not backlog.has_room(3, share=0.75)
 
 
 def test_without_a_limit_there_is_always_room() -> None:

@@ -46,7 +46,7 @@ STATE = ReplicaState(
     memory_bytes=0,
     max_batch_tokens=10,
     max_queued_tokens=100,
-    waiting_elsewhere=(),
+    others_waiting=0,
 )
 REPLACED = UnavailableError("The model's replica is being replaced.", "model_unavailable")
 
@@ -246,25 +246,35 @@ async def test_replicas_are_looked_at_soon_and_often_after_a_pause() -> None:
     assert len(handle.told) >= 3
 
 
-async def test_what_waits_in_other_ingress_replicas_takes_room_here() -> None:
-    """As the replica says that was told most: the limit is that of the model, whichever ingress replica is asked."""
+async def test_ingress_replicas_share_the_limit() -> None:
+    """As the replica says that was told most; it is that of the model, whichever ingress replica is asked."""
     states = [
-        replace(STATE, max_queued_tokens=50, waiting_elsewhere=(40, 20)),
-        replace(STATE, max_queued_tokens=50, waiting_elsewhere=(10,)),
+        replace(STATE, max_queued_tokens=50, others_waiting=1),
+        replace(STATE, max_queued_tokens=50, others_waiting=0),
     ]
-    handle = FakeHandle(never, states=states)
-    client = client_of(handle, max_queued_tokens=1000)
+    client = client_of(FakeHandle(never, states=states), max_queued_tokens=1000)
     waiting = asyncio.create_task(client.embed(tokenized([1] * 30), request_id="an-id"))
     await turns()
 
     with pytest.raises(OverloadedError):
-        await client.embed(tokenized([1] * 11), request_id="an-id")
-    fitting = asyncio.create_task(client.embed(tokenized([1] * 10), request_id="an-id"))
+        await client.embed(tokenized([1] * 21), request_id="an-id")
+    fitting = asyncio.create_task(client.embed(tokenized([1] * 20), request_id="an-id"))
     await turns()
 
-    assert client.backlog.units == 40
+    assert client.backlog.units == 50
     for task in (waiting, fitting):
         task.cancel()
+
+
+async def test_who_has_nothing_to_do_has_the_whole_queue_again() -> None:
+    """Whatever waited elsewhere at the last look: nobody looks while nothing waits here."""
+    handle = FakeHandle(answer, states=[replace(STATE, others_waiting=3)])
+    client = client_of(handle)
+
+    await client.embed(tokenized([1]), request_id="an-id")
+    await asyncio.sleep(1)  # two looks come within half of it
+
+    assert client.backlog.remaining == 100
 
 
 # Fairness.

@@ -1,12 +1,15 @@
 import asyncio
 import contextlib
 import socket
+import struct
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import uvicorn
+import uvloop
 from starlette.types import Receive, Scope, Send
 
 from serve_app.http1 import StayingProtocol
@@ -72,12 +75,12 @@ def slow_port() -> Iterator[int]:
 
 @contextlib.contextmanager
 def serving(app: Any) -> Iterator[int]:
-    """Run an application until the block ends."""
+    """Run an application until the block ends, on the loop that Ray Serve's replicas have."""
     listener = socket.create_server(("127.0.0.1", 0))
     config: Any = uvicorn.Config(app, http=StayingProtocol, lifespan="off", log_config=None)
     server = uvicorn.Server(config)
     thread = threading.Thread(
-        target=lambda: asyncio.run(server.serve(sockets=[listener])), daemon=True
+        target=lambda: uvloop.run(server.serve(sockets=[listener])), daemon=True
     )
     thread.start()
     yield listener.getsockname()[1]
@@ -316,3 +319,29 @@ def test_a_large_body_is_no_head(port: int) -> None:
     answer = exchange(port, request(b"Content-Length: %d\r\n" % len(body), body=body))
 
     assert answer.startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize("bad", [b"JUNK JUNK\r\n\r\n", request(CHUNKED, body=b"zz\r\n")])
+def test_what_is_no_request_takes_no_answer_from_the_one_before_it(
+    slow_port: int, bad: bytes
+) -> None:
+    """That one is answered, and then the connection is closed."""
+    received = exchange(slow_port, request(LENGTH) + bad, answers=2)
+
+    assert received.startswith(b"HTTP/1.1 200 ")
+    assert received.count(b"HTTP/1.1") == 1
+    assert received.endswith(BODY)
+
+
+def test_who_leaves_after_many_requests_at_once_is_written_to_no_more(
+    slow_port: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first is being answered, not the last one read."""
+    with socket.create_connection(("127.0.0.1", slow_port), timeout=10) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        connection.sendall(request(LENGTH) * 20)
+        time.sleep(0.1)
+    answered = exchange(slow_port, request(LENGTH))  # later than what was left
+
+    assert answered.startswith(b"HTTP/1.1 200 ")
+    assert not caplog.records

@@ -16,7 +16,7 @@ STATE = ReplicaState(
     memory_bytes=1000,
     max_batch_tokens=10,
     max_queued_tokens=100,
-    waiting_elsewhere=(),
+    others_waiting=0,
 )
 
 
@@ -102,7 +102,7 @@ def test_a_scrape_holds_the_series_of_all_replicas_side_by_side() -> None:
         memory_bytes=2000,
         max_batch_tokens=10,
         max_queued_tokens=100,
-        waiting_elsewhere=(),
+        others_waiting=0,
     )
 
     families = parsed(exposition({"i1": busy, "i2": quiet, "i3": busy}, {"m": [STATE, other]}))

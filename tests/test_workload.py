@@ -45,18 +45,18 @@ def test_what_waits_is_told_in_seconds_of_work(clock: Clock) -> None:
     assert workload.report(0.5)[WAITING_S] == pytest.approx(5.0)
 
 
-def test_what_waits_elsewhere_is_told_to_each_ingress_replica(clock: Clock) -> None:
-    """Where something waits; those at rest have no part in it."""
+def test_it_is_known_in_how_many_others_something_waits(clock: Clock) -> None:
+    """Those at rest are not counted, nor those of whom nothing was heard for long."""
     workload = Workload(clock=clock)
     workload.told("one", 300)
     clock.now += 4
     workload.told("two", 200)
     workload.told("three", 0)
 
-    assert workload.waiting(besides="two") == (300,)
-    assert workload.waiting(besides="three") == (300, 200)
+    assert workload.others_waiting("two") == 1
+    assert workload.others_waiting("three") == 2
     clock.now += 4
-    assert workload.waiting(besides="three") == (200,)
+    assert workload.others_waiting("three") == 1
 
 
 def test_what_was_told_is_forgotten_after_some_seconds(clock: Clock) -> None:
