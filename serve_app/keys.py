@@ -8,6 +8,7 @@ import hashlib
 import hmac
 import logging
 import os
+import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -91,6 +92,8 @@ class Keys:
             logger.warning("api_keys_file: %s; the keys stay as they were", type(error).__name__)
 
     def _read(self, file: Path, status: os.stat_result) -> None:
+        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
+            raise ValueError("api_keys_file is no file")
         stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
         if stamp != self._stamp:
             self._in_file = dict(_parse(file.read_text(encoding="utf-8-sig")))

@@ -100,7 +100,7 @@ def read_config(text: str) -> Plan:
         PrepareError: it is wrong; the message names the key.
     """
     config = _mapping(yaml.safe_load(text))
-    apps = [_mapping(app) for app in config.get("applications") or []]
+    apps = [_mapping(app) for app in _list(config.get("applications"))]
     if not apps:
         raise PrepareError("it has no `applications`")
     options = _mapping(config.get("http_options"))
@@ -125,6 +125,10 @@ def _mapping(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
 def _plan(app: Mapping[str, Any], address: Address) -> Plan:
     if app.get("import_path") != "serve_app.app:build":
         return Plan(address)  # somebody else's
@@ -132,7 +136,7 @@ def _plan(app: Mapping[str, Any], address: Address) -> Plan:
         config = ServerConfig.model_validate(app.get("args") or {})
     except ValidationError as error:
         raise PrepareError(told(error, below="args")) from error
-    for deployment in app.get("deployments") or []:
+    for deployment in _list(app.get("deployments")):
         _check_user_config(_mapping(deployment))
     http = config.http
     if os.environ.get("RAY_ADDRESS"):  # models and keys lie on that cluster's machines
@@ -180,6 +184,8 @@ def _plan_of(config: str) -> Plan:
         raise PrepareError(f"{config}: {error.strerror}") from error
     except (ValueError, yaml.YAMLError, PrepareError) as error:
         raise PrepareError(f"{config}: {error}") from error
+    except RecursionError:
+        raise PrepareError(f"{config}: it is nested too deep") from None
 
 
 def _prepare(config: str, env_file: str) -> tuple[Plan, dict[str, str]]:
@@ -241,6 +247,16 @@ def _serve(config: str, plan: Plan, env: Mapping[str, str], stop: Stop) -> None:
         _say(f"Still running: {left}" if left else "Stopped")
 
 
+def _check(config: str) -> int:
+    try:
+        _plan_of(config)
+    except PrepareError as error:
+        print(error, file=sys.stderr)
+        return 2
+    _say(f"{config}: its `args` and `user_config`s are right; models and keys are where it says.")
+    return 0
+
+
 def main() -> int:
     """Run the command: 0 after a request to stop, 1 if the server failed, 2 if it could not be started."""
     parser = argparse.ArgumentParser(prog="python -m serve_app.launch")
@@ -248,15 +264,13 @@ def main() -> int:
     parser.add_argument("--env", default="throughput.env", help="a file of environment variables")
     parser.add_argument("--check", action="store_true", help="check the config file, start nothing")
     args = parser.parse_args()
+    if args.check:
+        return _check(args.config)
     stop = Stop()
     # Handlers, because a signal that is ignored here, as in a background job, would be ignored in `serve run` too.
     for request in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(request, stop)
     try:
-        if args.check:
-            _plan_of(args.config)
-            _say(f"{args.config} is right, as far as can be said before it runs.")
-            return 0
         plan, env = _prepare(args.config, args.env)
         # Of our own, because the default is one that all users share; short, because a socket's path has to be.
         with tempfile.TemporaryDirectory(prefix="serve-", dir="/tmp") as folder:

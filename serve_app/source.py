@@ -53,7 +53,10 @@ def find_here(source: str) -> Path | None:
     """
     if source.startswith("package:"):
         return _package_directory(source)
-    directory = Path(source).expanduser()
+    try:
+        directory = Path(source).expanduser()
+    except RuntimeError:  # a home of nobody
+        raise ModelLoadError(f"source {source!r}: there is no such directory") from None
     if directory.is_dir():
         return directory.resolve()
     if source.startswith(("/", ".", "~")) or source.count("/") > 1 or directory.exists():

@@ -232,6 +232,20 @@ def test_what_callers_need_is_known(tmp_path: Path) -> None:
     assert not read_config(application(tmp_path)).needs_key
 
 
+@pytest.mark.parametrize(
+    "text", ["applications: 5", "applications: " + "[" * 5000, "applications: {a: 1}"]
+)
+def test_what_is_no_config_is_told_in_a_line(tmp_path: Path, text: str) -> None:
+    """Whatever it is."""
+    (tmp_path / "config.yaml").write_text(text)
+
+    done = run_launcher(tmp_path, "--check", "--config", "config.yaml")
+
+    assert done.returncode == 2
+    assert done.stderr.startswith("config.yaml: it ")
+    assert done.stderr.count("\n") == 1
+
+
 def test_a_mistake_in_a_user_config_is_told(tmp_path: Path) -> None:
     """A running replica only logs it, and Ray Serve's status says that all is well."""
     config = yaml.safe_load(application(tmp_path))
@@ -247,7 +261,10 @@ def test_a_mistake_in_a_user_config_is_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("prompts", "status", "said"),
-    [({}, 0, "config.yaml is right"), (7, 2, "args.models.0.prompts: Input should be a valid")],
+    [
+        ({}, 0, "config.yaml: its `args` and"),
+        (7, 2, "args.models.0.prompts: Input should be a valid"),
+    ],
 )
 def test_a_config_is_checked_without_a_start(
     tmp_path: Path, prompts: object, status: int, said: str
