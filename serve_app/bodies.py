@@ -16,9 +16,9 @@ from serve_app.errors import InvalidRequestError, PayloadTooLargeError, RequestT
 
 # How bodies may be compressed, all of which zlib reads.
 _ENCODINGS = ("gzip", "x-gzip", "deflate")
-# Arrays and objects in a body, besides those of the inputs. To make millions of them takes a parser seconds, in which
-# no other request goes on, and many times the memory of the body.
-_SPARE_CONTAINERS = 100_000
+# Values in a body besides its inputs. To make millions of them takes a parser seconds, in which no other request goes
+# on, and many times the memory of the body.
+_SPARE_VALUES = 100_000
 # A string of JSON, or what has the beginning of one; it never goes back, so that no body takes long.
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
 
@@ -28,7 +28,7 @@ async def read_body(
     *,
     hold: Callable[[int], None],
     max_bytes: int,
-    max_inputs: int,
+    max_values: int,
     timeout_s: float,
 ) -> bytes:
     """Read a body that has a limit in size and time.
@@ -37,12 +37,12 @@ async def read_body(
         request: whose body it is.
         hold: called with the number of bytes by which what is kept of it grows; may raise.
         max_bytes: of the body, also when it is decompressed.
-        max_inputs: inputs in a request, of which each may be an array.
+        max_values: JSON values that inputs are made of.
         timeout_s: seconds in which it has to be here.
 
     Raises:
         PayloadTooLargeError: it is longer, by its own word or by count; no more of it is read. Or it is made of more
-            arrays and objects than any request.
+            values than any request.
         RequestTimeoutError: it was not all here in time.
     """
     declared = request.headers.get("content-length", "")
@@ -73,27 +73,27 @@ async def read_body(
         plain = await asyncio.to_thread(inflate, body, max_bytes=max_bytes)
         hold(len(plain) - len(body))
         body = plain
-    most = _SPARE_CONTAINERS + max_inputs
-    # In texts there may be more brackets.
-    if _openings(body, 0, len(body)) > most and await asyncio.to_thread(are_more, body, most):
-        message = f"The body holds more than {most} JSON arrays and objects."
+    most = _SPARE_VALUES + max_values
+    # In texts there may be more commas and brackets.
+    if _beginnings(body, 0, len(body)) > most and await asyncio.to_thread(has_more, body, most):
+        message = f"The body holds more than {most} JSON values. Send fewer inputs in a request."
         raise PayloadTooLargeError(message, "payload_too_large")
     return body
 
 
-def are_more(body: bytes, most: int) -> bool:
-    """Return whether JSON holds more arrays and objects than that; brackets within strings do not count."""
+def has_more(body: bytes, most: int) -> bool:
+    """Return whether JSON holds more values than that, by what begins one; what stands in strings does not count."""
     found = start = 0
     for string in _STRING.finditer(body):
-        found += _openings(body, start, string.start())
+        found += _beginnings(body, start, string.start())
         if found > most:
             return True
         start = string.end()
-    return found + _openings(body, start, len(body)) > most
+    return found + _beginnings(body, start, len(body)) > most
 
 
-def _openings(body: bytes, start: int, stop: int) -> int:
-    return body.count(b"[", start, stop) + body.count(b"{", start, stop)
+def _beginnings(body: bytes, start: int, stop: int) -> int:
+    return sum(body.count(sign, start, stop) for sign in (b"[", b"{", b","))
 
 
 def inflate(body: bytes, *, max_bytes: int) -> bytes:

@@ -77,7 +77,7 @@ class Endpoints:
                 request,
                 hold=hold,
                 max_bytes=self._settings.max_body_bytes,
-                max_inputs=self._settings.max_client_batch_size,
+                max_values=self._settings.max_client_batch_size + self._settings.max_request_tokens,
                 timeout_s=self._settings.body_timeout_s,
             )
             with collector_paused():
