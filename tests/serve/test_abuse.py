@@ -106,8 +106,10 @@ def test_headers_without_end_are_refused(server: Server) -> None:
 @pytest.mark.parametrize(
     ("body", "headers", "status"),
     [
-        (b'{"input": ' + b"[" * MILLION, {}, 400),
-        (b'{"input": ' + b'{"a":' * MILLION, {}, 400),
+        (b'{"input": ' + b"[" * MILLION, {}, 413),
+        (b'{"input": ' + b'{"a":' * MILLION, {}, 413),
+        (b'{"input": ' + b"[" * 100_000, {}, 400),
+        (b'{"input": ' + b'{"a":' * 100_000, {}, 400),
         (b'{"input": "' + b"a" * 64 * 2**20 + b'"}', {}, 413),
         (gzip.compress(b'{"input": "' + b"a" * 256 * 2**20), {"Content-Encoding": "gzip"}, 413),
         (b'{"input": "a", "dimensions": ' + b"9" * MILLION + b"}", {}, 400),
@@ -118,7 +120,7 @@ def test_headers_without_end_are_refused(server: Server) -> None:
         (b'{"input": "' + b" " * 15 * MILLION + b'"}', {}, 422),
         (b'{"input": [' + b"[1]," * 3 * MILLION + b"[1]]}", {}, 413),
     ],
-    ids=["lists", "objects", "64 MiB", "bomb", "digits", "id", "surrogate", "NUL", "no UTF-8", "spaces", "ids"],
+    ids=["lists", "objects", "deep lists", "deep objects", "64 MiB", "bomb", "digits", "id", "surrogate", "NUL", "no UTF-8", "spaces", "ids"],
 )  # fmt: skip
 def test_a_body_that_is_meant_to_hurt_is_an_error(
     server: Server, body: bytes, headers: dict[str, str], status: int
