@@ -120,7 +120,8 @@ def test_headers_without_end_are_refused(server: Server) -> None:
         (b'{"input": "' + b" " * 15 * MILLION + b'"}', {}, 422),
         (b'{"input": [' + b"[1]," * 3 * MILLION + b"[1]]}", {}, 413),
     ],
-    ids=["lists", "objects", "deep lists", "deep objects", "64 MiB", "bomb", "digits", "id", "surrogate", "NUL", "no UTF-8", "spaces", "ids"],
+    ids=["lists", "objects", "deep lists", "deep objects", "64 MiB", "bomb", "digits", "id",
+         "surrogate", "NUL", "no UTF-8", "spaces", "ids"],
 )  # fmt: skip
 def test_a_body_that_is_meant_to_hurt_is_an_error(
     server: Server, body: bytes, headers: dict[str, str], status: int
