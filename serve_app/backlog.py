@@ -18,6 +18,8 @@ _SEEN_S = 0.25
 _LONGEST_S = 3600.0
 # Who was refused is told to wait from a second to a minute, each a little differently: not all shall come back at once.
 _LEAST_S, _MOST_S, _JITTER = 1.0, 60.0, 0.25
+# Bulk may fill so much of the queue. Where less is filled, and none of it by bulk, there is room for one of any size.
+_BULK_SHARE, _BULK_AT_REST = 0.75, 0.5
 
 
 class Backlog:
@@ -37,6 +39,7 @@ class Backlog:
     ) -> None:
         self.limit = limit
         self.units = 0
+        self._bulk_units = 0
         self.sharers = 1
         self._unknown_s = unknown_s
         self._clock = clock
@@ -46,31 +49,43 @@ class Backlog:
         self._done = 0.0
         self._seconds = 0.0
 
-    def has_room(self, units: int, *, share: float = 1) -> bool:
-        """Return whether there is room for so many more, in a share of all that there is."""
-        return self.limit is None or self.units + units <= self.limit * share / self.sharers
+    def has_room(self, units: int, *, is_bulk: bool = False) -> bool:
+        """Return whether there is room for so many more; where nothing is, any number finds it.
+
+        Bulk takes none from the others, which overtake it, but they take from bulk.
+        """
+        if self.limit is None:
+            return True
+        limit = self.limit / self.sharers
+        if is_bulk:
+            is_at_rest = not self._bulk_units and self.units <= limit * _BULK_AT_REST
+            return is_at_rest or self.units + units <= limit * _BULK_SHARE
+        before = self.units - self._bulk_units
+        return not before or before + units <= limit
 
     @property
     def remaining(self) -> int:
-        """How many units there is room for; 0 without a limit, of which nothing remains either."""
-        return max((self.limit or 0) // self.sharers - self.units, 0)
+        """How many units there is room for that are not bulk; 0 without a limit, of which nothing remains either."""
+        return max((self.limit or 0) // self.sharers - self.units + self._bulk_units, 0)
 
-    def add(self, units: int) -> None:
+    def add(self, units: int, *, is_bulk: bool = False) -> None:
         """Accept units."""
         if not self.units:
             self._since = self._clock()
         self.units += units
+        self._bulk_units += units * is_bulk
 
-    def finish(self, units: int) -> None:
+    def finish(self, units: int, *, is_bulk: bool = False) -> None:
         """Units are done."""
         done, self._seconds = self._until_now()
         self._done = done + units * self.units
         self._since = self._clock()
-        self.units -= units
+        self.drop(units, is_bulk=is_bulk)
 
-    def drop(self, units: int) -> None:
+    def drop(self, units: int, *, is_bulk: bool = False) -> None:
         """Units will not be done: they failed, or nobody waits for them any more."""
         self.units -= units
+        self._bulk_units -= units * is_bulk
 
     @property
     def wait_s(self) -> float:

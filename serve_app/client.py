@@ -36,8 +36,6 @@ from serve_app.sender import Answered, LostCallError, NotNowError, Sender
 _ATTEMPTS = 2
 # Calls to one replica that are under way at once: one computes and one is ready, so that the model need not wait.
 _CALLS_PER_REPLICA = 2
-# How much of the queue bulk may fill; the rest is kept for what somebody waits for.
-_BULK_QUEUE_SHARE = 0.75
 # The next job of a request counts as come so many times the last one's computing after that one. Alone and with two
 # calls to a replica it is two; so a large request is due half of the model, and others find a place between its jobs.
 _JOB_PACE = 4.0
@@ -124,14 +122,11 @@ class ModelClient:
             OverloadedError: there is no room, here or in Ray Serve's queue of calls.
             UnavailableError: no replica answers.
         """
-        # One always finds room, however large it is.
-        if self.backlog.units and not self.backlog.has_room(
-            inputs.tokens, share=_BULK_QUEUE_SHARE if is_bulk else 1
-        ):
+        if not self.backlog.has_room(inputs.tokens, is_bulk=is_bulk):
             raise self._overloaded("pending_tokens")
         started = time.perf_counter()
         jobs = split(inputs, job_tokens=-(-self._sender.budget // 2), request_id=request_id)
-        self.backlog.add(inputs.tokens)
+        self.backlog.add(inputs.tokens, is_bulk=is_bulk)
         self._metrics.pending_changed(model=self._settings.model, tokens=self.backlog.units)
         self._watch.go_on()
         answers: dict[int, Answered] = {}
@@ -139,9 +134,8 @@ class ModelClient:
             await self._run(jobs, answers, is_bulk=is_bulk)
             return join(jobs, [answers[number] for number in range(len(jobs))], started)
         finally:
-            self.backlog.drop(
-                sum(job.inputs.tokens for number, job in enumerate(jobs) if number not in answers)
-            )
+            left = [job.inputs.tokens for n, job in enumerate(jobs) if n not in answers]
+            self.backlog.drop(sum(left), is_bulk=is_bulk)
             self._metrics.pending_changed(model=self._settings.model, tokens=self.backlog.units)
 
     async def states(self) -> list[ReplicaState]:
@@ -182,7 +176,7 @@ class ModelClient:
             raise deadly(job) from None
         except NotNowError:
             raise self._unavailable("those that are there do not take it") from None
-        self.backlog.finish(job.inputs.tokens)
+        self.backlog.finish(job.inputs.tokens, is_bulk=is_bulk)
         self._metrics.job_finished(
             model=self._settings.model,
             tokens=job.inputs.tokens,

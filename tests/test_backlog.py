@@ -46,8 +46,38 @@ def test_a_limit_is_shared_in_equal_parts() -> None:
     assert backlog.has_room(10)
     assert not backlog.has_room(11)
     assert backlog.remaining == 10
-    assert backlog.has_room(2, share=0.75)
-    assert not backlog.has_room(3, share=0.75)
+
+
+def test_bulk_takes_no_room_from_others_and_is_refused_first() -> None:
+    """A quarter is kept for what somebody waits for; whatever bulk there is is overtaken."""
+    backlog = Backlog(limit=100, unknown_s=1)
+    backlog.add(60)
+
+    assert backlog.has_room(15, is_bulk=True)
+    assert not backlog.has_room(16, is_bulk=True)
+    backlog.add(15, is_bulk=True)
+    assert not backlog.has_room(1, is_bulk=True)
+    assert backlog.has_room(40)
+    assert not backlog.has_room(41)
+    assert backlog.remaining == 40
+
+
+def test_one_that_is_larger_than_the_queue_is_taken_where_little_waits() -> None:
+    """Small traffic, which there always is, would keep it out for ever; and it keeps no small one out."""
+    backlog = Backlog(limit=100, unknown_s=1)
+    backlog.add(50)
+
+    assert backlog.has_room(300, is_bulk=True)
+    backlog.add(300, is_bulk=True)
+    assert backlog.has_room(50)
+    assert not backlog.has_room(1, is_bulk=True)
+    assert backlog.remaining == 50
+    backlog.finish(200, is_bulk=True)
+    backlog.drop(100, is_bulk=True)
+    assert backlog.has_room(300, is_bulk=True)
+
+    backlog.add(1)
+    assert not backlog.has_room(300, is_bulk=True)
 
 
 def test_without_a_limit_there_is_always_room() -> None:
