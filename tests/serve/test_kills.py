@@ -31,19 +31,19 @@ def kill(server: Server, title: str) -> None:
     os.kill(victim, signal.SIGKILL)
     wait_for(
         lambda: len([pid for pid in server.processes(title) if pid != victim]) >= count,
-        timeout_s=100,
+        timeout_s=200,
         what=f"another {title}",
     )
-    wait_for(lambda: answers(f"{server.plumbing_url}/ready"), timeout_s=100, what="a ready server")
+    wait_for(lambda: answers(f"{server.plumbing_url}/ready"), timeout_s=200, what="a ready server")
 
 
 def go_on(load: Load) -> None:
     """Wait until every client has been answered again."""
     seen = len(load.answers)
-    wait_for(lambda: len(load.answers) > seen + 3 * CLIENTS, timeout_s=60, what="more answers")
+    wait_for(lambda: len(load.answers) > seen + 3 * CLIENTS, timeout_s=120, what="more answers")
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("title", [MODEL, CONTROLLER])
 def test_a_model_s_replica_or_the_controller_that_is_killed_loses_nothing(
     server: Server, load: Load, title: str
@@ -56,12 +56,12 @@ def test_a_model_s_replica_or_the_controller_that_is_killed_loses_nothing(
     assert set(load.statuses) == {200}
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_an_ingress_replica_that_is_killed_loses_at_most_what_it_had(
     server: Server, load: Load
 ) -> None:
     """HAProxy sends that to the other; through Ray's default proxy it is 503, and a client may try again."""
-    wait_for(lambda: len(server.processes(INGRESS)) == 2, timeout_s=100, what="two replicas")
+    wait_for(lambda: len(server.processes(INGRESS)) == 2, timeout_s=200, what="two replicas")
     kill(server, INGRESS)
     go_on(load)
 
@@ -73,7 +73,7 @@ def test_an_ingress_replica_that_is_killed_loses_at_most_what_it_had(
         assert load.statuses[503] <= CLIENTS
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_proxy_that_is_killed_breaks_the_connections_it_had(server: Server, load: Load) -> None:
     """Nobody else listens on its port, so clients have to come again; a new HAProxy has to find its replicas first."""
     proxy = "ray::ProxyActor" if server.mode == "default" else haproxy_binary({})

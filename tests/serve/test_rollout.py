@@ -34,7 +34,7 @@ def config(server: Server) -> Iterator[dict[str, Any]]:
     yield yaml.safe_load(before)
     server.config.write_text(before)
     server.run_script("deploy.py", str(server.config))
-    wait_for(lambda: status(server) == "RUNNING", timeout_s=100, what="the config of before")
+    wait_for(lambda: status(server) == "RUNNING", timeout_s=200, what="the config of before")
 
 
 def deploy(server: Server, config: dict[str, Any]) -> None:
@@ -54,7 +54,7 @@ def arguments(config: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_new_limits_and_another_model_fail_no_request(
     server: Server, config: dict[str, Any], load: Load
 ) -> None:
@@ -68,15 +68,15 @@ def test_new_limits_and_another_model_fail_no_request(
 
     wait_for(
         lambda: post(server.plumbing_url, {"input": "fine", "model": "another"}).status_code == 200,
-        timeout_s=100,
+        timeout_s=200,
         what="another model",
     )
-    wait_for(lambda: replicas(server).isdisjoint(before), timeout_s=100, what="new replicas")
+    wait_for(lambda: replicas(server).isdisjoint(before), timeout_s=200, what="new replicas")
     print(f"{server.mode}: {load}")
     assert set(load.statuses) == {200}
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_new_revision_fails_no_request(
     server: Server, config: dict[str, Any], load: Load, tmp_path: Path
 ) -> None:
@@ -89,7 +89,7 @@ def test_a_new_revision_fails_no_request(
 
     wait_for(
         lambda: not replicas(server) & before and bool(replicas(server)),
-        timeout_s=100,
+        timeout_s=200,
         what="new replicas",
     )
     print(f"{server.mode}: {load}")
@@ -111,7 +111,7 @@ def no_start(config: dict[str, Any]) -> None:
     arguments(config)["models"][0]["device"] = "cuda:7"
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1200)
 def test_what_cannot_start_leaves_what_serves(
     server: Server, config: dict[str, Any], load: Load
 ) -> None:
@@ -124,10 +124,10 @@ def test_what_cannot_start_leaves_what_serves(
         deploy(server, spoiled)
 
         failed = f"{spoil.__name__} is a failed deploy"
-        wait_for(lambda: status(server) == "DEPLOY_FAILED", timeout_s=150, what=failed)
+        wait_for(lambda: status(server) == "DEPLOY_FAILED", timeout_s=300, what=failed)
         assert replicas(server) == before
         assert requests.get(f"{server.plumbing_url}/ready", timeout=60).status_code == 200
         deploy(server, config)
-        wait_for(lambda: status(server) == "RUNNING", timeout_s=100, what="the config of before")
+        wait_for(lambda: status(server) == "RUNNING", timeout_s=200, what="the config of before")
     print(f"{server.mode}: {load}")
     assert set(load.statuses) == {200}
