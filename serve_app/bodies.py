@@ -74,8 +74,9 @@ async def read_body(
         hold(len(plain) - len(body))
         body = plain
     most = _SPARE_VALUES + max_values
-    # In texts there may be more commas and brackets.
-    if _beginnings(body, 0, len(body)) > most and await asyncio.to_thread(has_more, body, most):
+    # In texts there may be more commas and brackets; a body of fewer bytes need not be looked at.
+    is_suspect = len(body) > most and _beginnings(body, 0, len(body)) > most
+    if is_suspect and await asyncio.to_thread(has_more, body, most):
         message = f"The body holds more than {most} JSON values. Send fewer inputs in a request."
         raise PayloadTooLargeError(message, "payload_too_large")
     return body

@@ -4,8 +4,8 @@ The JDK's client puts `Upgrade: h2c` into every first request. A server may igno
 httptools leaves such a request's body unread, in case an upgrade follows; so its headers are read again without the
 offer. uvicorn waits for ever for a head, the request's line and headers, and takes one of any size: here it has some
 seconds and kilobytes. So many seconds has what comes after an answer and begins no request, as the rest of a body that
-nobody read; and trailers, which nobody reads either, have the kilobytes and are not kept. Knows nothing of our
-application.
+nobody read; and trailers, which nobody reads either, have the kilobytes and are not kept. What is no request is refused
+after the good one before it is answered. Knows nothing of our application.
 """
 
 import asyncio

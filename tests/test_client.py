@@ -544,6 +544,20 @@ async def test_bulk_is_refused_first() -> None:
         task.cancel()
 
 
+async def test_bulk_that_is_done_or_left_gives_its_room_back() -> None:
+    """Counted as bulk when it comes and when it goes, else others would find more room than there is."""
+    client = client_of(FakeHandle(answer), max_queued_tokens=100)
+    left = client_of(FakeHandle(never), max_queued_tokens=100)
+
+    await client.embed(tokenized([1] * 70), request_id="an-id", is_bulk=True)
+    waiting = asyncio.create_task(left.embed(tokenized([1] * 70), request_id="x", is_bulk=True))
+    await turns()
+    waiting.cancel()
+    await turns()
+
+    assert (client.backlog.remaining, left.backlog.remaining) == (100, 100)
+
+
 async def test_one_request_always_fits() -> None:
     """A limit below the largest request would refuse it for ever."""
     client = client_of(FakeHandle(answer), max_queued_tokens=5)

@@ -187,9 +187,10 @@ def test_a_wrong_config_is_refused_by_the_key(text: str, named: str) -> None:
         read_config(text)
 
 
-def test_a_model_that_is_not_there_is_named_before_anything_starts() -> None:
+@pytest.mark.parametrize("source", ["/no/such/directory", "~nobody-of-that-name/model"])
+def test_a_model_that_is_not_there_is_named_before_anything_starts(source: str) -> None:
     """Ray would take most of a minute to find out."""
-    models = [{"name": "m", "source": "/no/such/directory"}]
+    models = [{"name": "m", "source": source}]
     app = {"import_path": "serve_app.app:build", "args": {"models": models}}
 
     with pytest.raises(PrepareError, match=r"model m: .*no such directory"):
@@ -219,6 +220,14 @@ def test_keys_that_are_not_there_are_told_before_anything_starts(tmp_path: Path)
     """An ingress that cannot read them does not start, which takes Ray most of a minute to find out."""
     with pytest.raises(PrepareError, match=r"^args\.http: api_keys_file cannot be read: No such"):
         read_config(application(tmp_path, api_keys_file=str(tmp_path / "nowhere")))
+
+
+def test_keys_in_a_pipe_are_not_waited_for(tmp_path: Path) -> None:
+    """Nobody may ever write to it."""
+    os.mkfifo(tmp_path / "pipe")
+
+    with pytest.raises(PrepareError, match=r"^args\.http: api_keys_file is no file$"):
+        read_config(application(tmp_path, api_keys_file=str(tmp_path / "pipe")))
 
 
 def test_what_callers_need_is_known(tmp_path: Path) -> None:
