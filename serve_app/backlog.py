@@ -50,7 +50,7 @@ class Backlog:
         self._seconds = 0.0
 
     def has_room(self, units: int, *, is_bulk: bool = False) -> bool:
-        """Return whether there is room for so many more; where nothing is, any number finds it.
+        """Return whether there is room for so many more; where nothing is, any number finds it, under any limit but 0.
 
         Bulk takes none from the others, which overtake it, but they take from bulk.
         """
@@ -61,7 +61,7 @@ class Backlog:
             is_at_rest = not self._bulk_units and self.units <= limit * _BULK_AT_REST
             return is_at_rest or self.units + units <= limit * _BULK_SHARE
         before = self.units - self._bulk_units
-        return not before or before + units <= limit
+        return 0 == before < limit or before + units <= limit
 
     @property
     def remaining(self) -> int:

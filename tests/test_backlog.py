@@ -37,6 +37,12 @@ def test_there_is_room_up_to_the_limit() -> None:
     assert backlog.remaining == 0
 
 
+def test_one_finds_room_where_nothing_is() -> None:
+    """However large it is, but not where nothing at all shall be taken."""
+    assert Backlog(limit=10, unknown_s=1).has_room(11)
+    assert not Backlog(limit=0, unknown_s=1).has_room(1)
+
+
 def test_a_limit_is_shared_in_equal_parts() -> None:
     """Each gets an equal part of the work done, so whoever had more would wait longer."""
     backlog = Backlog(limit=90, unknown_s=1)

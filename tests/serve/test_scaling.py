@@ -5,7 +5,6 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
-import pytest
 import requests
 
 from tests.serve.server import Server, wait_for
@@ -58,7 +57,6 @@ class Load:
         self._clients.shutdown()
 
 
-@pytest.mark.timeout(300)
 def test_replicas_follow_the_work(server: Server) -> None:
     """A load of half a replica's work, of four times that, and of half a replica's again; then none."""
     first = post(server.scaling_url, {"input": "fine"})
@@ -78,7 +76,6 @@ def test_replicas_follow_the_work(server: Server) -> None:
     wait_for(lambda: replicas(server) == 0, timeout_s=30, what="no replica")
 
 
-@pytest.mark.timeout(300)
 def test_one_request_of_many_inputs_is_as_much_work_as_many_requests(server: Server) -> None:
     """It is one call to Ray Serve at a time, and most of it waits in the ingress."""
     with ThreadPoolExecutor(1) as client:

@@ -3,12 +3,9 @@
 import sys
 from pathlib import Path
 
-import pytest
-
 from tests.serve.server import Server
 
 
-@pytest.mark.timeout(300)
 def test_every_answer_is_as_documented(server: Server) -> None:
     """`make fuzz` does the same with more examples, and with the values at the edges of the schema."""
     program = str(Path(sys.executable).with_name("st"))
