@@ -86,7 +86,8 @@ def _panel(
     scale: float,
 ) -> Iterator[str]:
     yield _text(_LEFT, top - 4, name)
-    yield _text(_LEFT - 6, top + 10, f"{scale:.3g}", anchor="end")
+    most = f"{scale:,.0f}" if scale >= 100 else f"{scale:.3g}"
+    yield _text(_LEFT - 6, top + 10, most, anchor="end")
     yield _text(_LEFT - 6, top + _HEIGHT, "0", anchor="end")
     yield f'<rect x="{_LEFT}" y="{top}" width="{_WIDTH - _LEFT - 20}" height="{_HEIGHT}" fill="none" stroke="#ddd"/>'
     for colour, value in curves:

@@ -28,7 +28,7 @@ def describe() -> dict[str, Any]:
     """Return all of it, for JSON."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join(["python -m benchmarks", *sys.argv[1:]]),
+        "command": " ".join(["python", *sys.orig_argv[1:]]),
         "commit": _output(["git", "-C", str(ROOT), "describe", "--always", "--dirty"]),
         "processor": _processor(),
         "cores": THREADS,

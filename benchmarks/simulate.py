@@ -19,6 +19,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from benchmarks import machine
 from benchmarks.contenders import (
     CONTENDERS,
     MODEL,
@@ -196,6 +197,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=6)
     minutes = parser.parse_args().minutes
     stop_in_order()
+    about = machine.describe()
     with running(_SLEEPING) as port:
         day = asyncio.run(_live(port, minutes * 60))
     plan, summary = _plan(_paces()), _summary(day)
@@ -205,7 +207,10 @@ def main() -> None:
     picture.write_text(
         draw(day.samples, title=f"A day's traffic in {minutes:g} minutes", most=MOST_REPLICAS)
     )
-    picture.with_suffix(".md").write_text(f"{summary}.\n\n![the day]({picture.name})\n\n{plan}\n")
+    place = f"{about['processor']}, {about['cores']} cores, {about['date']}; `{about['command']}`"
+    picture.with_suffix(".md").write_text(
+        f"{place}\n\n{summary}.\n\n![the day]({picture.name})\n\n{plan}\n"
+    )
     print(f"{summary}\n\n{plan}\n\n{picture}")
 
 
