@@ -101,7 +101,7 @@ def _write(
     served = [row for row in rows if row.contender.kind != "ceiling"]
     rates = [row.texts_per_s / row.workload.inputs for row in served]
     told = verdict(clients, max(rates, default=0.0))
-    place = f"{about['processor']}, {about['cores']} cores, {about['date']}"
+    place = machine.place(about)
     _say(f"\n{text}\n\n{told}\n{place}")
     raw = {
         "about": about,

@@ -42,6 +42,11 @@ def describe() -> dict[str, Any]:
     }
 
 
+def place(about: dict[str, Any]) -> str:
+    """Return where and when that was, in a line."""
+    return f"{about['processor']}, {about['cores']} cores, {about['date']}"
+
+
 def _processor() -> str:
     path = Path("/proc/cpuinfo")
     if path.exists():

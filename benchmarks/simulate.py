@@ -207,7 +207,7 @@ def main() -> None:
     picture.write_text(
         draw(day.samples, title=f"A day's traffic in {minutes:g} minutes", most=MOST_REPLICAS)
     )
-    place = f"{about['processor']}, {about['cores']} cores, {about['date']}; `{about['command']}`"
+    place = f"{machine.place(about)}; `{about['command']}`"
     picture.with_suffix(".md").write_text(
         f"{place}\n\n{summary}.\n\n![the day]({picture.name})\n\n{plan}\n"
     )
