@@ -26,11 +26,11 @@ CLIENT_STAMPS := .venv-clients/openai-1/stamp .venv-clients/frameworks/stamp \
 	$(CLIENTS)/scripts/node_modules/stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test clients lint fuzz bench simulate soak lock clean
+.PHONY: help install serve test test-all clients lint fuzz bench simulate soak lock clean
 
 help: ## list the commands
 	@echo 'make COMMAND, where COMMAND is one of'
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{printf "%-10s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{printf "%-10s %s\n", $$1, $$2}'
 	@echo
 	@echo 'Settings, as NAME=value after the command:'
 	@echo '  CONFIG       the Serve config file of `make serve`, instead of serve_config.yaml; more in configs/'
@@ -47,10 +47,13 @@ install: $(VENV)/runtime.stamp ## make .venv with what serving needs (serve and 
 serve: $(VENV)/runtime.stamp ## start the server, with the settings of throughput.env; Ctrl-C stops it
 	@exec $(BIN)/python -m serve_app.launch --config $(CONFIG) --env throughput.env
 
-test: $(VENV)/dev.stamp $(CLIENT_STAMPS) ## run the tests that need no GPU
-	@$(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/dev.stamp ## run the tests of every module, of small models and of one server: a few minutes
+	@$(BIN)/python -m pytest -m 'not slow and not clients' $(ARGS)
 
-clients: $(CLIENT_STAMPS) .venv-clients/more/stamp ## install all clients that the tests can run, also those that `make test` does without
+test-all: test $(CLIENT_STAMPS) ## and all others: both proxy modes, clients, kills, rollouts, scaling
+	@$(BIN)/python -m pytest -m 'slow or clients' $(ARGS)
+
+clients: $(CLIENT_STAMPS) .venv-clients/more/stamp ## install all clients that the tests can run, also those that `make test-all` does without
 
 lint: $(VENV)/dev.stamp ## check style, types and imports
 	$(BIN)/ruff check .

@@ -6,6 +6,7 @@ assets, Swagger UI 5, come from the package fastapi-offline, which is read and n
 
 import importlib.util
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -101,8 +102,14 @@ class Documentation:
     """
 
     def __init__(self, models: Iterable[ServedModel], settings: HttpConfig) -> None:
-        self._schema = build_schema([*models], settings)
+        self._models = [*models]
+        self._settings = settings
         self._assets = _assets_directory()
+
+    @cached_property
+    def _schema(self) -> Json:
+        # Built when it is first asked for: it takes 35 ms, which no start should wait for.
+        return build_schema(self._models, self._settings)
 
     async def schema(self, request: Request) -> Response:
         """`GET /openapi.json`."""

@@ -12,6 +12,7 @@ import pytest
 from tests.serve.server import ROOT, free_port
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_node_that_dies_loses_no_request(tmp_path: Path) -> None:
     """What its replica had is sent to the one on the other node, and a new node gets a replica."""

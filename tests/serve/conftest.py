@@ -1,4 +1,8 @@
-"""One cluster for each proxy mode, shared by all tests of this folder."""
+"""One server for each proxy mode, shared by all tests of this folder.
+
+Tests run through HAProxy, where it runs; those marked `both_modes`, in which the proxy can change what comes out, run
+through Ray's default proxy too, as slow ones.
+"""
 
 import copy
 import json
@@ -10,8 +14,21 @@ import pytest
 import yaml
 from sentence_transformers import SentenceTransformer
 
-from tests.serve.applications import GUARDED, KEY, PLUMBING, RANKER, SCALING
-from tests.serve.server import ROOT, Server, running_server
+from serve_app.environment import haproxy_binary
+from tests.serve.applications import GUARDED, KEY, PLUMBING, RANKER
+from tests.serve.server import ROOT, ProxyMode, Server, answers, running_server, wait_for
+
+MODES: list[ProxyMode] = ["throughput", "default"] if haproxy_binary({}) else ["default"]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run each test that has a server in the proxy modes that it is for."""
+    if "server" not in metafunc.fixturenames:
+        return
+    first, *others = MODES
+    in_both = metafunc.definition.get_closest_marker("both_modes") is not None
+    slow = [pytest.param(mode, marks=pytest.mark.slow) for mode in others if in_both]
+    metafunc.parametrize("server", [first, *slow], indirect=True, scope="session")
 
 
 @pytest.fixture(scope="session")
@@ -38,17 +55,36 @@ def keys_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-@pytest.fixture(scope="session", params=["default", "throughput"])
-def server(request: pytest.FixtureRequest, classifier: Path, keys_file: Path) -> Iterator[Server]:
-    """A server in each proxy mode, one after the other."""
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where all servers of a run keep converted models; empty at first."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def server(request: pytest.FixtureRequest, classifier: Path, cache: Path) -> Iterator[Server]:
+    """The product's application, and beside it the one whose encoder obeys."""
     config = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
-    config["applications"] += copy.deepcopy([PLUMBING, GUARDED, SCALING])
+    config["applications"].append(copy.deepcopy(PLUMBING))
     for application in config["applications"]:
         ranker = {"name": RANKER, "source": str(classifier)}
         application["args"]["models"].append(ranker)
-    config["applications"][2]["args"]["http"]["api_keys_file"] = str(keys_file)
-    with running_server(config, mode=request.param) as running:
+    with running_server(config, mode=request.param, cache=cache) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def guarded_url(server: Server, classifier: Path, keys_file: Path) -> str:
+    """Where the application answers that wants a key; it is deployed when the first test asks for it."""
+    config = yaml.safe_load(server.config.read_text())
+    guarded = copy.deepcopy(GUARDED)
+    guarded["args"]["models"].append({"name": RANKER, "source": str(classifier)})
+    guarded["args"]["http"]["api_keys_file"] = str(keys_file)
+    server.deploy({**config, "applications": [*config["applications"], guarded]})
+    url = f"{server.url}/guarded"
+    # Until it is there, its path is below the product's, which has no such one.
+    wait_for(lambda: answers(f"{url}/ready"), timeout_s=200, what="the guarded application")
+    return url
 
 
 @pytest.fixture

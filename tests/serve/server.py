@@ -54,16 +54,6 @@ class Server:
         """Where the application of plumbing.py answers."""
         return f"{self.url}/plumbing"
 
-    @property
-    def scaling_url(self) -> str:
-        """Where the application answers whose replicas come and go."""
-        return f"{self.url}/scaling"
-
-    @property
-    def guarded_url(self) -> str:
-        """Where the application answers that wants a key."""
-        return f"{self.url}/guarded"
-
     def run_script(self, name: str, *arguments: str) -> str:
         """Run a script of this folder on the server's cluster and return what it prints."""
         return self.run([sys.executable, str(ROOT / "tests" / "serve" / name), *arguments])
@@ -81,6 +71,11 @@ class Server:
         )
         assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]
         return done.stdout
+
+    def deploy(self, config: Mapping[str, Any]) -> None:
+        """Deploy a config, as `serve deploy` does."""
+        self.config.write_text(yaml.safe_dump(config))
+        self.run_script("deploy.py", str(self.config))
 
     def processes(self, title: str) -> list[int]:
         """Return the ids of the processes to which Ray has given this title; it adds what they are at."""
@@ -124,13 +119,19 @@ def answers(url: str, others: list[tuple[int, str]] | None = None) -> bool:
 
 
 @contextmanager
-def running_server(config: Mapping[str, Any], *, mode: ProxyMode) -> Iterator[Server]:
-    """Run `serve run` on a configuration until the block ends; all its processes end with it."""
+def running_server(config: Mapping[str, Any], *, mode: ProxyMode, cache: Path) -> Iterator[Server]:
+    """Run `serve run` on a configuration until the block ends; all its processes end with it.
+
+    Args:
+        config: what stands in the Serve config file, without `http_options`.
+        mode: the proxy mode.
+        cache: where converted models are kept.
+    """
     folder = Path(tempfile.mkdtemp(prefix="srv", dir="/tmp"))  # Ray's sockets need a short path
     port = free_port()
     path = folder / "serve_config.yaml"
     path.write_text(yaml.safe_dump({**config, "http_options": {"host": "127.0.0.1", "port": port}}))
-    environment = _environment(mode, folder)
+    environment = _environment(mode, folder, cache)
     command = [str(Path(sys.executable).with_name("serve")), "run", str(path)]
     session = Session.start(command, environment, folder / "serve_run.log")
     early: list[tuple[int, str]] = []
@@ -144,11 +145,9 @@ def running_server(config: Mapping[str, Any], *, mode: ProxyMode) -> Iterator[Se
         early,
     )
     try:
-        _wait_until_ready(f"{server.url}/ready", session, early)
-        # Until they are there, their paths are the first application's.
-        _wait_until_ready(f"{server.plumbing_url}/ready", session, [])
-        _wait_until_ready(f"{server.guarded_url}/ready", session, [])
-        _wait_until_ready(f"{server.scaling_url}/ready", session, [])
+        for application in config["applications"]:
+            prefix = application["route_prefix"].rstrip("/")
+            _wait_until_ready(f"{server.url}{prefix}/ready", session, early)
         yield server
     finally:
         left = session.stop(lambda: False, grace_s=60)
@@ -173,7 +172,7 @@ def free_port() -> int:
     raise RuntimeError("no free port")
 
 
-def _environment(mode: ProxyMode, folder: Path) -> dict[str, str]:
+def _environment(mode: ProxyMode, folder: Path, cache: Path) -> dict[str, str]:
     """Return the environment of a user: the mode's and nothing else; a folder of its own keeps clusters apart."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "SERVE_"))}
     flags = read_env_file((ROOT / "throughput.env").read_text())
@@ -189,6 +188,6 @@ def _environment(mode: ProxyMode, folder: Path) -> dict[str, str]:
         **flags,
         "PYTHONPATH": str(ROOT),
         "RAY_TMPDIR": str(folder),
-        "XDG_CACHE_HOME": str(folder),  # no graph is kept for later, or found from before
+        "XDG_CACHE_HOME": str(cache),
         "RAY_USAGE_STATS_ENABLED": "0",
     }

@@ -66,6 +66,8 @@ SLOW = {
 }
 
 
+@pytest.mark.slow
+@pytest.mark.both_modes
 def test_connections_that_are_slow_hold_up_nobody_and_are_given_up(server: Server) -> None:
     """A thousand on which nothing comes, and hundreds of headers, bodies and chunks that come by the byte."""
     _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -91,6 +93,7 @@ def test_connections_that_are_slow_hold_up_nobody_and_are_given_up(server: Serve
         wait_for(drip, timeout_s=90, what="connections closed")
 
 
+@pytest.mark.both_modes
 def test_headers_without_end_are_refused(server: Server) -> None:
     """They are not kept in memory."""
     with connect(server) as connection:
@@ -139,6 +142,7 @@ def test_a_zero_byte_in_a_text_is_a_character(server: Server) -> None:
     assert post(server.url, {"input": "a\0b"}).status_code == 200
 
 
+@pytest.mark.both_modes
 def test_work_of_clients_that_leave_is_not_done(server: Server) -> None:
     """What waits for the model is dropped before the model sees it."""
     text = json.dumps({"input": "slow " * 40}).encode()

@@ -8,6 +8,7 @@ import pytest
 import requests
 import yaml
 
+from tests.serve.applications import OBEDIENT
 from tests.serve.server import Server, answers, wait_for
 from tests.serve.test_http import PAGE_KEYS, post
 
@@ -48,6 +49,7 @@ def test_a_model_that_does_not_embed_is_listed_and_answers_424(server: Server) -
     assert (card["id"], card["embeds"]) == ("reranker", False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("word", ["death", "broken"])
 def test_an_input_that_kills_two_replicas_is_refused(server: Server, word: str) -> None:
     """It is named, in the answer and in the log by its request's id; whoever came with it is answered."""
@@ -66,12 +68,19 @@ def test_an_input_that_kills_two_replicas_is_refused(server: Server, word: str) 
     assert answer.status_code == 424
     assert (answer.json()["code"], answer.json()["param"]) == ("inference_failed", "input")
     assert "died twice while it had the inputs 0 to 1" in answer.json()["message"]
-    lines = server.read_logs("replica_plumbing_ingress*").splitlines()
-    assert any("died twice" in line and request_id in line for line in lines)
+    wait_for(
+        lambda: any(
+            "died twice" in line and request_id in line
+            for line in server.read_logs("replica_plumbing_ingress*").splitlines()
+        ),
+        timeout_s=10,
+        what="a line of the log",
+    )
     wait_for(lambda: answers(f"{server.plumbing_url}/ready"), timeout_s=100, what="a new replica")
     assert post(server.plumbing_url, {"input": "fine"}).status_code == 200
 
 
+@pytest.mark.slow
 def test_a_wedged_model_is_noticed_and_replaced(server: Server) -> None:
     """A replica with a batch that computes for longer than `wedged_after_s` ends."""
     with ThreadPoolExecutor(1) as client:
@@ -117,6 +126,7 @@ def test_a_mistake_in_batch_settings_leaves_the_replica_as_it_is(server: Server)
     assert replicas(server) == before
 
 
+@pytest.mark.slow
 def test_replicas_that_are_replaced_finish_what_they_have_accepted(server: Server) -> None:
     """New settings restart every replica while requests are in the model and in the queue before it."""
     before = replicas(server)
@@ -138,8 +148,7 @@ def deploy(server: Server, change: dict[str, Any], **model: Any) -> None:
     application = config["applications"][1]
     application.update(change)
     application["args"]["models"][0].update(model)
-    server.config.write_text(yaml.safe_dump(config))
-    server.run_script("deploy.py", str(server.config))
+    server.deploy(config)
 
 
 def samples(server: Server, metric: str) -> list[str]:
@@ -155,6 +164,13 @@ def queued_jobs(server: Server) -> float:
 
 
 def replicas(server: Server) -> set[str]:
-    """Return the ids of the model's replicas."""
+    """Return the ids of the replicas of the model that obeys."""
+    return replicas_of(server, OBEDIENT)
+
+
+def replicas_of(server: Server, model: str) -> set[str]:
+    """Return the ids of a model's replicas."""
     lines = samples(server, "embeddings_replica_memory_bytes")
-    return {line.split('replica="')[1].split('"')[0] for line in lines}
+    return {
+        line.split('replica="')[1].split('"')[0] for line in lines if f'model="{model}"' in line
+    }

@@ -10,6 +10,8 @@ from tests.serve.applications import KEY, ORIGIN
 from tests.serve.server import Server, wait_for
 from tests.serve.test_http import post
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     "headers",
@@ -22,9 +24,9 @@ from tests.serve.test_http import post
     ],
     ids=str,
 )
-def test_a_key_lets_in(server: Server, headers: dict[str, str]) -> None:
+def test_a_key_lets_in(guarded_url: str, headers: dict[str, str]) -> None:
     """In each of the headers in which clients send one."""
-    answer = post(server.guarded_url, {"input": "a"}, headers=headers)
+    answer = post(guarded_url, {"input": "a"}, headers=headers)
 
     assert answer.status_code == 200
 
@@ -34,9 +36,9 @@ def test_a_key_lets_in(server: Server, headers: dict[str, str]) -> None:
     [{}, {"authorization": KEY}, {"authorization": f"Basic {KEY}"}, {"api-key": f"{KEY}x"}],
     ids=str,
 )
-def test_without_a_key_there_is_nothing(server: Server, headers: dict[str, str]) -> None:
+def test_without_a_key_there_is_nothing(guarded_url: str, headers: dict[str, str]) -> None:
     """In OpenAI's envelope, as this application is set to, and before anything is read."""
-    answer = post(server.guarded_url, {"input": ""}, headers=headers)
+    answer = post(guarded_url, {"input": ""}, headers=headers)
 
     assert answer.status_code == 401
     assert answer.headers["www-authenticate"] == "Bearer"
@@ -45,27 +47,27 @@ def test_without_a_key_there_is_nothing(server: Server, headers: dict[str, str])
 
 
 @pytest.mark.parametrize("path", ["/health", "/ready", "/docs", "/openapi.json"])
-def test_what_is_open_is_open(server: Server, path: str) -> None:
+def test_what_is_open_is_open(guarded_url: str, path: str) -> None:
     """A probe and a reader of the documentation have no key."""
-    assert requests.get(f"{server.guarded_url}{path}", timeout=30).status_code == 200
+    assert requests.get(f"{guarded_url}{path}", timeout=30).status_code == 200
 
 
 @pytest.mark.parametrize("path", ["/v1/models", "/info", "/metrics"])
-def test_what_is_closed_is_closed(server: Server, path: str) -> None:
+def test_what_is_closed_is_closed(guarded_url: str, path: str) -> None:
     """`/metrics` too, as this application is set to."""
-    url = f"{server.guarded_url}{path}"
+    url = f"{guarded_url}{path}"
 
     assert requests.get(url, timeout=30).status_code == 401
     assert requests.get(url, headers={"api-key": KEY}, timeout=30).status_code == 200
 
 
-def test_keys_come_and_go_without_a_restart(server: Server, keys_file: Path) -> None:
+def test_keys_come_and_go_without_a_restart(guarded_url: str, keys_file: Path) -> None:
     """The file is looked at again."""
     new = f"sk-{uuid.uuid4().hex}"
     before = keys_file.read_text()
 
     def status() -> int:
-        return post(server.guarded_url, {"input": "a"}, headers={"api-key": new}).status_code
+        return post(guarded_url, {"input": "a"}, headers={"api-key": new}).status_code
 
     assert status() == 401
     keys_file.write_text(f"{before}guest {new}\n")
@@ -74,26 +76,28 @@ def test_keys_come_and_go_without_a_restart(server: Server, keys_file: Path) -> 
     wait_for(lambda: status() == 401, timeout_s=10, what="its end")
 
 
-def test_the_name_of_a_key_is_noted_and_the_key_is_not(server: Server) -> None:
+def test_the_name_of_a_key_is_noted_and_the_key_is_not(server: Server, guarded_url: str) -> None:
     """In the log and in the metrics."""
     request_id = f"id-{uuid.uuid4().hex}"
     headers = {"api-key": KEY, "x-request-id": request_id}
 
-    post(server.guarded_url, {"input": "a"}, headers=headers)
-    metrics = requests.get(f"{server.guarded_url}/metrics", headers=headers, timeout=30).text
+    post(guarded_url, {"input": "a"}, headers=headers)
 
+    # Both are written after the answer was sent.
     wait_for(lambda: request_id in server.read_logs("replica_guarded*"), timeout_s=10, what="it")
     logs = server.read_logs()
+    metrics = requests.get(f"{guarded_url}/metrics", headers=headers, timeout=30).text
     lines = [line for line in logs.splitlines() if request_id in line and "/v1/embeddings" in line]
     assert any("tests" in line for line in lines)
     assert 'key="tests"' in metrics
     assert KEY not in metrics + logs
 
 
-def test_a_page_of_a_known_origin_may_call(server: Server) -> None:
+@pytest.mark.both_modes
+def test_a_page_of_a_known_origin_may_call(guarded_url: str) -> None:
     """Its browser asks first, without a key, and lets it read what a client needs."""
     asked = requests.options(
-        f"{server.guarded_url}/v1/embeddings",
+        f"{guarded_url}/v1/embeddings",
         headers={
             "origin": ORIGIN,
             "access-control-request-method": "POST",
@@ -101,7 +105,7 @@ def test_a_page_of_a_known_origin_may_call(server: Server) -> None:
         },
         timeout=30,
     )
-    refused = post(server.guarded_url, {"input": "a"}, headers={"origin": ORIGIN})
+    refused = post(guarded_url, {"input": "a"}, headers={"origin": ORIGIN})
 
     assert asked.status_code == 200
     assert asked.headers["access-control-allow-origin"] == ORIGIN
@@ -111,10 +115,10 @@ def test_a_page_of_a_known_origin_may_call(server: Server) -> None:
     assert "x-request-id" in refused.headers["access-control-expose-headers"]
 
 
-def test_a_page_of_another_origin_may_not(server: Server) -> None:
+def test_a_page_of_another_origin_may_not(server: Server, guarded_url: str) -> None:
     """Nor does an application allow any that was not told of origins."""
     headers = {"origin": "https://evil.example", "api-key": KEY}
 
-    for url in (server.guarded_url, server.url):
+    for url in (guarded_url, server.url):
         answer = post(url, {"input": "a"}, headers=headers)
         assert "access-control-allow-origin" not in answer.headers

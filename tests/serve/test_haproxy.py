@@ -28,6 +28,7 @@ def test_a_server_that_is_starting_says_so(server: Server) -> None:
     assert set(server.early) <= {(503, "application/json"), (404, "application/json")}
 
 
+@pytest.mark.slow
 def test_requests_in_an_ingress_replica_that_dies_are_answered_by_another(server: Server) -> None:
     """HAProxy sends again what was not answered; embedding can be repeated."""
     wait_for(lambda: replicas_up() == 2, timeout_s=60, what="two replicas that HAProxy sends to")

@@ -48,6 +48,7 @@ def test_the_pages_raw_json_is_answered(url: str, reference: SentenceTransformer
     np.testing.assert_allclose(vectors(answer), reference.encode(["string"]), atol=1e-5)
 
 
+@pytest.mark.both_modes
 def test_the_pages_curl_command_is_answered(url: str, reference: SentenceTransformer) -> None:
     """The second example, run by curl itself."""
     command = """curl -X POST \\
@@ -96,6 +97,7 @@ def test_an_answer_has_the_pages_keys_and_no_others(url: str) -> None:
     assert body["usage"] == {"prompt_tokens": 9, "total_tokens": 9}
 
 
+@pytest.mark.both_modes
 def test_an_answer_carries_its_timings_and_one_request_id(url: str) -> None:
     """The headers of a 200."""
     answer = post(url, {"input": "test input"}, headers={"x-request-id": "mine-1"})
@@ -140,6 +142,7 @@ def test_openais_sdks_get_openais_envelope(url: str) -> None:
     assert answer.headers["vary"] == "x-stainless-lang"
 
 
+@pytest.mark.both_modes
 @pytest.mark.parametrize(
     ("method", "path", "status", "code"),
     [("GET", "/nowhere", 404, "not_found"), ("PUT", "/v1/embeddings", 405, "method_not_allowed")],
@@ -181,6 +184,7 @@ def test_fields_that_change_the_vector_give_what_sentence_transformers_gives(
     np.testing.assert_allclose(given, expected, atol=1e-5)
 
 
+@pytest.mark.both_modes
 def test_a_full_request_comes_back_in_order(url: str, reference: SentenceTransformer) -> None:
     """2,048 inputs are more than one job; each vector must be its own input's."""
     texts = [f"text number {i}" for i in range(2048)]
@@ -190,6 +194,7 @@ def test_a_full_request_comes_back_in_order(url: str, reference: SentenceTransfo
     np.testing.assert_allclose(given, reference.encode(texts, batch_size=128), atol=1e-5)
 
 
+@pytest.mark.both_modes
 def test_many_clients_at_once_each_get_their_own_vector(
     url: str, reference: SentenceTransformer
 ) -> None:

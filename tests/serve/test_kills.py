@@ -11,6 +11,8 @@ from tests.serve.load import LOST, Load, sending
 from tests.serve.server import Server, answers, wait_for
 from tests.serve.test_http import post
 
+pytestmark = [pytest.mark.slow, pytest.mark.both_modes]
+
 CLIENTS = 8
 MODEL, INGRESS = "ray::ServeReplica:plumbing:obedient", "ray::ServeReplica:plumbing:ingress"
 CONTROLLER = "ray::ServeController"

@@ -2,6 +2,7 @@
 
 import uuid
 
+import pytest
 import requests
 
 from tests.serve.server import Server, wait_for
@@ -21,6 +22,7 @@ def ingress_replicas(server: Server) -> set[str]:
     return {line.split('replica="')[1].split('"')[0] for line in found}
 
 
+@pytest.mark.both_modes
 def test_every_scrape_has_the_series_of_both_ingress_replicas(server: Server) -> None:
     """Whichever replica answers, both are in it."""
     wait_for(
@@ -44,9 +46,12 @@ def test_requests_are_counted_once(server: Server) -> None:
     for _ in range(5):
         post(server.plumbing_url, {"input": ["fine", "fine"]})
 
+    # Counted after the answer was sent.
+    wait_for(lambda: inputs() >= before + 10, timeout_s=10, what="all inputs counted")
     assert inputs() == before + 10
 
 
+@pytest.mark.both_modes
 def test_a_request_is_one_line_with_its_id(server: Server) -> None:
     """The access line carries the client's request id, the route, the status and the counts."""
     request_id = f"id-{uuid.uuid4().hex}"
@@ -62,6 +67,7 @@ def test_a_request_is_one_line_with_its_id(server: Server) -> None:
     assert "inputs=2" in lines[0]
 
 
+@pytest.mark.both_modes
 def test_no_input_reaches_a_log_or_an_error(server: Server) -> None:
     """Neither an answered nor a refused nor a failed input is written anywhere."""
     secret = f"confidential{uuid.uuid4().hex}"
@@ -82,6 +88,7 @@ def test_no_input_reaches_a_log_or_an_error(server: Server) -> None:
     assert secret not in server.read_logs()
 
 
+@pytest.mark.both_modes
 def test_clients_cannot_steer_ray_serve(server: Server) -> None:
     """A client's own timeout for Ray Serve would end its request in Serve's words."""
     answer = post(

@@ -35,6 +35,7 @@ def assert_only_answers_and_refusals(answers: list[requests.Response]) -> None:
         assert 1 <= int(refusal.headers["retry-after"]) <= 60
 
 
+@pytest.mark.both_modes
 def test_more_requests_than_the_ingress_takes_are_429(server: Server) -> None:
     """Two ingress replicas take 40 requests each; short inputs leave the token limits alone."""
     answers = burst(server, "slow", 120)
@@ -76,6 +77,7 @@ def test_the_server_answers_normally_after_an_overload(server: Server) -> None:
     assert answer.status_code == 200
 
 
+@pytest.mark.both_modes
 def test_a_burst_that_fits_is_queued(server: Server) -> None:
     """Two hundred at once, on a server that has nothing to do."""
     with ThreadPoolExecutor(200) as senders:
@@ -84,6 +86,8 @@ def test_a_burst_that_fits_is_queued(server: Server) -> None:
         assert Counter(answer.result().status_code for answer in answers) == {200: 200}
 
 
+@pytest.mark.slow
+@pytest.mark.both_modes
 @pytest.mark.anyio
 async def test_ten_times_what_it_can_do_is_answered_in_time_or_refused(server: Server) -> None:
     """For a minute: the model does three such texts a second, and four seconds of work may wait in all."""
@@ -119,6 +123,7 @@ class Tries:
         self.times.append(time.monotonic())
 
 
+@pytest.mark.slow
 @pytest.mark.anyio
 async def test_an_sdk_that_is_refused_waits_as_it_is_told_and_gets_through(server: Server) -> None:
     """Three times as many as are taken at once come together."""
@@ -147,6 +152,7 @@ async def test_an_sdk_that_is_refused_waits_as_it_is_told_and_gets_through(serve
     assert {tries.statuses[-1] for tries in calls} == {200}
 
 
+@pytest.mark.slow
 @pytest.mark.anyio
 async def test_clients_that_obey_get_through_at_twice_what_is_taken(server: Server) -> None:
     """OpenAI's SDK with its own two retries: 160 clients, each with one call after the other, where 80 find room."""

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-from tests.serve.server import Server
+from tests.serve.server import Server, wait_for
 from tests.serve.test_http import post, vectors
 
 
@@ -29,6 +29,8 @@ def test_errors_of_callers_leave_no_traceback_in_the_log(server: Server) -> None
     """Ray Serve logs every exception of a handle call; ours are answers, not accidents."""
     server.run_script("call_from_python.py")
 
-    log = server.read_logs("replica_embeddings_ingress*")
-    assert "Request failed. 400 empty_input" in log
-    assert "Traceback" not in log
+    def log() -> str:
+        return server.read_logs("replica_embeddings_ingress*")
+
+    wait_for(lambda: "Request failed. 400 empty_input" in log(), timeout_s=10, what="the line")
+    assert "Traceback" not in log()

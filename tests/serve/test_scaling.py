@@ -5,10 +5,14 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
-import requests
+import pytest
 
+from tests.serve.applications import ELASTIC
 from tests.serve.server import Server, wait_for
+from tests.serve.test_failures import replicas_of
 from tests.serve.test_http import post
+
+pytestmark = pytest.mark.slow
 
 # A batch of one such text takes its replica 0.3 s, and no second one fits beside it.
 SLOW = "slow " * 40
@@ -17,8 +21,7 @@ MOST = 3
 
 def replicas(server: Server) -> int:
     """Return how many replicas there are."""
-    text = requests.get(f"{server.scaling_url}/metrics", timeout=60).text
-    return sum(line.startswith("embeddings_replica_memory_bytes{") for line in text.splitlines())
+    return len(replicas_of(server, ELASTIC))
 
 
 class Load:
@@ -43,7 +46,8 @@ class Load:
             self._clients.submit(self._send)
 
     def _send(self) -> None:
-        self.statuses[post(self._server.scaling_url, {"input": SLOW}).status_code] += 1
+        answer = post(self._server.plumbing_url, {"input": SLOW, "model": ELASTIC})
+        self.statuses[answer.status_code] += 1
 
     def hold(self, seconds: float) -> None:
         """Send for so long, and note how many replicas there are."""
@@ -59,7 +63,7 @@ class Load:
 
 def test_replicas_follow_the_work(server: Server) -> None:
     """A load of half a replica's work, of four times that, and of half a replica's again; then none."""
-    first = post(server.scaling_url, {"input": "fine"})
+    first = post(server.plumbing_url, {"input": "fine", "model": ELASTIC})
     assert first.status_code == 200  # there was no replica, and it waited for one
 
     little, much, again = Load(server, 0.5), Load(server, 2.0), Load(server, 0.5)
@@ -79,7 +83,7 @@ def test_replicas_follow_the_work(server: Server) -> None:
 def test_one_request_of_many_inputs_is_as_much_work_as_many_requests(server: Server) -> None:
     """It is one call to Ray Serve at a time, and most of it waits in the ingress."""
     with ThreadPoolExecutor(1) as client:
-        sent = client.submit(post, server.scaling_url, {"input": [SLOW] * 120})
+        sent = client.submit(post, server.plumbing_url, {"input": [SLOW] * 120, "model": ELASTIC})
         wait_for(lambda: replicas(server) == MOST, timeout_s=100, what="three replicas")
         was_at_it = not sent.done()
 

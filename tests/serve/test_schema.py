@@ -3,9 +3,13 @@
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.serve.server import Server
 
 
+@pytest.mark.slow
+@pytest.mark.both_modes
 def test_every_answer_is_as_documented(server: Server) -> None:
     """`make fuzz` does the same with more examples, and with the values at the edges of the schema."""
     program = str(Path(sys.executable).with_name("st"))

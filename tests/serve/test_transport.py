@@ -10,6 +10,8 @@ import requests
 
 from tests.serve.server import Server
 
+pytestmark = pytest.mark.both_modes
+
 BODY = json.dumps({"input": "a text", "encoding_format": "base64"}).encode()
 LENGTH = b"Content-Length: %d\r\n" % len(BODY)
 # The first request of the JDK's HttpClient on http://.

@@ -1,4 +1,4 @@
-"""Every client of the README's table, in a process of its own, against a server in each proxy mode."""
+"""Every client of the README's table, in a process of its own, in both proxy modes and with a key."""
 
 import json
 import shutil
@@ -13,9 +13,10 @@ from tests.serve.applications import ABSENT, NAME
 from tests.serve.clients.table import CLIENTS, Client
 from tests.serve.server import Server
 
+pytestmark = pytest.mark.clients
+
 TEXTS = ["a text", "another text, with a comma", "日本語のテスト", "x" * 30, "words " * 40]
 SCRIPTS = {(client.script, client.lock, client.arguments): client for client in CLIENTS}
-WHERE = {"open": lambda server: server.url, "guarded": lambda server: server.guarded_url}
 # By case of OpenAI's SDKs: class, status, code, `param`, and some of the words.
 ERRORS = {
     "empty": ("BadRequestError", 400, "empty_input", "input", "send at least one text"),
@@ -63,29 +64,45 @@ def run(client: Client, server: Server, url: str) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("where", WHERE)
-@pytest.mark.parametrize(
+EACH_CLIENT = pytest.mark.parametrize(
     "client",
     SCRIPTS.values(),
     ids=lambda c: "-".join([Path(c.script).stem, c.lock, *c.arguments]),
 )
-def test_a_client_gets_the_model_s_vectors(
-    client: Client, where: str, server: Server, reference: SentenceTransformer
-) -> None:
-    """In every way that it has, and errors that its user can read; also with a key, and `error_format: openai`."""
-    found = run(client, server, WHERE[where](server))
 
+
+@pytest.mark.both_modes
+@EACH_CLIENT
+def test_a_client_gets_the_model_s_vectors(
+    client: Client, server: Server, reference: SentenceTransformer
+) -> None:
+    """In every way that it has, and errors that its user can read."""
+    check(run(client, server, server.url), client, reference, is_guarded=False)
+
+
+@EACH_CLIENT
+def test_a_client_with_a_key_gets_the_model_s_vectors(
+    client: Client, server: Server, guarded_url: str, reference: SentenceTransformer
+) -> None:
+    """With `error_format: openai` too."""
+    check(run(client, server, guarded_url), client, reference, is_guarded=True)
+
+
+def check(
+    found: dict[str, Any], client: Client, reference: SentenceTransformer, *, is_guarded: bool
+) -> None:
+    """Check what a client was answered."""
     expected = reference.encode(TEXTS)
     assert found["vectors"]
     for way, rows in found["vectors"].items():
         wanted = np.resize(expected, (len(rows), expected.shape[1]))
         np.testing.assert_allclose(np.array(rows), wanted, atol=1e-5, err_msg=way)
     if "errors" in found:
-        check_errors(found["errors"], client, is_guarded=where == "guarded")
+        check_errors(found["errors"], client, is_guarded=is_guarded)
     if "too_long" in found:
         assert found["too_long"] == "ContextWindowExceededError"
     if "ai_sdk_error" in found:  # it looks into OpenAI's envelope only
-        words = "does not exist" if where == "guarded" else "Not Found"
+        words = "does not exist" if is_guarded else "Not Found"
         assert words in found["ai_sdk_error"]
 
 
