@@ -37,6 +37,7 @@ help: ## list the commands
 	@echo '  ARGS         what `make test` gives to pytest, `make lock` to the resolver (--upgrade), `make bench` and `make fuzz` to theirs'
 	@echo '  EXTRAS       what is installed beyond the core, of pyproject.toml: minilm,openvino,cl100k'
 	@echo '  QUICK, ONLY  `make bench QUICK=1` measures one short round; ONLY="throughput infinity short" leaves parts out'
+	@echo '  BASE         another checkout of this project, with its own `make install`, as one more server in `make bench`'
 	@echo '  URL          where the server is that `make fuzz` calls: http://127.0.0.1:8000'
 	@echo '  PYTHON       the Python (3.11 or later) that makes .venv, instead of the one on the PATH'
 	@echo '  TORCH_INDEX  an index with another build of torch. On Linux the default build brings gigabytes of CUDA; on a'
@@ -65,7 +66,7 @@ fuzz: $(VENV)/dev.stamp ## send a running server what schemathesis makes of its 
 	@$(BIN)/st run $(URL)/openapi.json --url $(URL) --max-examples 500 $(ARGS)
 
 bench: $(VENV)/dev.stamp benchmarks/.venv-infinity/stamp ## measure speed here beside other servers; QUICK=1 in five minutes
-	@$(BIN)/python -m benchmarks $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY)) $(ARGS)
+	@$(BIN)/python -m benchmarks $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY)) $(if $(BASE),--base $(BASE)) $(ARGS)
 
 simulate: $(VENV)/dev.stamp ## draw how replicas follow a day's traffic within minutes, and plan a cluster
 	@$(BIN)/python -m benchmarks.simulate $(ARGS)

@@ -18,13 +18,14 @@ from benchmarks.contenders import (
     MODEL,
     ROOT,
     Contender,
+    base,
     missing,
     model_directory,
     stop_in_order,
 )
 from benchmarks.picture import draw
 from benchmarks.prose import Prose
-from benchmarks.report import Measurement, summarize, table
+from benchmarks.report import Measurement, Row, summarize, table
 from benchmarks.rounds import Plan, Rounds
 from benchmarks.self_test import client_rates, verdict
 from benchmarks.workloads import SEED, WORKLOADS, Workload, make_requests
@@ -57,12 +58,15 @@ def _bench(arguments: argparse.Namespace) -> int:
     measurements = list(Rounds(plan, _say).run())
     if not measurements:
         return 1
-    _write("quick" if arguments.quick else "bench", measurements, about, clients)
+    rows = summarize(measurements, plan.contenders)
+    _write("quick" if arguments.quick else "bench", rows, measurements, about, clients)
     return 0
 
 
 def _plan(arguments: argparse.Namespace) -> Plan:
     contenders, workloads = _chosen(arguments.only, quick=arguments.quick)
+    if arguments.base is not None:
+        contenders = [base(arguments.base), *contenders]
     left_out = {one.name: why for one in contenders if (why := missing(one)) is not None}
     for name, why in left_out.items():
         _say(f"without {name}: {why}")
@@ -92,11 +96,11 @@ def _chosen(only: Sequence[str], *, quick: bool) -> tuple[Sequence[Contender], S
 
 def _write(
     name: str,
+    rows: Sequence[Row],
     measurements: Sequence[Measurement],
     about: dict[str, Any],
     clients: dict[str, float],
 ) -> None:
-    rows = summarize(measurements)
     text = table(rows)
     served = [row for row in rows if row.contender.kind != "ceiling"]
     rates = [row.texts_per_s / row.workload.inputs for row in served]
@@ -130,6 +134,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="one short round, under five minutes")
     parser.add_argument(
         "--only", nargs="*", default=[], choices=names, metavar="NAME", help=", ".join(names)
+    )
+    parser.add_argument(
+        "--base", type=Path, metavar="DIR", help="another checkout of this project, to compare with"
     )
     parser.add_argument("--rounds", type=int, help="how often each contender is started")
     parser.add_argument("--seconds", type=float, help="counted seconds of each load")

@@ -67,6 +67,7 @@ class Contender:
             that sleeps, instead of a number of replicas.
         replicas: of the model that sleeps.
         workloads: the only ones that it is for; none are all.
+        root: the checkout whose server, settings and installation are used.
     """
 
     name: str
@@ -77,6 +78,14 @@ class Contender:
     deployment: Mapping[str, Any] = field(default_factory=dict)
     replicas: int = 1
     workloads: tuple[str, ...] = ()
+    root: Path = ROOT
+
+    @property
+    def python(self) -> Path:
+        """The interpreter of its installation."""
+        if self.root == ROOT:
+            return Path(sys.executable)
+        return self.root / ".venv" / "bin" / "python"
 
     @property
     def dtype(self) -> str:
@@ -117,6 +126,12 @@ CONTENDERS: tuple[Contender, ...] = (
 )
 
 
+def base(root: Path) -> Contender:
+    """Return another checkout of this project, in which `make install` was run, as a contender."""
+    title = f"the server of {root.name}"
+    return Contender("base", title, "ours", throughput=True, root=root.resolve())
+
+
 def model_directory() -> Path:
     """Return where the files of the model lie."""
     return resolve(MODEL["source"], weights=True)
@@ -126,6 +141,8 @@ def missing(contender: Contender) -> str | None:
     """Tell why a contender cannot be started here, or None."""
     if contender.kind == "infinity" and not INFINITY.exists():
         return "it is not installed: see the last lines of build/infinity.log"
+    if not contender.python.exists():
+        return f"it is not installed: run `make install` in {contender.root}"
     return None
 
 
@@ -189,23 +206,25 @@ def _command(contender: Contender, port: int, folder: Path) -> tuple[list[str], 
         return _infinity(port)
     environment = {
         **_own_environment(),
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": f"{contender.root}:{ROOT}",  # the benchmarks' own applications are this checkout's
         "RAY_TMPDIR": str(folder),
         "RAY_USAGE_STATS_ENABLED": "0",
         "BENCH_MODEL": str(model_directory()),
     }
     if contender.throughput:
-        environment |= read_env_file((ROOT / "throughput.env").read_text())
+        environment |= read_env_file((contender.root / "throughput.env").read_text())
         environment |= haproxy_settings(str(folder))
+        binary = contender.python.with_name("embeddings-haproxy")
+        environment |= {"RAY_SERVE_HAPROXY_BINARY_PATH": str(binary)} if binary.exists() else {}
         environment |= {name: str(free_port()) for name in _HAPROXY_PORTS}
     path = folder / _CONFIG
     path.write_text(yaml.safe_dump(_config(contender, port)))
-    serve = [sys.executable, "-m", "ray.serve.scripts"]
+    serve = [str(contender.python), "-m", "ray.serve.scripts"]
     return [*serve, "run", "--address", "local", str(path)], environment
 
 
 def _config(contender: Contender, port: int) -> dict[str, Any]:
-    config: dict[str, Any] = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
+    config: dict[str, Any] = yaml.safe_load((contender.root / "serve_config.yaml").read_text())
     config["http_options"] = {"host": HOST, "port": port}
     application = config["applications"][0]
     if contender.kind == "ours":

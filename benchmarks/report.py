@@ -40,6 +40,7 @@ class Row:
         longest_ms: the longest request of all rounds.
         over_infinity: times infinity's texts a second, if that was measured.
         over_plain: times the plain application's.
+        over_base: times the other checkout's.
         efficiency: part of what the same encoder reaches in process.
         longest_in_budgets: the longest request, in the time that the encoder alone takes for a token budget; where
             another client sends large requests.
@@ -57,6 +58,7 @@ class Row:
     longest_ms: float
     over_infinity: float | None = None
     over_plain: float | None = None
+    over_base: float | None = None
     efficiency: float | None = None
     added_ms: float | None = None
     longest_in_budgets: float | None = None
@@ -105,11 +107,13 @@ TARGETS = (
 )
 _HEADS = (
     *("", "texts/s", "least", "most", "p50 ms", "p99 ms", "longest"),
-    *("x infinity", "x plain", "efficiency", "+ms", "budgets", "linear"),
+    *("x infinity", "x plain", "x base", "efficiency", "+ms", "budgets", "linear"),
 )
 
 
-def summarize(measurements: Iterable[Measurement]) -> list[Row]:
+def summarize(
+    measurements: Iterable[Measurement], contenders: Sequence[Contender] = CONTENDERS
+) -> list[Row]:
     """Return a row for each workload and contender that was measured, in their own order."""
     by_pair: dict[tuple[str, str], list[Rate]] = {}
     for one in measurements:
@@ -117,7 +121,7 @@ def summarize(measurements: Iterable[Measurement]) -> list[Row]:
     return [
         _row(workload, contender, by_pair)
         for workload in WORKLOADS
-        for contender in CONTENDERS
+        for contender in contenders
         if (workload.name, contender.name) in by_pair
     ]
 
@@ -147,6 +151,7 @@ def _row(
         longest_ms=longest_ms,
         over_infinity=_ratio(texts(contender.name), texts("infinity")),
         over_plain=_ratio(texts(contender.name), texts("plain")),
+        over_base=_ratio(texts(contender.name), texts("base")),
         efficiency=_ratio(texts(contender.name), texts(ceiling)),
         added_ms=_difference(p50(contender.name), p50(ceiling))
         if workload.in_flight == 1
@@ -212,6 +217,7 @@ def _cells(row: Row) -> list[str]:
     ratios = (
         row.over_infinity,
         row.over_plain,
+        row.over_base,
         row.efficiency,
         row.added_ms,
         row.longest_in_budgets,
