@@ -46,7 +46,7 @@ help: ## list the commands
 install: $(VENV)/runtime.stamp ## make .venv with what serving needs (serve and test do so by themselves)
 
 serve: $(VENV)/runtime.stamp ## start the server, with the settings of throughput.env; Ctrl-C stops it
-	@exec $(BIN)/python -m serve_app.launch --config $(CONFIG) --env throughput.env
+	@exec $(BIN)/python -m serve_app.cli.serve --config $(CONFIG) --env throughput.env
 
 test: $(VENV)/dev.stamp ## run the tests of every module, of small models and of one server: a few minutes
 	@$(BIN)/python -m pytest -m 'not slow and not clients' $(ARGS)
@@ -66,13 +66,13 @@ fuzz: $(VENV)/dev.stamp ## send a running server what schemathesis makes of its 
 	@$(BIN)/st run $(URL)/openapi.json --url $(URL) --max-examples 500 $(ARGS)
 
 bench: $(VENV)/dev.stamp benchmarks/.venv-infinity/stamp ## measure speed here beside other servers; QUICK=1 in five minutes
-	@$(BIN)/python -m benchmarks $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY)) $(if $(BASE),--base $(BASE)) $(ARGS)
+	@$(BIN)/python -m benchmarks.compare $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY)) $(if $(BASE),--base $(BASE)) $(ARGS)
 
 simulate: $(VENV)/dev.stamp ## draw how replicas follow a day's traffic within minutes, and plan a cluster
-	@$(BIN)/python -m benchmarks.simulate $(ARGS)
+	@$(BIN)/python -m benchmarks.capacity.simulate $(ARGS)
 
 soak: $(VENV)/dev.stamp ## half an hour of mixed traffic, kills and rollouts; ARGS="--minutes 5" for less
-	@$(BIN)/python -m benchmarks.soak $(ARGS)
+	@$(BIN)/python -m benchmarks.capacity.soak $(ARGS)
 
 lock: ## resolve all dependencies anew into requirements.lock
 	$(MAKE) --no-print-directory $(VENV)/bin/python
@@ -127,9 +127,9 @@ $(CLIENTS)/scripts/node_modules/stamp: $(CLIENTS)/scripts/package-lock.json
 # What `make bench` compares with, in a venv of its own because it needs older versions of almost everything. It is done
 # without where it cannot be installed, and then tried again the next time. Torch comes first, and the same as ours.
 INFINITY     := infinity-emb[server,torch]==0.0.78
-INFINITY_PIP := benchmarks/.venv-infinity/bin/python -m pip install --disable-pip-version-check --constraint benchmarks/infinity.lock
+INFINITY_PIP := benchmarks/.venv-infinity/bin/python -m pip install --disable-pip-version-check --constraint benchmarks/compare/infinity.lock
 
-benchmarks/.venv-infinity/stamp: benchmarks/infinity.lock | $(VENV)/bin/python
+benchmarks/.venv-infinity/stamp: benchmarks/compare/infinity.lock | $(VENV)/bin/python
 	@echo 'Installing infinity into benchmarks/.venv-infinity, to compare with'
 	@mkdir -p build
 	@if { $(BIN)/python -m venv benchmarks/.venv-infinity && $(INFINITY_PIP) $(TORCH) && $(INFINITY_PIP) '$(INFINITY)'; } \

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.contenders import INFINITY, ROOT, THREADS
+from benchmarks.compare.contenders import INFINITY, ROOT, THREADS
 
 _PACKAGES = (
     "ray",

@@ -10,10 +10,10 @@ import numpy as np
 from ray.serve import Application
 
 from serve_app.app import compose
-from serve_app.config import ServerConfig
+from serve_app.config.models import ServerConfig
+from serve_app.deployments.replica import EmbeddingReplica
 from serve_app.encoder import Encoded
 from serve_app.messages import TokenizedInputs
-from serve_app.replica import EmbeddingReplica
 
 BATCH_S = 0.010
 _DIMENSIONS = 384

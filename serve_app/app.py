@@ -7,14 +7,14 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, BackpressureConfig, RequestRouterConfig
 
-from serve_app.checkpoint import read_checkpoint
-from serve_app.config import ModelConfig, ServerConfig
-from serve_app.deployment_options import DeploymentOptions
-from serve_app.http_config import HttpConfig
-from serve_app.ingress import Ingress
-from serve_app.keys import Keys
-from serve_app.replica import EmbeddingReplica
-from serve_app.routing import FewestCallsRouter
+from serve_app.api.auth import Keys
+from serve_app.checkpoints.metadata import read_checkpoint
+from serve_app.config.deployments import DeploymentOptions
+from serve_app.config.http import HttpConfig
+from serve_app.config.models import ModelConfig, ServerConfig
+from serve_app.deployments.ingress import Ingress
+from serve_app.deployments.replica import EmbeddingReplica
+from serve_app.deployments.replica_router import FewestCallsRouter
 
 # A call that waits for a replica is polled for, not woken. Serve's own pauses (25 ms, doubled up to 500 ms) are longer
 # than a batch takes.
@@ -58,7 +58,10 @@ def _policy(model: ModelConfig) -> dict[str, object]:
         "target_utilization": model.target_utilization,
         "target_wait_s": model.target_wait_s,
     }
-    return {"policy_function": "serve_app.autoscaling:WorkPolicy", "policy_kwargs": settings}
+    return {
+        "policy_function": "serve_app.deployments.autoscaling:WorkPolicy",
+        "policy_kwargs": settings,
+    }
 
 
 def _ingress(config: ServerConfig) -> serve.Deployment:

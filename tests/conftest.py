@@ -7,15 +7,15 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
-from serve_app.tokenizer import Tokenizer
-from tests.fakes import tiny_checkpoint
+from serve_app.tokenization.tokenizer import Tokenizer
+from tests.support.fakes import tiny_checkpoint
 
 # A shell that runs the tests in the background has them ignore Ctrl-C, and what they start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Shared machines are slow now and then; a test is judged by what it finds.
 settings.register_profile("steady", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-# For `pytest tests/test_protocol.py --hypothesis-profile long`: a hundred thousand bodies and more.
+# For `pytest tests/unit/schemas/test_embeddings.py --hypothesis-profile long`: a hundred thousand bodies and more.
 settings.register_profile("long", settings.get_profile("steady"), max_examples=60_000)
 settings.load_profile("steady")
 

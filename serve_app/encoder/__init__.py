@@ -4,7 +4,7 @@ What the rest of the server and Python callers use is named here; the rooms behi
 names. Knows nothing of queues, requests, metrics or event loops.
 """
 
-from serve_app.batch import Encoded
+from serve_app.encoder.batch import Encoded
 from serve_app.encoder.encoder import Encoder
 from serve_app.encoder.engine import EncoderBrokenError, default_batch_tokens
 from serve_app.encoder.loading import load_encoder

@@ -12,9 +12,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from serve_app.batch import Batch, Encoded, Indices
-from serve_app.batching import gather, lane_budget
-from serve_app.checkpoint import Checkpoint
+from serve_app.checkpoints.metadata import Checkpoint
+from serve_app.encoder.batch import Batch, Encoded, Indices
 from serve_app.encoder.engine import (
     DEFAULT_PASS_TOKENS,
     PASSES_PER_LANE,
@@ -25,6 +24,7 @@ from serve_app.encoder.engine import (
     default_batch_tokens,
 )
 from serve_app.messages import TokenizedInputs
+from serve_app.token_budget import gather, lane_budget
 
 Result = TypeVar("Result")
 

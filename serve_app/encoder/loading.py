@@ -10,8 +10,9 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
-from serve_app.checkpoint import Checkpoint, read_checkpoint
-from serve_app.encoder import trial
+from serve_app.checkpoints.metadata import Checkpoint, read_checkpoint
+from serve_app.checkpoints.source import resolve
+from serve_app.encoder import verification
 from serve_app.encoder.encoder import Encoder
 from serve_app.encoder.engine import (
     DEFAULT_PASS_TOKENS,
@@ -20,12 +21,11 @@ from serve_app.encoder.engine import (
     default_batch_tokens,
     lanes_for,
 )
-from serve_app.encoder.torch_engine import TorchEngine, has_changing_positions
-from serve_app.encoder.unpadded import check_device
+from serve_app.encoder.model_check import check_model
+from serve_app.encoder.torch import TorchEngine, has_changing_positions
+from serve_app.encoder.varlen import check_device
 from serve_app.errors import ModelLoadError
-from serve_app.model_check import check_model
-from serve_app.source import resolve
-from serve_app.tokenizer import Tokenizer
+from serve_app.tokenization.tokenizer import Tokenizer
 
 logger = logging.getLogger("ray.serve.embeddings")
 
@@ -52,7 +52,7 @@ def load_encoder(  # noqa: PLR0913  # one for each setting of a model that is ab
     """Load a model and check that it is what its files say.
 
     Args:
-        source: a directory, a Hub id, or `package:NAME/PATH`; see `serve_app.source`.
+        source: a directory, a Hub id, or `package:NAME/PATH`; see `serve_app.checkpoints.source`.
         revision: branch, tag or commit of a Hub id.
         trust_remote_code: run code that the model brings.
         device: `cpu`, `cuda`, `cuda:1`; `auto` takes a GPU where there is one.
@@ -85,7 +85,7 @@ def load_encoder(  # noqa: PLR0913  # one for each setting of a model that is ab
         chosen = loader.openvino_or_torch(dtype, must_be_openvino=engine == "openvino")
     pass_tokens = DEFAULT_PASS_TOKENS
     if warm_up:
-        pass_tokens = trial.warm_up(Encoder(chosen, checkpoint), tokenizer, budget)
+        pass_tokens = verification.warm_up(Encoder(chosen, checkpoint), tokenizer, budget)
     return Encoder(chosen, checkpoint, max_batch_tokens=budget, pass_tokens=pass_tokens)
 
 
@@ -123,8 +123,8 @@ class _Loader:
         """Have an engine compute no padding, if that gives the vectors that it gives with padding."""
         try:
             check_device(self.device, DTYPES[dtype])
-            trial.unpad_checked(
-                engine, self.checkpoint, trial.probes(self.tokenizer, self.max_batch_tokens)
+            verification.unpad_checked(
+                engine, self.checkpoint, verification.probes(self.tokenizer, self.max_batch_tokens)
             )
         except EncoderBrokenError as error:
             raise ModelLoadError(
@@ -149,10 +149,10 @@ class _Loader:
         return model if model is not None and dtype == "float32" else self.torch(dtype)
 
     def _openvino(self, model: TorchEngine, dtype: str) -> Engine:
-        from serve_app.encoder.openvino_engine import OpenVinoEngine, load_graph
+        from serve_app.encoder.openvino import OpenVinoEngine, load_graph
 
         _check_positions(model.modules[0].model.config, self.checkpoint)
-        inputs = trial.probes(self.tokenizer, self.max_batch_tokens)
+        inputs = verification.probes(self.tokenizer, self.max_batch_tokens)
         expected = Encoder(model, self.checkpoint).encode(inputs)
         if expected.failures:
             raise _CannotConvertError("it fails in torch too")
@@ -167,8 +167,8 @@ class _Loader:
                 problem = f"{type(error).__name__}: {error}"
                 continue
             found = Encoder(engine, self.checkpoint).encode(inputs)
-            if not found.failures and trial.agree(
-                found.vectors, expected.vectors, trial.TOLERANCES[engine.precision]
+            if not found.failures and verification.agree(
+                found.vectors, expected.vectors, verification.TOLERANCES[engine.precision]
             ):
                 logger.info("%s: engine openvino in %s", self.directory, engine.precision)
                 return engine

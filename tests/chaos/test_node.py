@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.serve.server import ROOT, free_port
+from tests.support.server import ROOT, free_port
 
 
 @pytest.mark.slow
@@ -22,7 +22,13 @@ def test_a_node_that_dies_loses_no_request(tmp_path: Path) -> None:
     ) as folder:  # sockets need a short path
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "SERVE_"))}
         done = subprocess.run(
-            [sys.executable, "-m", "tests.chaos.lose_a_node", str(free_port()), str(notes)],
+            [
+                sys.executable,
+                "-m",
+                "tests.support.scripts.lose_a_node",
+                str(free_port()),
+                str(notes),
+            ],
             cwd=ROOT,
             env={
                 **inherited,

@@ -15,14 +15,14 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Normalize
 
-from serve_app.checkpoint import Checkpoint, read_checkpoint
+from serve_app.checkpoints.metadata import Checkpoint, read_checkpoint
 from serve_app.encoder import Encoder, load_encoder
-from serve_app.encoder.torch_engine import TorchEngine
-from serve_app.encoder.unpadded import CannotUnpadError
+from serve_app.encoder.torch import TorchEngine
+from serve_app.encoder.varlen import CannotUnpadError
 from serve_app.messages import Vectors
-from serve_app.tokenizer import Tokenizer, TruncateDirection
-from tests.model.attention import one_by_one
-from tests.model.tiny import MODELS
+from serve_app.tokenization.tokenizer import Tokenizer, TruncateDirection
+from tests.support.attention import one_by_one
+from tests.support.tiny_models import MODELS
 
 OPENVINO = pytest.param(
     "openvino",

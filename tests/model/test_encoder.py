@@ -11,15 +11,15 @@ import torch
 from sentence_transformers import SentenceTransformer
 from torch import nn
 
-from serve_app.checkpoint import Checkpoint
+from serve_app.checkpoints.metadata import Checkpoint
 from serve_app.encoder import Encoder, EncoderBrokenError, default_batch_tokens, load_encoder
 from serve_app.encoder.engine import Features, lanes_for
-from serve_app.encoder.torch_engine import TorchEngine
+from serve_app.encoder.torch import TorchEngine
 from serve_app.errors import ModelLoadError
 from serve_app.messages import Failure, TokenizedInputs
-from tests.checkpoints import write_json
 from tests.model.conftest import OPENVINO, TORCH_ONLY, Loaded, TinyModels
-from tests.model.tiny import bert, build, static
+from tests.support.checkpoints import write_json
+from tests.support.tiny_models import bert, build, static
 
 POISON = 7
 Trouble = Callable[[torch.Tensor, torch.Tensor], None]

@@ -17,11 +17,11 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from serve_app.checkpoint import read_checkpoint
+from serve_app.checkpoints.metadata import read_checkpoint
 from serve_app.encoder import load_encoder
 from serve_app.errors import ModelLoadError
-from tests.checkpoints import byte_bpe, wordpiece
-from tests.model.tiny import BERT_TOKENS, SIZES, save_backbone
+from tests.support.checkpoints import byte_bpe, wordpiece
+from tests.support.tiny_models import BERT_TOKENS, SIZES, save_backbone
 
 
 def bert_with_head(directory: Path, head: Any) -> Path:

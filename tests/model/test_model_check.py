@@ -4,9 +4,9 @@ from typing import Any
 import pytest
 import torch
 
+from serve_app.encoder.model_check import check_model
 from serve_app.errors import ModelLoadError
-from serve_app.model_check import check_model
-from serve_app.tokenizer import Tokenizer
+from serve_app.tokenization.tokenizer import Tokenizer
 from tests.model.conftest import Loaded, TinyModels
 
 

@@ -12,19 +12,19 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 
-from serve_app.checkpoint import read_checkpoint
+from serve_app.checkpoints.metadata import read_checkpoint
 from serve_app.encoder import load_encoder
 from serve_app.errors import ModelLoadError
 from serve_app.messages import Failure, TokenizedInputs, Vectors
-from tests.checkpoints import write_json
-from tests.model.tiny import MAX_SEQ_LENGTH, bert, build, static
+from tests.support.checkpoints import write_json
+from tests.support.tiny_models import MAX_SEQ_LENGTH, bert, build, static
 
 pytest.importorskip("openvino", reason="openvino is not installed")
 
-from serve_app.encoder import conversion, openvino_engine
+from serve_app.encoder import openvino, openvino_export
 from serve_app.encoder.engine import PASSES_PER_LANE, Features
-from serve_app.encoder.openvino_engine import OpenVinoEngine, load_graph
-from serve_app.encoder.torch_engine import TorchEngine
+from serve_app.encoder.openvino import OpenVinoEngine, load_graph
+from serve_app.encoder.torch import TorchEngine
 
 IDS = TokenizedInputs(np.array([2, 10, 11, 12, 3, 2, 20, 3], np.int32), np.array([5, 3], np.int32))
 POISON = 7
@@ -66,7 +66,7 @@ def no_conversion(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("an operator without a translation")
 
-    monkeypatch.setattr(openvino_engine, "convert", fail)
+    monkeypatch.setattr(openvino, "convert", fail)
 
 
 def test_a_transformer_gets_openvino(saved: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -117,10 +117,10 @@ def test_a_graph_that_gives_other_vectors_is_not_used(
         modules = deepcopy(modules)
         with torch.no_grad():
             modules[0].model.get_input_embeddings().weight.mul_(1.5)
-        return conversion.convert(modules, **options)
+        return openvino_export.convert(modules, **options)
 
-    monkeypatch.setattr(openvino_engine, "convert", convert_wrongly)
-    monkeypatch.setattr(openvino_engine, "keep", lambda *_: False)
+    monkeypatch.setattr(openvino, "convert", convert_wrongly)
+    monkeypatch.setattr(openvino, "keep", lambda *_: False)
     with pytest.raises(ModelLoadError, match="its vectors are not those of torch"):
         vectors(saved, engine="openvino")
 

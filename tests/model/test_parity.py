@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
 
 from serve_app.messages import TokenizedInputs, Vectors
-from serve_app.tokenizer import Tokenizer
-from tests.checkpoints import CORPUS, LONG_TEXT, NASTY_TEXTS
+from serve_app.tokenization.tokenizer import Tokenizer
 from tests.model.conftest import TORCH_ONLY, Loaded, TinyModels
-from tests.model.tiny import MAX_SEQ_LENGTH, MODELS, PROMPTS
+from tests.support.checkpoints import CORPUS, LONG_TEXT, NASTY_TEXTS
+from tests.support.tiny_models import MAX_SEQ_LENGTH, MODELS, PROMPTS
 
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 READABLE = ["the quick brown fox", "fox", "a dog and a fox, and then some more"]

@@ -9,17 +9,17 @@ from sentence_transformers import SentenceTransformer
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import ModernBertConfig, ModernBertModel
 
-from serve_app.checkpoint import read_checkpoint
+from serve_app.checkpoints.metadata import read_checkpoint
 from serve_app.encoder import Encoder, load_encoder
-from serve_app.encoder.torch_engine import TorchEngine
-from serve_app.encoder.trial import probes, unpad_checked
-from serve_app.encoder.unpadded import CannotUnpadError
-from serve_app.tokenizer import Tokenizer
-from tests.checkpoints import byte_bpe
-from tests.model.attention import one_by_one
+from serve_app.encoder.torch import TorchEngine
+from serve_app.encoder.varlen import CannotUnpadError
+from serve_app.encoder.verification import probes, unpad_checked
+from serve_app.tokenization.tokenizer import Tokenizer
 from tests.model.conftest import UNPADDED, Loaded, TinyModels, load, reference_of
 from tests.model.test_parity import TEXTS, assert_same
-from tests.model.tiny import SIZES, Backbone, build, qwen2, save_backbone
+from tests.support.attention import one_by_one
+from tests.support.checkpoints import byte_bpe
+from tests.support.tiny_models import SIZES, Backbone, build, qwen2, save_backbone
 
 BPE_TOKENS = {"eos": "<|endoftext|>", "pad": "<|endoftext|>"}
 

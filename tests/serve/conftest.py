@@ -14,9 +14,9 @@ import pytest
 import yaml
 from sentence_transformers import SentenceTransformer
 
-from serve_app.environment import haproxy_binary
-from tests.serve.applications import GUARDED, KEY, PLUMBING, RANKER
-from tests.serve.server import ROOT, ProxyMode, Server, answers, running_server, wait_for
+from serve_app.cli.environment import haproxy_binary
+from tests.support.applications import GUARDED, KEY, PLUMBING, RANKER
+from tests.support.server import ROOT, ProxyMode, Server, answers, running_server, wait_for
 
 MODES: list[ProxyMode] = ["throughput", "default"] if haproxy_binary({}) else ["default"]
 

@@ -12,10 +12,10 @@ from contextlib import ExitStack, contextmanager
 import pytest
 import requests
 
-from tests.serve.load import sending
-from tests.serve.server import Server, wait_for
 from tests.serve.test_http import post
 from tests.serve.test_operator import scrape
+from tests.support.load import sending
+from tests.support.server import Server, wait_for
 
 MILLION = 1_000_000
 

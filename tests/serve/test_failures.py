@@ -8,9 +8,9 @@ import pytest
 import requests
 import yaml
 
-from tests.serve.applications import OBEDIENT
-from tests.serve.server import Server, answers, wait_for
 from tests.serve.test_http import PAGE_KEYS, post
+from tests.support.applications import OBEDIENT
+from tests.support.server import Server, answers, wait_for
 
 
 def test_only_the_input_that_fails_gets_an_error(server: Server) -> None:

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import requests
 
-from tests.serve.applications import KEY, ORIGIN
-from tests.serve.server import Server, wait_for
 from tests.serve.test_http import post
+from tests.support.applications import KEY, ORIGIN
+from tests.support.server import Server, wait_for
 
 pytestmark = pytest.mark.slow
 

@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import requests
 
-from tests.serve.server import Server, wait_for
 from tests.serve.test_http import post
+from tests.support.server import Server, wait_for
 
 INGRESS = "ray::ServeReplica:plumbing:ingress"
 

@@ -12,7 +12,7 @@ import pytest
 import requests
 from sentence_transformers import SentenceTransformer
 
-from tests.serve.applications import NAME
+from tests.support.applications import NAME
 
 PAGE_KEYS = {"error", "error_type", "message", "type", "param", "code"}
 TIMINGS = {"x-total-time", "x-tokenization-time", "x-queue-time", "x-inference-time"}

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from serve_app.environment import haproxy_binary
-from tests.serve.load import LOST, Load, sending
-from tests.serve.server import Server, answers, wait_for
+from serve_app.cli.environment import haproxy_binary
 from tests.serve.test_http import post
+from tests.support.load import LOST, Load, sending
+from tests.support.server import Server, answers, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.both_modes]
 

@@ -5,8 +5,8 @@ import uuid
 import pytest
 import requests
 
-from tests.serve.server import Server, wait_for
 from tests.serve.test_http import post
+from tests.support.server import Server, wait_for
 
 
 def scrape(server: Server) -> list[str]:

@@ -12,9 +12,9 @@ import openai
 import pytest
 import requests
 
-from tests.serve.load import send_at
-from tests.serve.server import Server
 from tests.serve.test_http import PAGE_KEYS, post
+from tests.support.load import send_at
+from tests.support.server import Server
 
 
 def burst(server: Server, text: str, clients: int) -> list[requests.Response]:

@@ -9,8 +9,8 @@ import psutil
 import pytest
 import requests
 
-from serve_app.session import session_members
-from tests.serve.server import Server, wait_for
+from serve_app.cli.process_group import session_members
+from tests.support.server import Server, wait_for
 
 pytestmark = pytest.mark.both_modes
 

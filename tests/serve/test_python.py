@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 
-from tests.serve.server import Server, wait_for
 from tests.serve.test_http import post, vectors
+from tests.support.server import Server, wait_for
 
 
 def test_a_handle_gives_the_vectors_and_errors_of_http(server: Server) -> None:

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.serve.server import ROOT, Server
+from tests.support.server import ROOT, Server
 
 README = (ROOT / "README.md").read_text()
 PROGRAMS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)

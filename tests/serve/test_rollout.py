@@ -11,10 +11,10 @@ import pytest
 import requests
 import yaml
 
-from tests.serve.load import Load, sending
-from tests.serve.server import Server, wait_for
 from tests.serve.test_failures import replicas
 from tests.serve.test_http import post
+from tests.support.load import Load, sending
+from tests.support.server import Server, wait_for
 
 pytestmark = pytest.mark.slow
 

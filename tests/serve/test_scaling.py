@@ -7,10 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.serve.applications import ELASTIC
-from tests.serve.server import Server, wait_for
 from tests.serve.test_failures import replicas_of
 from tests.serve.test_http import post
+from tests.support.applications import ELASTIC
+from tests.support.server import Server, wait_for
 
 pytestmark = pytest.mark.slow
 

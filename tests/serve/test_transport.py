@@ -8,7 +8,7 @@ import socket
 import pytest
 import requests
 
-from tests.serve.server import Server
+from tests.support.server import Server
 
 pytestmark = pytest.mark.both_modes
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
 
-from tests.serve.applications import ABSENT, NAME
 from tests.serve.clients.table import CLIENTS, Client
-from tests.serve.server import Server
+from tests.support.applications import ABSENT, NAME
+from tests.support.server import Server
 
 pytestmark = pytest.mark.clients
 

@@ -1,0 +1,55 @@
+"""Whether the clients are fast enough to be no part of what they measure: both load generators against nothing."""
+
+import contextlib
+import os
+import socket
+import sys
+import time
+from collections.abc import Mapping
+
+from benchmarks.compare.contenders import ROOT, free_port
+from benchmarks.load import HOST, has_wrk, send_with_asyncio, send_with_wrk
+from serve_app.cli.process_group import Session
+
+_CLIENTS = (1, 64)
+_START_S = 10.0
+# Clients that can do this many times more than any server are taken for no part of the figure.
+_MARGIN = 5
+
+
+def client_rates() -> dict[str, float]:
+    """Return the requests a second of each load generator with a server that does next to nothing."""
+    port = free_port()
+    command = [sys.executable, "-m", "benchmarks.compare.trivial", str(port)]
+    session = Session.start(command, os.environ, ROOT / "build" / "bench-trivial.log")
+    generators = {"asyncio": send_with_asyncio} | ({"wrk": send_with_wrk} if has_wrk() else {})
+    try:
+        _wait_for(port)
+        return {
+            f"{name}, {clients} clients": send(
+                [b'{"input": "a text"}'], port, clients=clients, warm_s=0.3, seconds=1
+            ).requests_per_s
+            for name, send in generators.items()
+            for clients in _CLIENTS
+        }
+    finally:
+        session.stop(lambda: False, grace_s=5)
+
+
+def verdict(rates: Mapping[str, float], fastest_per_s: float) -> str:
+    """Say whether the clients were fast enough for the fastest server that was measured."""
+    slowest = min(rates.values())
+    fits = "no bottleneck" if slowest >= _MARGIN * fastest_per_s else "PERHAPS A BOTTLENECK"
+    return (
+        f"clients: {fits}; alone {slowest:.0f} requests/s and more, "
+        f"the fastest server {fastest_per_s:.0f}"
+    )
+
+
+def _wait_for(port: int) -> None:
+    deadline = time.monotonic() + _START_S
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError), socket.create_connection((HOST, port), timeout=1):
+            return
+        time.sleep(0.05)
+    raise TimeoutError(f"nothing listens on {port}")

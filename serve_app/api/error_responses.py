@@ -1,0 +1,110 @@
+"""Errors as HTTP replies: the one place where an error gets its bytes and headers; and which request ids go into them.
+
+The page's shape goes to everyone, OpenAI's envelope to OpenAI's own SDKs or to all, as `error_format` says. Plain
+bytes and pairs, so that it serves in our app as well as in Ray Serve's proxy process, where no app of ours runs.
+"""
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import get_args
+
+import orjson
+
+from serve_app.config.http import ErrorFormat
+from serve_app.dispatch.admission import Backlog
+from serve_app.errors import (
+    MethodNotAllowedError,
+    RequestTimeoutError,
+    ServiceError,
+    UnauthorizedError,
+)
+
+# Which shape those errors have that are written where no application's settings are known.
+_PROXY_VARIABLE = "EMBEDDINGS_ERROR_FORMAT"
+
+Headers = Iterable[tuple[bytes, bytes]]
+
+# OpenAI's generated SDKs (Python, Node, Java, ...) say their language in this header; nobody else sends it.
+SDK_HEADER = b"x-stainless-lang"
+
+SANE_REQUEST_ID = "[A-Za-z0-9._:/=+-]{1,128}"
+
+
+def is_sane_request_id(value: str) -> bool:
+    """Return whether a client's request id may be echoed and logged."""
+    return re.fullmatch(SANE_REQUEST_ID, value) is not None
+
+
+def error_reply(
+    error: ServiceError, *, error_format: ErrorFormat, request_headers: Headers
+) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+    """Return the status, headers and body that a client gets for an error."""
+    body = orjson.dumps(
+        _openai(error) if _wants_openai(error_format, request_headers) else _page(error)
+    )
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    if error_format == "auto":
+        headers.append((b"vary", SDK_HEADER))
+    if error.retry_after_s is not None:
+        headers.append((b"retry-after", str(math.ceil(error.retry_after_s)).encode()))
+        headers.append((b"retry-after-ms", str(round(1000 * error.retry_after_s)).encode()))
+    if isinstance(error, UnauthorizedError):
+        headers.append((b"www-authenticate", b"Bearer"))
+    if isinstance(error, MethodNotAllowedError):
+        headers.append((b"allow", error.allow.encode()))
+    if isinstance(error, RequestTimeoutError):
+        headers.append(
+            (b"connection", b"close")
+        )  # the rest of the body may still come, and is no request
+    if not error.may_retry:
+        headers.append((b"x-should-retry", b"false"))
+    return error.status, headers, body
+
+
+def proxy_error_format(environment: Mapping[str, str]) -> ErrorFormat:
+    """Return the shape of errors that a proxy writes."""
+    asked = environment.get(_PROXY_VARIABLE, "auto")
+    return next((known for known in get_args(ErrorFormat) if known == asked), "auto")
+
+
+def proxy_settings(error_format: ErrorFormat) -> dict[str, str]:
+    """Return the environment of proxies whose errors shall have this shape."""
+    return {_PROXY_VARIABLE: error_format}
+
+
+def rate_limit_headers(requests: Backlog, tokens: Backlog | None) -> Iterable[tuple[bytes, bytes]]:
+    """Tell of the live state, in OpenAI's words: what is taken at once, what there is room for, when all is done.
+
+    Args:
+        requests: the ingress's.
+        tokens: the model's; None for no model.
+    """
+    for unit, backlog in ((b"requests", requests), (b"tokens", tokens)):
+        if backlog is not None and backlog.limit is not None:
+            yield b"x-ratelimit-limit-" + unit, str(backlog.limit).encode()
+            yield b"x-ratelimit-remaining-" + unit, str(backlog.remaining).encode()
+            yield b"x-ratelimit-reset-" + unit, f"{round(backlog.wait_s * 1000)}ms".encode()
+
+
+def _wants_openai(error_format: ErrorFormat, request_headers: Headers) -> bool:
+    if error_format == "auto":
+        return any(name.lower() == SDK_HEADER for name, _ in request_headers)
+    return error_format == "openai"
+
+
+def _openai(error: ServiceError) -> dict[str, object]:
+    return {"error": _fields(error)}
+
+
+def _page(error: ServiceError) -> dict[str, object]:
+    return {"error": error.error, "error_type": error.error_type, **_fields(error)}
+
+
+def _fields(error: ServiceError) -> dict[str, object]:
+    return {
+        "message": error.message,
+        "type": error.openai_type,
+        "param": error.param,
+        "code": error.code,
+    }

@@ -1,0 +1,289 @@
+"""`make serve`: start the server on this machine, say how it is coming along, and in the end stop all of it.
+
+With `--check` it only says whether a config file is right. A thin shell around `serve run`. Imports neither Ray nor
+anything that does: it has to check and to answer within a second, long before those are loaded.
+"""
+
+import argparse
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from serve_app.api.auth import Keys
+from serve_app.api.error_responses import proxy_settings
+from serve_app.checkpoints.source import find_here
+from serve_app.cli.environment import (
+    choose_environment,
+    haproxy_binary,
+    haproxy_problem,
+    haproxy_settings,
+    is_free,
+    read_env_file,
+)
+from serve_app.cli.process_group import Session
+from serve_app.cli.readiness import (
+    Address,
+    Progress,
+    StartError,
+    dashboard_token,
+    dashboard_url,
+    ray_address,
+    ray_folder,
+    serve_details,
+    wait_until_ready,
+)
+from serve_app.config.http import ErrorFormat
+from serve_app.config.models import BatchSettings, ServerConfig, told
+from serve_app.errors import ModelLoadError
+
+_EVERY_ADDRESS = ("0.0.0.0", "::", "")  # noqa: S104 - compared with, not bound to
+_TICK_S = 0.25
+# Longer than `serve run` itself waits for Serve's shutdown: 30 s (ray/serve/_private/client.py).
+_GRACE_S = 45.0
+_WELCOME = """
+Ready. In another terminal:
+
+  curl {url}/v1/embeddings{key} -H 'Content-Type: application/json' -d '{{"input": "test input"}}'
+
+Documentation: {url}/docs
+Logs:          {folder}/logs/serve
+New settings:  RAY_AUTH_MODE=token {python.parent}/serve deploy FILE -a {dashboard}
+From Python:   RAY_AUTH_MODE=token RAY_ADDRESS={ray} {python} SCRIPT
+Ctrl-C stops everything that was started here.
+"""
+
+
+class PrepareError(Exception):
+    """Why nothing was started; the message is for the person at the terminal."""
+
+
+class Stop:
+    """Counts the requests to stop: Ctrl-C, a termination, a terminal that was closed."""
+
+    def __init__(self) -> None:
+        self.requests = 0
+
+    def __call__(self, _signal: int, _frame: FrameType | None) -> None:
+        """Note one request; a signal handler."""
+        self.requests += 1
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a Serve config file says that matters before Ray reads it, of its first application.
+
+    Attributes:
+        address: where it will be served.
+        error_format: the shape of errors.
+        needs_key: whether requests need an API key.
+    """
+
+    address: Address
+    error_format: ErrorFormat = "auto"
+    needs_key: bool = False
+
+
+def read_config(text: str) -> Plan:
+    """Check a Serve config file as far as that goes without Ray.
+
+    Raises:
+        PrepareError: it is wrong; the message names the key.
+    """
+    config = _mapping(yaml.safe_load(text))
+    apps = [_mapping(app) for app in _list(config.get("applications"))]
+    if not apps:
+        raise PrepareError("it has no `applications`")
+    options = _mapping(config.get("http_options"))
+    host = str(options.get("host", ""))
+    address = Address(
+        host="localhost" if host in _EVERY_ADDRESS else host,
+        port=_port(options.get("port", 8000)),
+        prefix=str(apps[0].get("route_prefix") or "").rstrip("/"),
+    )
+    plans = [_plan(app, address) for app in apps]
+    return plans[0]
+
+
+def _port(value: Any) -> int:
+    if not isinstance(value, int) or not 0 < value < 1 << 16:
+        raise PrepareError("http_options.port: it is no number from 1 to 65535")
+    return value
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    # Ray Serve's own schema will name what is wrong.
+    return value if isinstance(value, dict) else {}
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _plan(app: Mapping[str, Any], address: Address) -> Plan:
+    if app.get("import_path") != "serve_app.app:build":
+        return Plan(address)  # somebody else's
+    try:
+        config = ServerConfig.model_validate(app.get("args") or {})
+    except ValidationError as error:
+        raise PrepareError(told(error, below="args")) from error
+    for deployment in _list(app.get("deployments")):
+        _check_user_config(_mapping(deployment))
+    http = config.http
+    if os.environ.get("RAY_ADDRESS"):  # models and keys lie on that cluster's machines
+        return Plan(address, http.error_format, needs_key=http.api_keys_file is not None)
+    try:
+        keys = Keys(http.api_keys_file)
+    except ValueError as error:
+        raise PrepareError(f"args.http: {error}") from error
+    for model in config.models:
+        try:
+            find_here(model.source)
+        except ModelLoadError as error:
+            raise PrepareError(f"model {model.name}: {error}") from error
+    return Plan(address, http.error_format, needs_key=keys.are_needed)
+
+
+def _check_user_config(deployment: Mapping[str, Any]) -> None:
+    try:
+        BatchSettings.model_validate(deployment.get("user_config") or {})
+    except ValidationError as error:
+        below = f"deployments.{deployment.get('name')}.user_config"
+        raise PrepareError(told(error, below=below)) from error
+
+
+def follow(session: Session, stop: Stop) -> None:
+    """Show what the command writes from now on, until a request to stop.
+
+    Raises:
+        StartError: it ended by itself.
+    """
+    with session.log.open("rb") as log:
+        log.seek(0, os.SEEK_END)
+        while not stop.requests:
+            sys.stdout.write(log.read().decode(errors="replace"))
+            sys.stdout.flush()
+            if session.has_ended():
+                raise StartError("The server ended by itself.")
+            time.sleep(_TICK_S)
+
+
+def _plan_of(config: str) -> Plan:
+    try:
+        return read_config(Path(config).read_text())
+    except OSError as error:
+        raise PrepareError(f"{config}: {error.strerror}") from error
+    except (ValueError, yaml.YAMLError, PrepareError) as error:
+        raise PrepareError(f"{config}: {error}") from error
+    except RecursionError:
+        raise PrepareError(f"{config}: it is nested too deep") from None
+
+
+def _prepare(config: str, env_file: str) -> tuple[Plan, dict[str, str]]:
+    plan = _plan_of(config)
+    if os.environ.get("RAY_ADDRESS"):
+        _say(f"RAY_ADDRESS is set: going to that cluster, whose own settings apply, not {env_file}")
+        return plan, dict(os.environ)
+    address = plan.address
+    if not is_free(address.port, "" if address.host == "localhost" else address.host):
+        raise PrepareError(
+            f"Port {address.port} is taken, or not allowed to you. Stop what listens there, or set "
+            f"another `port` under `http_options` of {config}."
+        )
+    try:
+        settings = read_env_file(Path(env_file).read_text())
+    except (OSError, ValueError) as error:
+        raise PrepareError(f"{env_file}: {error}") from error
+    env, why = choose_environment(
+        settings,
+        os.environ,
+        lambda env: haproxy_problem(env, binary=haproxy_binary, is_free=is_free),
+    )
+    if why is not None:
+        _say(f"Through Ray's own proxy, which is slower than HAProxy: {why}.")
+    return plan, proxy_settings(plan.error_format) | env
+
+
+def _serve(config: str, plan: Plan, env: Mapping[str, str], stop: Stop) -> None:
+    address = plan.address
+    log = Path("build") / f"serve-{address.port}.log"
+    # Without an address Ray would join a cluster that runs on this machine, which has settings of its own.
+    where = [] if env.get("RAY_ADDRESS") else ["--address", "local"]
+    command = [sys.executable, "-m", "ray.serve.scripts", "run", *where, config]
+    _say(f"Starting {config}; what Ray says of it goes to {log}")
+    session = Session.start(command, env, log)
+    try:
+        if wait_until_ready(
+            session,
+            address,
+            stopping=lambda: stop.requests > 0,
+            details=lambda: serve_details(session.output(), dashboard_token(env)),
+            say=Progress(_say),
+        ):
+            folder = ray_folder(env, session.process.pid)
+            text = _WELCOME.format(
+                url=address.url,
+                key=" -H 'Authorization: Bearer KEY'" if plan.needs_key else "",
+                folder=folder,
+                python=Path(sys.executable),
+                dashboard=dashboard_url(session.output()),
+                ray=env.get("RAY_ADDRESS") or ray_address(folder),
+            )
+            _say(text)
+            follow(session, stop)
+    finally:
+        _say("Stopping; another Ctrl-C does it at once")
+        asked = stop.requests
+        left = session.stop(lambda: stop.requests > asked, grace_s=_GRACE_S)
+        _say(f"Still running: {left}" if left else "Stopped")
+
+
+def _check(config: str) -> int:
+    try:
+        _plan_of(config)
+    except PrepareError as error:
+        print(error, file=sys.stderr)
+        return 2
+    _say(f"{config}: its `args` and `user_config`s are right; models and keys are where it says.")
+    return 0
+
+
+def main() -> int:
+    """Run the command: 0 after a request to stop, 1 if the server failed, 2 if it could not be started."""
+    parser = argparse.ArgumentParser(prog="python -m serve_app.cli.serve")
+    parser.add_argument("--config", default="serve_config.yaml", help="a Serve config file")
+    parser.add_argument("--env", default="throughput.env", help="a file of environment variables")
+    parser.add_argument("--check", action="store_true", help="check the config file, start nothing")
+    args = parser.parse_args()
+    if args.check:
+        return _check(args.config)
+    stop = Stop()
+    # Handlers, because a signal that is ignored here, as in a background job, would be ignored in `serve run` too.
+    for request in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(request, stop)
+    try:
+        plan, env = _prepare(args.config, args.env)
+        # Of our own, because the default is one that all users share; short, because a socket's path has to be.
+        with tempfile.TemporaryDirectory(prefix="serve-", dir="/tmp") as folder:
+            _serve(args.config, plan, haproxy_settings(folder) | env, stop)
+    except (PrepareError, StartError) as error:
+        print(error, file=sys.stderr)
+        return 2 if isinstance(error, PrepareError) else 1
+    return 0
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,188 @@
+"""The ingress deployment: where HTTP requests and `DeploymentHandle` callers come in.
+
+A thin shell: it holds the service, the HTTP application and a client per model. Tokenizes, and never touches torch.
+"""
+
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from ray import serve
+from starlette.types import ASGIApp
+
+from serve_app.api.app import build_asgi_app
+from serve_app.api.auth import Keys
+from serve_app.checkpoints.metadata import read_checkpoint
+from serve_app.config.http import HttpConfig
+from serve_app.config.models import ModelConfig, ServerConfig
+from serve_app.dispatch.broadcast import ask_all
+from serve_app.dispatch.client import ClientSettings, ModelClient
+from serve_app.messages import EmbedResponse
+from serve_app.observability.access_log import RequestLog, hide_expected_tracebacks
+from serve_app.observability.metrics import Metrics, Snapshot, exposition
+from serve_app.schemas.embeddings import InputType, Priority, build_request, read_priority
+from serve_app.service.embeddings import Service
+from serve_app.service.registry import ServedModel
+from serve_app.tokenization.openai_token_ids import Cl100k
+from serve_app.tokenization.tokenizer import Tokenizer
+
+# Tokens of the first calls where the settings leave the budget to the device; then the replicas have told theirs.
+_JOB_TOKENS = 2048
+
+
+class Ingress:
+    """The service, for callers over HTTP and from Python.
+
+    Args:
+        config: all settings.
+        handles: the deployment of each embedding model, by model name.
+    """
+
+    def __init__(self, config: ServerConfig, handles: Mapping[str, Any]) -> None:
+        self._config = config
+        self._metrics = Metrics()
+        self._clients = {
+            model.name: _client(handles[model.name], model, config.http, self._metrics)
+            for model in config.models
+            if model.name in handles
+        }
+        models = [_served(model, self._clients.get(model.name)) for model in config.models]
+        for model in models:
+            self._metrics.model_served(
+                model=model.name,
+                embeds=model.embedder is not None,
+                dtype=model.config.dtype,
+                dimensions=model.dimensions,
+            )
+        self._log = RequestLog(self._metrics)
+        hide_expected_tracebacks()
+        reads_cl100k = any(model.config.token_ids == "cl100k" for model in models)
+        self._keys = Keys(config.http.api_keys_file)
+        self._service = Service(
+            models,
+            cl100k=Cl100k() if reads_cl100k else None,
+            limits=config.http,
+            metrics=self._metrics,
+            max_requests=config.ingress.max_requests,
+        )
+        context = serve.get_replica_context()
+        self._name = context.replica_id.unique_id
+        self._peers = serve.get_deployment_handle(
+            context.deployment, context.app_name, _check_exists=False
+        )
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        """Return the HTTP application; Ray Serve calls this after the constructor."""
+        return build_asgi_app(
+            self._service,
+            settings=self._config.http,
+            keys=self._keys,
+            log=self._log,
+            scrape=self._scrape,
+            adds_request_id=False,  # Ray Serve adds the header to every response, and would double ours
+        )
+
+    async def embed(  # noqa: PLR0913  # a request's fields
+        self,
+        input: str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]],  # noqa: A002  # the field
+        *,
+        model: str | None = None,
+        prompt_name: str | None = None,
+        input_type: InputType | None = None,
+        dimensions: int | None = None,
+        normalize: bool = True,
+        truncate: bool | None = None,
+        truncate_direction: Literal["right", "left"] = "right",
+        priority: Priority | None = None,
+    ) -> EmbedResponse:
+        """Embed from Python: `await handle.embed.remote(["a text"])`, with the checks and limits of HTTP.
+
+        Args:
+            input: one or many texts, or token ids; a flat list of integers is one input.
+            model: a served name or alias; None is the first model.
+            prompt_name: a prompt of the model, put before each input.
+            input_type: what the inputs are, which picks the model's prompt for it.
+            dimensions: how many components to keep; None keeps all.
+            normalize: whether vectors get unit length.
+            truncate: whether inputs that are too long are cut; None takes the model's setting.
+            truncate_direction: the side that is cut.
+            priority: the lane before the model; None goes by how many tokens there are.
+
+        Returns:
+            The vectors as one float32 array, and what they cost.
+
+        Raises:
+            ServiceError: the same errors as over HTTP, with `status`, `code`, `param` and `message`.
+        """
+        record = self._log.begin(uuid.uuid4().hex, method="CALL", route="embed")
+        status = 200
+        try:
+            with self._service.place():
+                request = build_request(
+                    input=input,
+                    model=model,
+                    prompt_name=prompt_name,
+                    input_type=input_type,
+                    dimensions=dimensions,
+                    normalize=normalize,
+                    truncate=truncate,
+                    truncate_direction=truncate_direction,
+                )
+                record.inputs, record.model = (
+                    len(request.items),
+                    self._service.models.find(model).name,
+                )
+                answer = await self._service.embed(
+                    request,
+                    request_id=record.request_id,
+                    priority=read_priority(priority, name="priority"),
+                )
+                record.tokens = answer.prompt_tokens
+                return answer
+        except Exception as error:
+            failure = self._log.fail(record, error)
+            status = failure.status
+            raise failure from None
+        finally:
+            self._log.end(record, status=status)
+
+    async def snapshot(self) -> tuple[str, Snapshot]:
+        """Return this replica's id and what it counts, for a scrape that another ingress replica answers."""
+        return self._name, self._metrics.snapshot()
+
+    async def _scrape(self) -> bytes:
+        answers = await ask_all(self._peers, "snapshot", timeout_s=3)
+        ingresses = dict(answer for answer in answers if answer is not None)
+        # Also before the others know of this replica.
+        ingresses[self._name] = self._metrics.snapshot()
+        models = {name: await client.states() for name, client in self._clients.items()}
+        return exposition(ingresses, models)
+
+
+def _client(handle: Any, model: ModelConfig, http: HttpConfig, metrics: Metrics) -> ModelClient:
+    settings = ClientSettings(
+        model=model.name,
+        job_tokens=model.max_batch_tokens or _JOB_TOKENS,
+        max_queued_tokens=model.max_queued_tokens,
+        unavailable_after_s=http.unavailable_after_s,
+        retry_after_s=http.retry_after_s,
+        bulk_share=model.bulk_share,
+        may_rest=model.deployment.may_rest,
+    )
+    return ModelClient(handle, settings, metrics=metrics)
+
+
+def _served(model: ModelConfig, client: ModelClient | None) -> ServedModel:
+    checkpoint = read_checkpoint(model.source, revision=model.revision)
+    tokenizer = None
+    if client is not None:
+        tokenizer = Tokenizer(
+            checkpoint, max_input_tokens=model.max_input_tokens, prompts=model.prompts
+        )
+    return ServedModel(
+        config=model,
+        dimensions=checkpoint.dimensions,
+        tokenizer=tokenizer,
+        embedder=client,
+        reason=checkpoint.reason,
+    )

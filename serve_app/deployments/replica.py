@@ -1,0 +1,236 @@
+"""A model's deployment: one replica holds one model, and batches what comes.
+
+A thin shell: the gate says who may go, `@serve.batch` puts those into one batch, the model's thread encodes it. Knows
+nothing of HTTP, text or metrics.
+"""
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+from typing import Any
+
+import psutil
+import ray
+from pydantic import ValidationError
+from ray import serve
+
+from serve_app.config.models import BatchSettings, ModelConfig, told
+from serve_app.deployments.batch_gate import Gate
+from serve_app.deployments.load_report import Workload
+from serve_app.deployments.model_thread import ModelThread, ModelThreadError
+from serve_app.encoder import (
+    Encoded,
+    Encoder,
+    EncoderBrokenError,
+    default_batch_tokens,
+    load_encoder,
+)
+from serve_app.errors import UnavailableError
+from serve_app.messages import EmbedJob, EmbedResult, Failure, NotNow, ReplicaState
+
+logger = logging.getLogger("ray.serve.embeddings")
+
+# What a replica that ends has left to say it says within this.
+_LAST_WORDS_S = 0.2
+
+
+class EmbeddingReplica:
+    """One loaded model behind a gate.
+
+    Args:
+        model: its settings.
+
+    Raises:
+        ModelLoadError: the model cannot be loaded; the replica does not start.
+    """
+
+    def __init__(self, model: ModelConfig) -> None:
+        self._model = model
+        self._settings: BatchSettings = model
+        self._thread = ModelThread()
+        self._thread.start()
+        # Loaded by the thread that will compute: OpenMP and CUDA keep state for each thread.
+        self._encoder: Encoder = self._thread.submit(self._load).result()
+        self._gate = Gate(budget=self._budget)
+        self._is_ending = False
+        self._has_suspect = False
+        self._workload = Workload(self._thread.busy_seconds)  # loading is no work
+        self._name = serve.get_replica_context().replica_id.unique_id
+
+    def _load(self) -> Encoder:
+        model = self._model
+        return load_encoder(
+            model.source,
+            revision=model.revision,
+            trust_remote_code=model.trust_remote_code,
+            device=model.device,
+            engine=model.engine,
+            dtype=model.dtype,
+            padding=model.padding,
+            threads=model.threads or _granted_threads(),
+            max_batch_tokens=model.max_batch_tokens,
+        )
+
+    @property
+    def _budget(self) -> int:
+        return self._settings.max_batch_tokens or default_batch_tokens(self._encoder.device)
+
+    def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Take new batch settings from Ray Serve's `user_config`, without a restart.
+
+        Settings that are wrong are logged and not taken: an exception would have Ray Serve replace a replica that is
+        well by one that cannot start.
+        """
+        own = self._model.model_dump(include=set(BatchSettings.model_fields))
+        try:
+            self._settings = BatchSettings.model_validate(own | user_config)
+        except ValidationError as error:
+            logger.error("user_config is not taken: %s", told(error))  # noqa: TRY400  # no traceback
+            return
+        self._gate.budget = self._budget
+        self._gate.open()
+        # Two batches are under way at once, and Serve warns where they could hold more calls than it lets in.
+        most = max(self._model.deployment.max_ongoing_requests // 2, 1)
+        self._encode.set_max_batch_size(min(self._settings.max_batch_size, most))
+        logger.info("batch settings: %s", self._settings.model_dump())
+
+    async def embed(self, jobs: Sequence[EmbedJob]) -> Sequence[EmbedResult] | NotNow:
+        """Encode the jobs of one call, when it is its turn.
+
+        Raises:
+            UnavailableError: the model is broken for good; this replica ends.
+        """
+        is_suspect = any(job.is_suspect for job in jobs)
+        if self._is_ending or (is_suspect and self._has_suspect):
+            return NotNow()
+        self._has_suspect |= is_suspect
+        try:
+            return await self._embed(jobs)
+        finally:
+            self._has_suspect &= not is_suspect
+
+    async def _embed(self, jobs: Sequence[EmbedJob]) -> Sequence[EmbedResult]:
+        try:
+            async with self._gate.enter(sum(job.inputs.tokens for job in jobs)):
+                results: Sequence[EmbedResult] = await self._encode(jobs)
+                return results
+        except (EncoderBrokenError, ModelThreadError) as error:
+            self._end(type(error).__name__, jobs[0].request_id)
+            raise UnavailableError(
+                "The model's replica is being replaced.", "model_unavailable"
+            ) from None
+
+    # Two batches at once: one that computes and one that is ready, in the queue of the model's thread.
+    @serve.batch(  # type: ignore[untyped-decorator]
+        max_batch_size=256, batch_wait_timeout_s=0.0, max_concurrent_batches=2
+    )
+    async def _encode(self, calls: list[Sequence[EmbedJob]]) -> list[Sequence[EmbedResult]]:
+        """Encode the jobs of several calls as one batch on the model's thread."""
+        jobs = [job for call in calls for job in call]
+        seconds = 0.0
+
+        def encode() -> Encoded:
+            nonlocal seconds
+            started = time.perf_counter()
+            encoded = self._encoder.encode(
+                [job.inputs for job in jobs], max_batch_tokens=self._budget
+            )
+            seconds = time.perf_counter() - started
+            return encoded
+
+        encoded = await asyncio.wrap_future(self._thread.submit(encode))
+        self._workload.computed(sum(job.inputs.tokens for job in jobs), seconds)
+        results = iter(_results(jobs, encoded, seconds))
+        return [[next(results) for _ in call] for call in calls]
+
+    # Async, as Ray Serve runs other methods in threads.
+    async def state(self, caller: str, waiting_tokens: int) -> ReplicaState | None:
+        """Tell what only this replica knows, or None when it cannot embed; for scrapes and `/ready`.
+
+        Args:
+            caller: which ingress replica asks.
+            waiting_tokens: what it has accepted that is not answered yet.
+        """
+        self._workload.told(caller, waiting_tokens)
+        if self._why_it_cannot_embed():
+            return None
+        return ReplicaState(
+            replica=self._name,
+            queued_jobs=self._gate.queued_jobs,
+            queued_tokens=self._gate.queued_tokens,
+            busy_seconds=self._thread.busy_seconds,
+            memory_bytes=psutil.Process().memory_info().rss,
+            max_batch_tokens=self._gate.budget,
+            max_queued_tokens=self._settings.max_queued_tokens,
+            others_waiting=self._workload.others_waiting(caller),
+        )
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Tell Ray Serve what `WorkPolicy` goes by; called by its timer."""
+        return self._workload.report(self._thread.busy_seconds)
+
+    async def check_health(self) -> None:
+        """Return while the model can compute; this process ends where it never will again.
+
+        Raises:
+            ModelThreadError: the model's thread is dead or wedged, or its device is broken.
+        """
+        if why := self._why_it_cannot_embed():
+            self._end(why)
+            raise ModelThreadError(why)
+
+    def _why_it_cannot_embed(self) -> str:
+        if self._is_ending:
+            return "this replica is ending"
+        try:
+            self._thread.check(wedged_after_s=self._settings.wedged_after_s)
+        except ModelThreadError as error:
+            return str(error)
+        return ""
+
+    def _end(self, why: str, request_id: str = "") -> None:
+        """End this process soon; Ray Serve replaces it at once, and not only after some failed checks."""
+        if self._is_ending:
+            return
+        self._is_ending = True
+        fields = {"request_id": request_id} if request_id else {}
+        logger.error(
+            "the model cannot compute any more, so its process ends: %s", why, extra=fields
+        )
+        asyncio.get_running_loop().call_later(_LAST_WORDS_S, _exit)
+
+
+def _exit() -> None:
+    logging.shutdown()  # lines that are kept to be written together
+    os._exit(1)  # a thread that hangs cannot be ended otherwise
+
+
+def _granted_threads() -> int:
+    """Return the CPU threads of a model: Ray's grant if it is a whole core or more, else all cores.
+
+    A fraction says how replicas are packed onto a machine, not that a model should compute with less than one.
+    """
+    cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 0)
+    return int(cpus) if cpus >= 1 else (os.cpu_count() or 1)
+
+
+def _results(jobs: Sequence[EmbedJob], encoded: Encoded, seconds: float) -> list[EmbedResult]:
+    """Cut a batch's answer into its jobs'."""
+    ends = accumulate((len(job.inputs) for job in jobs), initial=0)
+    return [
+        EmbedResult(
+            vectors=encoded.vectors[start:stop],
+            failures=tuple(
+                Failure(f.index - start, f.code)
+                for f in encoded.failures
+                if start <= f.index < stop
+            ),
+            inference_s=seconds,
+            batch_inputs=len(encoded.vectors),
+            padded_tokens=int(encoded.padded_tokens[start:stop].sum()),
+        )
+        for start, stop in pairwise(ends)
+    ]

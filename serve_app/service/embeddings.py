@@ -1,0 +1,272 @@
+"""One embedding request, from validated input to vectors: which model, the limits, the ids, the answer.
+
+HTTP and `DeploymentHandle` callers meet here. Knows neither Starlette nor Ray.
+"""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from serve_app.config.http import HttpConfig
+from serve_app.dispatch.admission import Backlog
+from serve_app.errors import (
+    BatchSizeError,
+    DeadlineError,
+    InferenceError,
+    InvalidRequestError,
+    NotAnEmbeddingModelError,
+    OverloadedError,
+    ServiceError,
+)
+from serve_app.messages import EmbedResponse, Failure
+from serve_app.observability.metrics import Metrics, Reason
+from serve_app.schemas.embeddings import EmbeddingRequest, Priority
+from serve_app.service.postprocess import finish, non_finite_rows
+from serve_app.service.registry import ServedModel, ServedModels
+from serve_app.tokenization.openai_token_ids import Cl100k
+from serve_app.tokenization.tokenizer import Tokenized, Tokenizer
+
+# A request of more characters is tokenized in a thread: up to here the tokenizer takes less than a millisecond or two.
+_INLINE_CHARACTERS = 10_000
+
+# A body of this size always finds memory, so that nobody can keep out all others with a few large ones.
+_SMALL_BODY_BYTES = 65_536
+_TOKENIZING_THREADS = 2
+# A request of more characters has a line of its own: it takes seconds and gigabytes, and there is one such at a time.
+_LARGE_CHARACTERS = 1_000_000
+
+_FAILURES = {
+    "inference_failed": "The model failed on {item}.",
+    "non_finite_embedding": "The model gave a vector that is not finite for {item}.",
+}
+
+
+class Service:
+    """All models, and the way of a request through them.
+
+    Args:
+        models: the first is the default.
+        limits: what a request may ask for.
+        metrics: where inputs are counted.
+        max_requests: most embedding requests at once; None for no limit.
+        cl100k: reads OpenAI's token ids; needed where a model's `token_ids` say so.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[ServedModel],
+        *,
+        limits: HttpConfig,
+        metrics: Metrics,
+        max_requests: int | None = None,
+        cl100k: Cl100k | None = None,
+    ) -> None:
+        self.models = ServedModels(models)
+        self._limits = limits
+        self._metrics = metrics
+        self.requests = Backlog(limit=max_requests, unknown_s=limits.retry_after_s)
+        self._held_bytes = 0
+        # Few, because each takes memory and a core, and the library spreads a large batch over cores by itself.
+        self._tokenizing = ThreadPoolExecutor(_TOKENIZING_THREADS, thread_name_prefix="tokenize")
+        self._tokenizing_large = ThreadPoolExecutor(1, thread_name_prefix="tokenize-large")
+        self._cl100k = cl100k
+
+    def _prompt_name(self, request: EmbeddingRequest, tokenizer: Tokenizer) -> str | None:
+        """Return the prompt that a request asks for, by its name or by what the inputs are."""
+        input_type = request.input_type or self.models.input_type(request.model)
+        if request.prompt_name is not None or input_type is None:
+            return request.prompt_name
+        return tokenizer.prompt_for(input_type)
+
+    async def not_ready(self) -> list[str]:
+        """Return the embedding models that no replica can embed with now."""
+        embedding = [(m.name, m.embedder) for m in self.models if m.embedder is not None]
+        ready = await asyncio.gather(*(embedder.is_ready() for _, embedder in embedding))
+        return [name for (name, _), is_ready in zip(embedding, ready, strict=True) if not is_ready]
+
+    @contextmanager
+    def place(self) -> Iterator[Callable[[int], None]]:
+        """Hold one of the places that the service has for requests, from before a body is read.
+
+        Yields:
+            What is called with the number of bytes by which the request's body grows; raises `OverloadedError` where
+            the bodies of all requests are too much then, and this one is not small.
+
+        Raises:
+            OverloadedError: all places are taken.
+        """
+        if not self.requests.has_room(1):
+            raise self._overloaded("ingress_requests")
+        own = 0
+
+        def hold(size: int) -> None:
+            nonlocal own
+            is_small = own + size <= _SMALL_BODY_BYTES
+            if not is_small and self._held_bytes + size > self._limits.max_held_body_bytes:
+                raise self._overloaded("body_bytes")
+            own += size
+            self._held_bytes += size
+
+        self.requests.add(1)
+        try:
+            yield hold
+        except BaseException:
+            self.requests.drop(1)
+            raise
+        else:
+            self.requests.finish(1)
+        finally:
+            self._held_bytes -= own
+
+    def _overloaded(self, reason: Reason) -> OverloadedError:
+        self._metrics.overloaded(reason=reason)
+        message = "The server works on as many requests as it takes at once. Try again."
+        return OverloadedError(message, "overloaded", retry_after_s=self.requests.retry_after_s)
+
+    async def embed(
+        self, request: EmbeddingRequest, *, request_id: str, priority: Priority | None = None
+    ) -> EmbedResponse:
+        """Embed one request.
+
+        Args:
+            request: what was asked for.
+            request_id: its id.
+            priority: its lane before the model; None goes by how much it is.
+
+        Raises:
+            ServiceError: whatever keeps any input from its vector; `param` names the field or the item.
+        """
+        seconds = self._limits.request_timeout_s
+        try:
+            async with asyncio.timeout(seconds) as deadline:
+                return await self._embed(request, request_id, priority)
+        except TimeoutError:
+            if not deadline.expired():
+                raise  # somebody else's, and none of the errors that were foreseen
+            message = f"The request was not done after {seconds:g} s, the server's own limit."
+            raise DeadlineError(message, "deadline_exceeded") from None
+        except ServiceError as error:
+            raise _named_as_sent(error, request) from None
+
+    async def _embed(
+        self, request: EmbeddingRequest, request_id: str, priority: Priority | None
+    ) -> EmbedResponse:
+        model = self.models.find(request.model)
+        if model.tokenizer is None or model.embedder is None:
+            message = f"{model.name} is served here, but not for embeddings: {model.reason}."
+            raise NotAnEmbeddingModelError(message, "not_an_embedding_model", "model")
+        self._check_fields(request, model)
+        prompt_name = self._prompt_name(request, model.tokenizer)
+        model.tokenizer.check_prompt(prompt_name)
+        self._check_batch_size(len(request.items))
+        started = time.perf_counter()
+        tokenized = await self._tokenize(request, model, model.tokenizer, prompt_name)
+        tokenization_s = time.perf_counter() - started
+        self._metrics.inputs_tokenized(
+            model=model.name, truncated=tokenized.truncated, seconds=tokenization_s
+        )
+        self._check_tokens(tokenized.inputs.tokens)
+        is_bulk = tokenized.inputs.tokens > model.config.interactive_tokens
+        if priority is not None:
+            is_bulk = priority == "bulk"
+        answer = await model.embedder.embed(
+            tokenized.inputs, request_id=request_id, is_bulk=is_bulk
+        )
+        _raise_for(answer.failures)
+        # A replica reports these as failures. Looked at again, as clients read NaN as a vector like any other.
+        _raise_for(
+            [Failure(row, "non_finite_embedding") for row in non_finite_rows(answer.vectors)]
+        )
+        vectors = finish(
+            answer.vectors, dimensions=request.dimensions, normalize=request.normalize is not False
+        )
+        return EmbedResponse(
+            embeddings=vectors,
+            model=model.name,
+            prompt_tokens=tokenized.inputs.tokens,
+            truncated_inputs=tokenized.truncated,
+            tokenization_s=tokenization_s,
+            queue_s=answer.queue_s,
+            inference_s=answer.inference_s,
+        )
+
+    def _check_fields(self, request: EmbeddingRequest, model: ServedModel) -> None:
+        native = model.dimensions
+        if request.dimensions is not None and native and request.dimensions > native:
+            message = f"dimensions must be from 1 to {native} for {model.name}."
+            raise InvalidRequestError(message, "invalid_dimensions", "dimensions")
+        if isinstance(request.items[0], list) and model.config.token_ids == "reject":
+            message = (
+                f"{model.name} takes text here, not token ids. Send strings; an OpenAI client that tokenizes has a "
+                "switch for it (LangChain: check_embedding_ctx_length=False)."
+            )
+            raise InvalidRequestError(message, "token_ids_not_accepted", "input")
+
+    def _check_batch_size(self, inputs: int) -> None:
+        most = self._limits.max_client_batch_size
+        if inputs > most:
+            message = f"this request has {inputs} inputs; at most {most} are taken. Split the list."
+            raise BatchSizeError(message, "batch_size_exceeded", "input")
+
+    def _check_tokens(self, tokens: int) -> None:
+        most = self._limits.max_request_tokens
+        if tokens > most:
+            message = f"this request has {tokens} tokens in all; at most {most} are taken. Split the list."
+            raise BatchSizeError(message, "max_tokens_per_request", "input")
+
+    async def _tokenize(
+        self,
+        request: EmbeddingRequest,
+        model: ServedModel,
+        tokenizer: Tokenizer,
+        prompt_name: str | None,
+    ) -> Tokenized:
+        """Turn the inputs into ids, in a thread if there is much of it; a caller that leaves ends it soon."""
+        items = request.items
+        if isinstance(items[0], list) and model.config.token_ids == "cl100k":
+            assert self._cl100k is not None, "some model's token_ids say cl100k"
+            items = await self._cl100k.decode(items, max_bytes=self._limits.max_body_bytes)
+        has_left = threading.Event()
+        options: dict[str, Any] = {
+            "prompt_name": prompt_name,
+            "truncate": model.config.truncate if request.truncate is None else request.truncate,
+            "truncate_direction": request.direction,
+        }
+        if isinstance(items[0], str):
+            options["is_wanted"] = lambda: not has_left.is_set()
+            run = partial(tokenizer.encode_texts, items, **options)
+        else:
+            run = partial(tokenizer.encode_ids, items, **options)
+        characters = sum(map(len, items))
+        if characters < _INLINE_CHARACTERS:
+            return run()
+        threads = self._tokenizing if characters < _LARGE_CHARACTERS else self._tokenizing_large
+        try:
+            return await asyncio.get_running_loop().run_in_executor(threads, run)
+        finally:
+            has_left.set()
+
+
+def _raise_for(failures: Sequence[Failure]) -> None:
+    if failures:
+        first = failures[0]
+        item = f"input[{first.index}]"
+        raise InferenceError(_FAILURES[first.code].format(item=item), first.code, item)
+
+
+def _named_as_sent(error: ServiceError, request: EmbeddingRequest) -> ServiceError:
+    """Name the item in an error as the client wrote it: `inputs[3]`, or `input` for one that came without a list."""
+    name, param, message = request.input_name, error.param, error.message
+    if param == "input":
+        param = name
+    elif param is not None and param.startswith("input["):
+        ours, sent = ("input[0]", name) if request.is_single else ("input[", f"{name}[")
+        param, message = param.replace(ours, sent), message.replace(ours, sent)
+    if param == error.param:
+        return error
+    return type(error)(message, error.code, param, error.retry_after_s)

@@ -1,0 +1,1 @@
+"""Texts and token ids to the ids that a model reads, without torch."""

@@ -1,0 +1,332 @@
+"""Doubles of the seams, and the HTTP application around them.
+
+A tokenizer is small enough to be real: `tiny_checkpoint` writes one. Vectors are a function of the token ids alone, so
+a test can say which vector an input must get.
+"""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Final, cast
+
+import httpx
+import numpy as np
+from starlette.applications import Starlette
+from tokenizers import Tokenizer as TokenizerFile
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
+
+from serve_app import errors
+from serve_app.api.app import build_asgi_app
+from serve_app.api.auth import VARIABLE, Keys
+from serve_app.checkpoints.metadata import Checkpoint
+from serve_app.config.http import HttpConfig
+from serve_app.config.models import ModelConfig
+from serve_app.dispatch.admission import Backlog
+from serve_app.errors import ServiceError
+from serve_app.messages import (
+    EmbedJob,
+    EmbedResult,
+    Failure,
+    ModelAnswer,
+    NotNow,
+    ReplicaState,
+    TokenizedInputs,
+    Vectors,
+)
+from serve_app.observability.access_log import RequestLog
+from serve_app.observability.metrics import Metrics, exposition
+from serve_app.service.embeddings import Service
+from serve_app.service.registry import ServedModel
+from serve_app.tokenization.openai_token_ids import Cl100k
+from serve_app.tokenization.tokenizer import Tokenizer
+
+DIMENSIONS = 8
+MAX_INPUT_TOKENS = 8
+WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "query", ":", "test", "input", "2", "string", "a", "b")
+PROMPTS = {"query": "query: "}
+MODEL, ALIAS, RANKER = "acme/tiny", "tiny", "acme/ranker"
+RANKER_REASON = "it is BertForSequenceClassification"
+
+
+def error_kinds() -> list[type[ServiceError]]:
+    """Return every error that a request can end in."""
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
+    return [kind for kind in kinds if issubclass(kind, ServiceError) and kind is not ServiceError]
+
+
+def tiny_checkpoint(directory: Path) -> Checkpoint:
+    """Write a tokenizer of a dozen words, and describe an embedding model around it."""
+    vocabulary = {word: number for number, word in enumerate(WORDS)}
+    tokenizer = TokenizerFile(WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        special_tokens=[(word, vocabulary[word]) for word in ("[CLS]", "[SEP]")],
+    )
+    tokenizer.add_special_tokens(list(WORDS[:4]))
+    tokenizer.save(str(directory / "tokenizer.json"))
+    named = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "[PAD]"}
+    (directory / "tokenizer_config.json").write_text(json.dumps(named))
+    return Checkpoint(
+        directory=directory,
+        embeds=True,
+        reason="a test says so",
+        dimensions=DIMENSIONS,
+        max_input_tokens=MAX_INPUT_TOKENS,
+        prompts=PROMPTS,
+    )
+
+
+def tokenized(*inputs: Sequence[int], prompt_length: int = 0) -> TokenizedInputs:
+    """Pack lists of token ids."""
+    lengths = np.array([len(ids) for ids in inputs], np.int32)
+    ids = np.array([number for ids in inputs for number in ids], np.int32)
+    return TokenizedInputs(ids, lengths, prompt_length)
+
+
+def vectors_of(inputs: TokenizedInputs) -> Vectors:
+    """Return the vectors that every fake gives for these ids: float32 [inputs, DIMENSIONS], not of unit length."""
+    ends = np.cumsum(inputs.lengths)
+    rows = [
+        np.random.default_rng(ids).standard_normal(DIMENSIONS, np.float32)
+        for ids in np.split(inputs.ids.astype(np.uint32), ends[:-1])
+    ]
+    return np.stack(rows)
+
+
+def result_of(job: EmbedJob) -> EmbedResult:
+    """Return what a replica gives for a job that met no difficulty."""
+    return EmbedResult(
+        vectors=vectors_of(job.inputs),
+        failures=(),
+        inference_s=0.002,
+        batch_inputs=len(job.inputs),
+        padded_tokens=job.inputs.tokens,
+    )
+
+
+@dataclass(slots=True)
+class FakeEmbedder:
+    """A model's deployment that answers by arithmetic, or as it is told.
+
+    Attributes:
+        error: raised instead of an answer.
+        failures: inputs that get no vector.
+        non_finite: rows that get a NaN nobody reports.
+        waits: whether calls never end.
+        is_up: whether a replica can embed.
+        seen: the inputs of every call.
+        bulk: whether each call was bulk.
+        called: set when the first call has come.
+        cancelled: calls that their caller gave up.
+        backlog: what a test puts into it.
+    """
+
+    error: Exception | None = None
+    failures: tuple[Failure, ...] = ()
+    non_finite: tuple[int, ...] = ()
+    waits: bool = False
+    is_up: bool = True
+    seen: list[TokenizedInputs] = field(default_factory=list)
+    bulk: list[bool] = field(default_factory=list)
+    called: asyncio.Event = field(default_factory=asyncio.Event)
+    cancelled: int = 0
+    backlog: Backlog = field(default_factory=lambda: Backlog(limit=1000, unknown_s=1))
+
+    async def embed(
+        self,
+        inputs: TokenizedInputs,
+        *,
+        request_id: str,  # noqa: ARG002
+        is_bulk: bool,
+    ) -> ModelAnswer:
+        """Give the vectors of all inputs."""
+        self.seen.append(inputs)
+        self.bulk.append(is_bulk)
+        self.called.set()
+        if self.waits:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                self.cancelled += 1
+                raise
+        if self.error is not None:
+            raise self.error
+        vectors = vectors_of(inputs)
+        vectors[list(self.non_finite), 0] = np.nan
+        return ModelAnswer(vectors, self.failures, queue_s=0.001, inference_s=0.002)
+
+    async def is_ready(self) -> bool:
+        """Tell whether a replica can embed."""
+        return self.is_up
+
+
+@dataclass(frozen=True, slots=True)
+class Application:
+    """The HTTP application over fakes, and what a test looks at."""
+
+    asgi: Starlette
+    embedder: FakeEmbedder
+    metrics: Metrics
+
+    def client(self, **options: Any) -> httpx.AsyncClient:
+        """Open an HTTP client that calls the application in this process."""
+        transport = httpx.ASGITransport(self.asgi)
+        return httpx.AsyncClient(transport=transport, base_url="http://test", **options)
+
+
+def build_application(
+    tokenizer: Tokenizer,
+    *,
+    embedder: FakeEmbedder | None = None,
+    http: Mapping[str, Any] | None = None,
+    model: Mapping[str, Any] | None = None,
+    max_requests: int | None = None,
+    keys: str = "",
+    cl100k: Cl100k | None = None,
+    adds_request_id: bool = True,
+) -> Application:
+    """Serve one model that embeds and one that does not.
+
+    Args:
+        tokenizer: the embedding model's.
+        embedder: the embedding model's; by default one that answers.
+        http: settings under `http:`.
+        model: settings of the embedding model.
+        max_requests: as in `Service`.
+        keys: API keys, as the environment holds them.
+        cl100k: as in `Service`.
+        adds_request_id: as in `build_asgi_app`.
+    """
+    embedder = embedder or FakeEmbedder()
+    settings = HttpConfig.model_validate(http or {})
+    metrics = Metrics()
+    models = served_models(tokenizer, embedder, model)
+    service = Service(
+        models, limits=settings, metrics=metrics, max_requests=max_requests, cl100k=cl100k
+    )
+
+    async def scrape() -> bytes:
+        return exposition({"here": metrics.snapshot()}, {})
+
+    asgi = build_asgi_app(
+        service,
+        settings=settings,
+        keys=Keys(settings.api_keys_file, {VARIABLE: keys}),
+        log=RequestLog(metrics),
+        scrape=scrape,
+        adds_request_id=adds_request_id,
+    )
+    return Application(asgi, embedder, metrics)
+
+
+def served_models(
+    tokenizer: Tokenizer, embedder: FakeEmbedder, model: Mapping[str, Any] | None = None
+) -> list[ServedModel]:
+    """Describe the two models of `build_application`."""
+    settings = {"name": MODEL, "source": "-", "aliases": [ALIAS], "token_ids": "model"}
+    return [
+        ServedModel(
+            config=ModelConfig.model_validate({**settings, **(model or {})}),
+            dimensions=DIMENSIONS,
+            tokenizer=tokenizer,
+            embedder=embedder,
+            reason="a test says so",
+        ),
+        ServedModel(
+            config=ModelConfig(name=RANKER, source="-"),
+            dimensions=None,
+            tokenizer=None,
+            embedder=None,
+            reason=RANKER_REASON,
+        ),
+    ]
+
+
+def counted(metrics: Metrics, name: str, **labels: str) -> float:
+    """Return the value of one sample; 0 when nothing was counted under it."""
+    samples = (sample for metric in metrics.snapshot() for sample in metric.samples)
+    found = [s.value for s in samples if s.name == name and s.labels == labels]
+    return found[0] if found else 0.0
+
+
+Answer = Callable[[EmbedJob], Awaitable[EmbedResult | NotNow]]
+
+
+class FakeCall:
+    """What a handle returns for a call: to be awaited or given up."""
+
+    def __init__(self, answer: Awaitable[Sequence[EmbedResult] | NotNow]) -> None:
+        self._answer = asyncio.ensure_future(answer)
+        self.is_cancelled = False
+
+    def __await__(self) -> Generator[Any, None, Sequence[EmbedResult] | NotNow]:
+        """Wait for the answer."""
+        return self._answer.__await__()
+
+    def cancel(self) -> None:
+        """Give the call up."""
+        self.is_cancelled = True
+        self._answer.cancel()
+
+
+LATE: Final = "late"
+State = ReplicaState | Exception | str | None
+
+
+class FakeHandle:
+    """Ray Serve's handle of a model's deployment.
+
+    Args:
+        answer: what a replica does with a job.
+        states: what a broadcast of `state` gives: for each replica an answer, an exception, or `LATE`.
+    """
+
+    def __init__(self, answer: Answer, *, states: Sequence[State] = ()) -> None:
+        self._answer = answer
+        self.states: Sequence[State] = states
+        self.broadcast_error: Exception | None = None
+        self.jobs: list[EmbedJob] = []
+        self.calls: list[FakeCall] = []
+        self.told: list[tuple[str, int]] = []
+        self.embed = SimpleNamespace(remote=self._call)
+
+    def broadcast(self, method: str, caller: str, waiting_tokens: int) -> SimpleNamespace:
+        """Call a method of every replica."""
+        assert method == "state"
+        self.told.append((caller, waiting_tokens))
+        return SimpleNamespace(_fetch_replica_results_async=self._results)
+
+    def _call(self, jobs: Sequence[EmbedJob]) -> FakeCall:
+        call = FakeCall(self._answer_all(jobs))
+        self.jobs += jobs
+        self.calls.append(call)
+        return call
+
+    async def _answer_all(self, jobs: Sequence[EmbedJob]) -> Sequence[EmbedResult] | NotNow:
+        results: list[EmbedResult] = []
+        for job in jobs:
+            result = await self._answer(job)
+            if isinstance(result, NotNow):
+                return result
+            results.append(result)
+        return results
+
+    async def _results(self) -> list[SimpleNamespace]:
+        if self.broadcast_error is not None:
+            raise self.broadcast_error
+        return [SimpleNamespace(get_async=partial(_tell, state)) for state in self.states]
+
+
+async def _tell(state: State) -> ReplicaState | None:
+    if state == LATE:
+        await asyncio.Event().wait()
+    if isinstance(state, Exception):
+        raise state
+    return cast("ReplicaState | None", state)

@@ -1,0 +1,240 @@
+import re
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from typing import Any
+
+import httpx
+import pytest
+from starlette.routing import Route
+
+from serve_app.api.openapi.document import ASSETS, build_schema
+from serve_app.config.http import HttpConfig
+from serve_app.errors import NotFoundError
+from serve_app.schemas.embeddings import EmbeddingRequest
+from serve_app.tokenization.tokenizer import Tokenizer
+from tests.support.fakes import (
+    MODEL,
+    RANKER,
+    Application,
+    FakeEmbedder,
+    build_application,
+    error_kinds,
+    served_models,
+)
+
+pytestmark = pytest.mark.anyio
+
+Json = dict[str, Any]
+
+
+@pytest.fixture
+def app(tokenizer: Tokenizer) -> Application:
+    """The application with its defaults."""
+    return build_application(tokenizer)
+
+
+@pytest.fixture
+def schema(tokenizer: Tokenizer) -> Json:
+    """The document."""
+    return build_schema(served_models(tokenizer, FakeEmbedder()), HttpConfig())
+
+
+def operations(schema: Json) -> Iterator[tuple[str, str, Json]]:
+    """Go through path, method and operation."""
+    for path, methods in schema["paths"].items():
+        for method, operation in methods.items():
+            yield path, method, operation
+
+
+def nodes(value: Any) -> Iterator[Json]:
+    """Go through every object in the document."""
+    if isinstance(value, dict):
+        yield value
+        for inner in value.values():
+            yield from nodes(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from nodes(inner)
+
+
+def raised_anywhere() -> set[tuple[int, str]]:
+    """Status and words of every error but the one of unknown paths, which no path of the document has."""
+    return {(k.status, k.error) for k in error_kinds() if k is not NotFoundError}
+
+
+def test_the_document_is_well_formed(schema: Json) -> None:
+    """What OpenAPI 3.1 asks of every document: version, title, unique operations, described answers."""
+    ids = [operation["operationId"] for _, _, operation in operations(schema)]
+
+    assert schema["openapi"].startswith("3.1.")
+    assert schema["info"].keys() >= {"title", "version"}
+    assert len(set(ids)) == len(ids)
+    for path, _, operation in operations(schema):
+        assert set(re.findall(r"{(\w+)}", path)) == {
+            p["name"] for p in operation.get("parameters", []) if p["in"] == "path"
+        }
+        for status, answer in operation["responses"].items():
+            assert re.fullmatch("[1-5][0-9][0-9]", status)
+            assert answer["description"]
+            assert all("schema" in content for content in answer["content"].values())
+
+
+def test_metrics_that_need_a_key_say_so(tokenizer: Tokenizer) -> None:
+    """And others do not."""
+    answers = {
+        needs_key: build_schema(
+            served_models(tokenizer, FakeEmbedder()), HttpConfig(metrics_need_key=needs_key)
+        )["paths"]["/metrics"]["get"]["responses"]
+        for needs_key in (True, False)
+    }
+
+    assert "401" in answers[True]
+    assert "401" not in answers[False]
+
+
+def test_every_reference_leads_to_a_schema(schema: Json) -> None:
+    """A viewer shows nothing where one leads nowhere."""
+    references = {node["$ref"] for node in nodes(schema) if "$ref" in node}
+
+    names = {reference.removeprefix("#/components/schemas/") for reference in references}
+    assert names
+    assert names <= schema["components"]["schemas"].keys()
+
+
+def test_every_route_of_the_application_is_described(app: Application, schema: Json) -> None:
+    """Except the documentation itself."""
+    routes = {
+        (route.path.replace(":path", ""), method.lower())
+        for route in app.asgi.routes
+        if isinstance(route, Route)
+        for method in (route.methods or set()) - {"HEAD"}
+    }
+
+    described = {(path, method) for path, method, _ in operations(schema)}
+    documentation = {("/docs", "get"), ("/docs/{asset}", "get"), ("/openapi.json", "get")}
+    assert routes - documentation == described
+
+
+def test_the_route_names_every_error_that_it_can_answer(schema: Json) -> None:
+    """With its status and in the words of the contract's table."""
+    responses = schema["paths"]["/v1/embeddings"]["post"]["responses"]
+
+    described = {
+        (int(status), words)
+        for status, answer in responses.items()
+        if status != "200"
+        for words in answer["description"].split("; ")
+    }
+    assert described == raised_anywhere()
+
+
+def test_headers_are_described_where_they_are_sent(schema: Json) -> None:
+    """The request's id everywhere, the times on 200, and what tells a client when to come again."""
+    responses = schema["paths"]["/v1/embeddings"]["post"]["responses"]
+
+    headers = {status: set(answer["headers"]) for status, answer in responses.items()}
+    assert all("x-request-id" in names for names in headers.values())
+    assert headers["200"] >= {"x-compute-tokens", "x-total-time", "x-truncated-inputs"}
+    assert {s for s, names in headers.items() if "retry-after" in names} == {"429", "503"}
+    assert {s for s, names in headers.items() if "x-should-retry" in names} == {"500"}
+    assert {s for s, names in headers.items() if "allow" in names} == {"405"}
+
+
+def test_the_request_is_described_by_its_own_model(schema: Json) -> None:
+    """Every field, each with its description; the inputs in all the kinds they come in."""
+    request = schema["components"]["schemas"]["EmbeddingRequest"]["properties"]
+
+    assert request.keys() == EmbeddingRequest.model_fields.keys()
+    assert all(field["description"] for field in request.values())
+
+
+def test_the_document_states_the_models_and_the_limits(tokenizer: Tokenizer) -> None:
+    """As they are set, not as they are by default."""
+    models = served_models(tokenizer, FakeEmbedder())
+    schema = build_schema(models, HttpConfig(max_client_batch_size=7))
+
+    description = schema["paths"]["/v1/embeddings"]["post"]["description"]
+
+    assert f"{MODEL}, {RANKER}" in description
+    assert "At most 7 inputs" in description
+
+
+async def test_what_is_described_is_what_is_sent(app: Application, schema: Json) -> None:
+    """An answer, a card and an error have the keys that the document requires of them."""
+    async with app.client() as client:
+        answer = (await client.post("/v1/embeddings", json={"input": "a"})).json()
+        card = (await client.get(f"/v1/models/{MODEL}")).json()
+        error = (await client.get(f"/v1/models/{MODEL}x")).json()
+        served = (await client.get("/openapi.json")).json()
+
+    schemas = served["components"]["schemas"]
+    assert served["paths"].keys() == schema["paths"].keys()
+    for name, sent in {"EmbeddingResponse": answer, "ModelCard": card, "ErrorBody": error}.items():
+        assert sent.keys() == schemas[name]["properties"].keys() == set(schemas[name]["required"])
+
+
+@pytest.mark.parametrize(("root", "url"), [("", "/"), ("/below", "/below")])
+async def test_the_document_says_where_its_paths_begin(
+    app: Application, root: str, url: str
+) -> None:
+    """A program that is made from it calls the application, also one below a path."""
+    transport = httpx.ASGITransport(app.asgi, root_path=root)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        served = (await client.get(f"{root}/openapi.json")).json()
+
+    assert served["servers"] == [{"url": url}]
+
+
+class References(HTMLParser):
+    """Collects what a page makes a browser load."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Note the addresses of scripts, styles and pictures."""
+        assert tag != "base"
+        self.found += [value for name, value in attrs if name in {"src", "href"} and value]
+
+
+async def test_the_page_loads_nothing_from_elsewhere(app: Application) -> None:
+    """It works without internet access: own paths only, and no validator of somebody else's."""
+    async with app.client() as client:
+        page = (await client.get("/docs")).text
+    references = References()
+    references.feed(page)
+
+    assert references.found == ["/docs/swagger-ui.css", "/docs/swagger-ui-bundle.js"]
+    assert "//" not in page
+    assert 'url: "/openapi.json"' in page
+    assert "validatorUrl: null" in page
+
+
+@pytest.mark.parametrize(("name", "content_type"), ASSETS.items())
+async def test_the_page_s_assets_are_served(app: Application, name: str, content_type: str) -> None:
+    """Whole, and as what they are."""
+    async with app.client() as client:
+        response = await client.get(f"/docs/{name}")
+
+    assert response.status_code == 200
+    assert response.headers["content-type"] == f"{content_type}; charset=utf-8"
+    assert int(response.headers["content-length"]) == len(response.content) > 100_000
+
+
+async def test_the_style_loads_nothing_from_elsewhere(app: Application) -> None:
+    """No font and no picture by address."""
+    async with app.client() as client:
+        style = (await client.get("/docs/swagger-ui.css")).text
+
+    loaded = re.findall(r"url\(([^)]{0,20})|@import", style)
+    assert all(address.strip("\"'").startswith("data:") for address in loaded)
+
+
+@pytest.mark.parametrize("path", ["/docs/favicon.png", "/docs/..%2Fsetup.py", "/docs/%2E%2E"])
+async def test_no_other_file_is_served(app: Application, path: str) -> None:
+    """The names of the assets are a list, not a folder."""
+    async with app.client() as client:
+        response = await client.get(path)
+
+    assert response.status_code == 404

@@ -1,0 +1,108 @@
+from typing import Any
+
+import jsonschema_rs
+import pytest
+
+from serve_app.api.openapi.request_schema import request_schema
+from serve_app.tokenization.tokenizer import Tokenizer
+from tests.support.fakes import (
+    ALIAS,
+    DIMENSIONS,
+    MODEL,
+    WORDS,
+    FakeEmbedder,
+    build_application,
+    served_models,
+)
+
+pytestmark = pytest.mark.anyio
+
+LIMIT = 3
+ACCEPTED: tuple[dict[str, Any], ...] = (
+    {"input": "a"},
+    {"inputs": ["a", "b"]},
+    {"input": [4, 5]},
+    {"input": [[4], [len(WORDS) - 1]]},
+    {"input": [4.0, 5], "dimensions": 2.0},
+    {"input": [[4.0]]},
+    {"input": "a", "inputs": None, "model": ALIAS, "unknown": {}},
+    {"input": "a", "dimensions": DIMENSIONS, "prompt_name": "query", "truncate_direction": "left"},
+    {"input": "a", "dimensions": None, "prompt_name": None, "truncation_direction": None},
+)
+REFUSED: tuple[Any, ...] = (
+    {},
+    [],
+    {"input": None},
+    {"input": None, "inputs": None},
+    {"input": "a", "inputs": "b"},
+    {"input": ""},
+    {"input": []},
+    {"input": ["a", ""]},
+    {"input": ["a", 1]},
+    {"input": ["a"] * (LIMIT + 1)},
+    {"input": [[4]] * (LIMIT + 1)},
+    {"input": [len(WORDS)]},
+    {"input": [-1]},
+    {"input": [True]},
+    {"input": [4.5]},
+    {"input": [[4.5]]},
+    {"input": "a", "dimensions": 2.5},
+    {"input": [[]]},
+    {"input": "a", "dimensions": 0},
+    {"input": "a", "dimensions": DIMENSIONS + 1},
+    {"input": "a", "dimensions": "8"},
+    {"input": "a", "prompt_name": "passage"},
+    {"input": "a", "input_type": "other"},
+    {"input": "a", "encoding_format": "hex"},
+    {"input": "a", "normalize": 1},
+    {"input": "a", "truncate_direction": "left", "truncation_direction": "right"},
+)
+
+
+@pytest.mark.parametrize("body", [*ACCEPTED, *REFUSED], ids=str)
+async def test_the_schema_allows_what_the_server_takes(tokenizer: Tokenizer, body: Any) -> None:
+    """And nothing else; a test that is generated from it then knows what to expect."""
+    schema = request_schema(served_models(tokenizer, FakeEmbedder()), most_inputs=LIMIT)
+    app = build_application(tokenizer, http={"max_client_batch_size": LIMIT})
+
+    async with app.client() as client:
+        answer = await client.post("/v1/embeddings", json=body)
+
+    assert jsonschema_rs.is_valid(schema, body) == (body in ACCEPTED)
+    assert (answer.status_code == 200) == (body in ACCEPTED), answer.text
+
+
+@pytest.mark.parametrize(
+    ("token_ids", "largest"), [("reject", None), ("model", len(WORDS) - 1), ("cl100k", 100_255)]
+)
+def test_token_ids_are_allowed_as_they_are_read(
+    tokenizer: Tokenizer, token_ids: str, largest: int | None
+) -> None:
+    """By the model, as OpenAI's encoding, or not at all."""
+    models = served_models(tokenizer, FakeEmbedder(), {"token_ids": token_ids})
+    schema = request_schema(models[:1], most_inputs=LIMIT)
+
+    def allows(number: int) -> bool:
+        return jsonschema_rs.is_valid(schema, {"input": [number]})
+
+    assert allows(0) == (largest is not None)
+    if largest is not None:
+        assert allows(largest)
+        assert not allows(largest + 1)
+
+
+def test_a_model_without_prompts_allows_none(tokenizer: Tokenizer) -> None:
+    """An empty list of names would be no schema at all."""
+    ranker = served_models(tokenizer, FakeEmbedder())[1:]
+    schema = request_schema(ranker, most_inputs=LIMIT)
+
+    assert jsonschema_rs.is_valid(schema, {"input": "a", "prompt_name": None})
+    assert not jsonschema_rs.is_valid(schema, {"input": "a", "prompt_name": "query"})
+
+
+def test_names_and_aliases_are_shown(tokenizer: Tokenizer) -> None:
+    """But any string is one, as the document of one server may serve for another."""
+    schema = request_schema(served_models(tokenizer, FakeEmbedder()), most_inputs=LIMIT)
+
+    assert schema["properties"]["model"]["examples"] == [MODEL, ALIAS]  # and not what only ranks
+    assert jsonschema_rs.is_valid(schema, {"input": "a", "model": "another/model"})

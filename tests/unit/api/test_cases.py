@@ -1,0 +1,238 @@
+"""Runs what stands in `cases/`: requests and expected answers as data.
+
+A file there is a list of cases; `Case` says what one may hold. An expected error is asked for in every shape that an
+error can have, so a case states its words once.
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import httpx
+import pytest
+import yaml
+from pydantic import BaseModel, ConfigDict
+
+from serve_app import errors
+from serve_app.messages import Failure, FailureCode
+from serve_app.tokenization.tokenizer import Tokenizer
+from tests.support.fakes import Application, FakeEmbedder, build_application, error_kinds
+
+pytestmark = pytest.mark.anyio
+
+FOLDER = Path(__file__).parent / "cases"
+SDK = {"x-stainless-lang": "python"}
+
+
+class Strict(BaseModel):
+    """A key that no one reads would be an expectation that no one checks."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Raised(Strict):
+    """An error that the model's deployment gives."""
+
+    kind: str
+    code: str
+    retry_after_s: float | None = None
+
+
+class Given(Strict):
+    """The server before the request comes."""
+
+    http: dict[str, Any] = {}
+    model: dict[str, Any] = {}
+    max_requests: int | None = None
+    keys: str = ""
+    raised: Raised | None = None
+    failures: dict[int, FailureCode] = {}
+    non_finite: tuple[int, ...] = ()
+    waits: bool = False
+    is_up: bool = True
+
+    def build(self, tokenizer: Tokenizer, **http: Any) -> Application:
+        """Build it, with other settings under `http:` where a test says so."""
+        failures = tuple(Failure(index, code) for index, code in self.failures.items())
+        embedder = FakeEmbedder(self._error(), failures, self.non_finite, self.waits, self.is_up)
+        return build_application(
+            tokenizer,
+            embedder=embedder,
+            http=self.http | http,
+            model=self.model,
+            max_requests=self.max_requests,
+            keys=self.keys,
+        )
+
+    def _error(self) -> Exception | None:
+        if self.raised is None:
+            return None
+        kind = getattr(errors, self.raised.kind)
+        error: Exception = kind(
+            "said so", self.raised.code, retry_after_s=self.raised.retry_after_s
+        )
+        return error
+
+
+class ExpectedError(Strict):
+    """An error's words, whichever shape they come in."""
+
+    error: str
+    error_type: str
+    type: str
+    code: str
+    param: str | None = None
+    message: str | None = None
+
+    def check(self, body: Any, *, shape: Literal["page", "openai"]) -> None:
+        """Compare key by key; the page's two keys come first."""
+        fields = body["error"] if shape == "openai" else body
+        expected = {"type": self.type, "param": self.param, "code": self.code}
+        if shape == "page":
+            expected = {"error": self.error, "error_type": self.error_type, **expected}
+            assert list(body)[:2] == ["error", "error_type"]
+        message = fields.pop("message")
+        assert fields == expected
+        assert self.message is None or self.message in message
+
+
+class Case(Strict):
+    """A request and its answer.
+
+    Attributes:
+        name: a sentence.
+        given: the server before the request comes.
+        json_body: the body, written as JSON; `body` is one that is sent as it stands.
+        status: of the answer.
+        error: the words of an error.
+        answer: the whole JSON of the answer, if it is known.
+        keys: in place of `answer`: keys that it has, with their values.
+        inputs: how many vectors there are.
+        same_as: a body that gets the same answer.
+        answer_headers: headers that the answer has; null for one that it has not.
+        calls: how often the model is called.
+    """
+
+    name: str
+    given: Given = Given()
+    method: str = "POST"
+    path: str = "/v1/embeddings"
+    headers: dict[str, str] = {}
+    json_body: Any = None
+    body: str | None = None
+    status: int
+    error: ExpectedError | None = None
+    answer: Any = None
+    keys: dict[str, Any] = {}
+    inputs: int | None = None
+    same_as: Any = None
+    answer_headers: dict[str, str | None] = {}
+    calls: int | None = None
+
+    async def send(
+        self, app: Application, *, headers: dict[str, str] | None = None
+    ) -> httpx.Response:
+        """Send the request."""
+        sent = {**self.headers, **(headers or {})}
+        content = None if self.body is None else self.body.encode()
+        async with app.client() as client:
+            if self.json_body is not None:
+                return await client.request(
+                    self.method, self.path, json=self.json_body, headers=sent
+                )
+            return await client.request(self.method, self.path, content=content, headers=sent)
+
+
+def load_cases() -> list[Any]:
+    """Read all files, each case under its file's name and its own."""
+    return [
+        pytest.param(Case.model_validate(case), id=f"{file.stem}: {case['name']}")
+        for file in sorted(FOLDER.glob("*.yaml"))
+        for case in yaml.safe_load(file.read_text(encoding="utf-8"))
+    ]
+
+
+CASES = load_cases()
+FAILING = [case for case in CASES if case.values[0].error is not None]
+
+
+@pytest.mark.parametrize("case", CASES)
+async def test_a_request_gets_its_answer(case: Case, tokenizer: Tokenizer) -> None:
+    """Status, headers and body are those of the case."""
+    app = case.given.build(tokenizer)
+
+    response = await case.send(app)
+
+    assert response.status_code == case.status
+    assert response.headers["x-request-id"]
+    for name, value in case.answer_headers.items():
+        assert response.headers.get(name) == value, name
+    if case.calls is not None:
+        assert len(app.embedder.seen) == case.calls
+    if case.error is not None:
+        case.error.check(response.json(), shape="page")
+    elif response.content and response.headers["content-type"] == "application/json":
+        check_answer(case, response.json())
+
+
+def check_answer(case: Case, body: Any) -> None:
+    """Compare the body of a good answer."""
+    assert case.answer is None or body == case.answer
+    assert {key: body[key] for key in case.keys} == case.keys
+    if case.inputs is not None:
+        assert [entry["index"] for entry in body["data"]] == list(range(case.inputs))
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.values[0].same_as is not None])
+async def test_two_bodies_that_mean_the_same_get_the_same(case: Case, tokenizer: Tokenizer) -> None:
+    """To the last digit of each vector."""
+    app = case.given.build(tokenizer)
+    other = case.model_copy(update={"json_body": case.same_as, "body": None, "headers": {}})
+
+    answers = [(await sent.send(app)).content for sent in (case, other)]
+
+    assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize("case", FAILING)
+async def test_an_error_keeps_its_words_in_openais_envelope(
+    case: Case, tokenizer: Tokenizer
+) -> None:
+    assert case.error is not None
+    app = case.given.build(tokenizer, error_format="auto")
+
+    response = await case.send(app, headers=SDK)
+
+    assert response.status_code == case.status
+    assert response.headers["content-type"] == "application/json"
+    case.error.check(response.json(), shape="openai")
+
+
+@pytest.mark.parametrize("headers", [{}, SDK], ids=["anyone", "an SDK"])
+@pytest.mark.parametrize(
+    ("error_format", "shapes"),
+    [
+        ("auto", ("page", "openai")),
+        ("page", ("page", "page")),
+        ("openai", ("openai", "openai")),
+    ],
+)
+async def test_the_shape_of_errors_is_the_setting_s_or_the_client_s(
+    tokenizer: Tokenizer, error_format: str, shapes: tuple[str, str], headers: dict[str, str]
+) -> None:
+    app = build_application(tokenizer, http={"error_format": error_format})
+
+    async with app.client(headers=headers) as client:
+        response = await client.get("/nowhere")
+
+    found = "openai" if isinstance(response.json()["error"], dict) else "page"
+    assert found == shapes[1 if headers else 0]
+    assert response.headers.get("vary") == ("x-stainless-lang" if error_format == "auto" else None)
+
+
+def test_every_error_of_the_contract_has_a_case() -> None:
+    """A row of the table without a case could be forgotten in the server, too."""
+    rows = {(kind.status, kind.error) for kind in error_kinds()}
+
+    cases = {(c.values[0].status, c.values[0].error.error) for c in FAILING}
+
+    assert rows - cases == {(408, "Request timeout")}  # needs a body that does not end

@@ -1,0 +1,182 @@
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from serve_app.config.deployments import Settings
+from serve_app.config.models import BatchSettings, ModelConfig, ServerConfig
+
+SERVES_OWN = {
+    "max_replicas_per_node",
+    "rolling_update_percentage",
+    "graceful_shutdown_timeout_s",
+    "graceful_shutdown_wait_loop_s",
+    "health_check_period_s",
+    "health_check_timeout_s",
+    "logging_config",
+    "request_router_config",
+    "placement_group_bundles",
+    "placement_group_strategy",
+}
+MODEL = {"name": "acme/tiny", "source": "acme/tiny"}
+
+
+def server(*models: dict[str, Any], **others: Any) -> ServerConfig:
+    """Read what stands under `args:`."""
+    return ServerConfig.model_validate({"models": [*models], **others})
+
+
+def test_a_name_and_a_source_are_enough() -> None:
+    """Everything else has a default, and the contract's limits are among them."""
+    config = server(MODEL)
+
+    assert config.http.max_client_batch_size == 2048
+    assert config.http.max_request_tokens == 300_000
+    assert config.http.max_body_bytes == 16 * 2**20
+    assert config.http.body_timeout_s == 30
+    assert config.http.error_format == "auto"
+
+
+@pytest.mark.parametrize(
+    ("args", "key"),
+    [
+        ({"models": []}, "models"),
+        ({"models": [MODEL], "htpp": {}}, "htpp"),
+        ({"models": [MODEL], "http": {"error_format": "xml"}}, "http.error_format"),
+        ({"models": [MODEL], "http": {"retry_after_s": 61}}, "http.retry_after_s"),
+        ({"models": [MODEL], "http": {"max_body_bytes": 0}}, "http.max_body_bytes"),
+        ({"models": [MODEL], "http": {"api_keys_file": "keys"}}, "http.api_keys_file"),
+        ({"models": [MODEL], "http": {"cors_origins": ["https://a.example/"]}}, "http.cors_origins.0"),
+        ({"models": [MODEL], "http": {"cors_origins": ["*", "a.example"]}}, "http.cors_origins.1"),
+        ({"models": [MODEL], "http": {"cors_origins": ["https://A.example"]}}, "http.cors_origins.0"),
+        ({"models": [{"name": "a"}]}, "models.0.source"),
+        ({"models": [{**MODEL, "dytpe": "float16"}]}, "models.0.dytpe"),
+        ({"models": [{**MODEL, "device": "gpu"}]}, "models.0.device"),
+        ({"models": [{**MODEL, "deployment": {"num_replica": 2}}]}, "models.0.deployment.num_replica"),
+        ({"models": [{**MODEL, "deployment": {"user_config": {"max_batch": 1}}}]}, "max_batch"),
+        ({"models": [MODEL], "ingress": {"user_config": {}}}, "user_config"),
+        ({"models": [{**MODEL, "target_utilization": 1.1}]}, "models.0.target_utilization"),
+        ({"models": [{**MODEL, "deployment": {"autoscaling_config": {"target_ongoing_requests": 2}}}]},
+         "target_ongoing_requests"),
+    ],
+)  # fmt: skip
+def test_a_wrong_setting_is_named(args: dict[str, Any], key: str) -> None:
+    """Whoever wrote the file sees which line to mend, before anything starts."""
+    with pytest.raises(ValidationError) as error:
+        ServerConfig.model_validate(args)
+
+    assert key in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "models",
+    [
+        [MODEL, {**MODEL}],
+        [MODEL, {"name": "other", "source": "-", "aliases": ["acme/tiny"]}],
+        [{**MODEL, "aliases": ["x"]}, {"name": "other", "source": "-", "aliases": ["x"]}],
+    ],
+)
+def test_no_two_models_share_a_name(models: list[dict[str, Any]]) -> None:
+    """A request could mean either."""
+    with pytest.raises(ValidationError, match="used twice"):
+        server(*models)
+
+
+def test_an_alias_may_repeat_its_own_model() -> None:
+    """It is superfluous and means one thing."""
+    config = server({**MODEL, "aliases": ["acme/tiny", "tiny"]})
+
+    assert config.models[0].aliases == ("acme/tiny", "tiny")
+
+
+def test_no_two_deployments_share_a_name() -> None:
+    """Names that differ only in what Ray Serve does not take would meet there."""
+    with pytest.raises(ValidationError, match="deployment name"):
+        server({**MODEL, "name": "a/b"}, {**MODEL, "name": "a:b"})
+
+
+def test_no_model_takes_the_name_of_the_ingress() -> None:
+    """The ingress is a deployment of the same application."""
+    with pytest.raises(ValidationError, match="deployment name"):
+        server({**MODEL, "name": "ingress"})
+
+
+def test_a_deployment_is_named_after_its_model() -> None:
+    """With what Ray Serve does not take replaced, unless the settings say a name."""
+    made = ModelConfig(name="acme/Tiny v1.5", source="-")
+    set_by_hand = ModelConfig.model_validate({**MODEL, "deployment": {"name": "mine"}})
+
+    assert made.deployment_name == "acme--Tiny--v1.5"
+    assert set_by_hand.deployment_name == "mine"
+
+
+def test_one_says_how_to_scale_in_one_way() -> None:
+    """Fixed and automatic at once contradict each other, as they do in Ray Serve."""
+    with pytest.raises(ValidationError, match="not both"):
+        server({**MODEL, "deployment": {"num_replicas": 2, "autoscaling_config": {}}})
+
+
+def test_serve_is_told_only_what_it_knows() -> None:
+    """Ours, and what was set; the rest keeps Serve's default, and the name and the batch settings go other ways."""
+    options = {"name": "mine", "num_replicas": 2, "user_config": {"max_batch_size": 8}}
+    config = server({**MODEL, "deployment": options})
+
+    given = config.models[0].deployment.given()
+
+    assert given == {
+        "num_replicas": 2,
+        "max_ongoing_requests": 512,
+        "max_queued_requests": 1024,
+        "max_surge_percent": 100,
+    }
+
+
+def test_the_batch_settings_of_user_config_win() -> None:
+    """A running replica takes them from there."""
+    model = ModelConfig.model_validate(
+        {**MODEL, "max_batch_tokens": 100, "deployment": {"user_config": {"max_batch_tokens": 200}}}
+    )
+
+    settings = BatchSettings.model_validate(model.batch_settings)
+
+    assert settings.max_batch_tokens == 200
+    assert settings.max_queued_tokens == 200_000
+
+
+@pytest.mark.parametrize(
+    ("options", "most"),
+    [
+        ({}, 2000),
+        ({"max_queued_requests": -1}, None),
+        ({"max_ongoing_requests": 5, "max_queued_requests": 0}, 5),
+    ],
+)
+def test_the_ingress_has_places_for_running_and_waiting_requests(
+    options: dict[str, int], most: int | None
+) -> None:
+    """Both together are what one ingress replica holds; -1 lifts the limit."""
+    assert server(MODEL, ingress=options).ingress.max_requests == most
+
+
+def test_settings_cannot_be_changed() -> None:
+    """They are read once; who holds them may rely on them."""
+    config = server(MODEL)
+
+    with pytest.raises(ValidationError, match="frozen"):
+        config.http.max_body_bytes = 1  # type: ignore[misc]
+
+
+def settings_classes() -> list[type[Settings]]:
+    """Every class of settings there is."""
+    kinds = Settings.__subclasses__()
+    for kind in kinds:
+        kinds += kind.__subclasses__()  # which the loop comes to as well
+    return kinds
+
+
+@pytest.mark.parametrize("kind", settings_classes(), ids=lambda kind: kind.__name__)
+def test_every_setting_says_what_it_does(kind: type[Settings]) -> None:
+    """The README's table is made of these sentences; what is passed on to Ray Serve is described there."""
+    silent = {name for name, field in kind.model_fields.items() if not field.description}
+
+    assert silent <= SERVES_OWN | {"http", "ingress"}

@@ -1,0 +1,128 @@
+import threading
+import time
+
+import pytest
+
+from serve_app.deployments.model_thread import ModelThread, ModelThreadError
+
+
+@pytest.fixture
+def thread() -> ModelThread:
+    """A thread that has started; it ends with the test that stops it, or with the process."""
+    started = ModelThread()
+    started.start()
+    return started
+
+
+def test_functions_run_one_after_the_other_on_one_thread(thread: ModelThread) -> None:
+    """OpenMP and CUDA keep state for each thread, so there may be only one."""
+    names = [thread.submit(lambda: threading.current_thread().name) for _ in range(3)]
+
+    assert [name.result(5) for name in names] == ["model"] * 3
+
+
+def test_an_exception_reaches_its_caller_and_no_other(thread: ModelThread) -> None:
+    """A batch that fails does not stop the next."""
+
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    failing, next_one = thread.submit(fail), thread.submit(lambda: 1)
+
+    assert isinstance(failing.exception(5), ZeroDivisionError)
+    assert next_one.result(5) == 1
+    thread.check(wedged_after_s=5)
+
+
+def test_a_cancelled_function_does_not_run(thread: ModelThread) -> None:
+    """Its caller has gone before its turn came."""
+    ran, may_end = [], threading.Event()
+    running = thread.submit(lambda: may_end.wait(5))
+    cancelled = thread.submit(lambda: ran.append(1))
+
+    was_cancelled = cancelled.cancel()
+    may_end.set()
+
+    assert running.result(5)
+    assert thread.submit(lambda: "done").result(5) == "done"
+    assert was_cancelled
+    assert ran == []
+
+
+def test_a_function_that_kills_the_thread_takes_no_other_with_it(thread: ModelThread) -> None:
+    """What waits behind it is told at once, as is who comes later and who asks for its health."""
+    may_die = threading.Event()
+
+    def die() -> None:
+        may_die.wait(5)
+        raise SystemExit
+
+    dying, behind = thread.submit(die), thread.submit(lambda: 1)
+    may_die.set()
+
+    assert isinstance(dying.exception(5), SystemExit)
+    assert isinstance(behind.exception(5), ModelThreadError)
+    with pytest.raises(ModelThreadError, match="dead"):
+        thread.submit(lambda: 1)
+    with pytest.raises(ModelThreadError, match="dead"):
+        thread.check(wedged_after_s=5)
+
+
+def test_a_thread_that_has_not_started_is_not_healthy() -> None:
+    """The constructor starts nothing."""
+    with pytest.raises(ModelThreadError):
+        ModelThread().check(wedged_after_s=5)
+
+
+def test_stopping_lets_what_was_given_run_to_its_end(thread: ModelThread) -> None:
+    """A replica that shuts down owes its callers their answers."""
+    may_end = threading.Event()
+    running, next_one = thread.submit(lambda: may_end.wait(5)), thread.submit(lambda: 1)
+
+    thread.stop()
+    may_end.set()
+
+    assert running.result(5)
+    assert next_one.result(5) == 1
+
+
+def test_a_batch_that_computes_too_long_is_noticed(thread: ModelThread) -> None:
+    """The thread is alive and useless; only the time since the batch began tells."""
+    began, may_end = threading.Event(), threading.Event()
+
+    def compute() -> None:
+        began.set()
+        may_end.wait(5)
+
+    running = thread.submit(compute)
+    assert began.wait(5)
+
+    thread.check(wedged_after_s=60)
+    with pytest.raises(ModelThreadError, match="more than 0 s"):
+        thread.check(wedged_after_s=0)
+    may_end.set()
+    running.result(5)
+
+
+def test_busy_seconds_count_the_running_function_and_those_before(thread: ModelThread) -> None:
+    """The number only grows, and stands still while there is nothing to do."""
+    began, may_end = threading.Event(), threading.Event()
+
+    def compute() -> None:
+        began.set()
+        may_end.wait(5)
+
+    idle = thread.busy_seconds
+    running = thread.submit(compute)
+    assert began.wait(5)
+    before = time.monotonic()
+    while time.monotonic() - before < 0.002:
+        pass
+    while_running = thread.busy_seconds
+    may_end.set()
+    running.result(5)
+    thread.submit(lambda: None).result(5)
+
+    assert idle == 0
+    assert while_running >= 0.002
+    assert thread.busy_seconds >= while_running

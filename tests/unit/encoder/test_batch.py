@@ -1,0 +1,132 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serve_app.encoder.batch import Batch, Indices
+from serve_app.messages import Failure, TokenizedInputs
+from serve_app.token_budget import gather, pad
+
+LENGTHS = st.lists(st.integers(0, 30), max_size=12)
+
+
+def job(*inputs: list[int], prompt_length: int = 0) -> TokenizedInputs:
+    """Return a job's inputs."""
+    ids = np.array([number for ids in inputs for number in ids], np.int32)
+    return TokenizedInputs(ids, np.array([len(ids) for ids in inputs], np.int32), prompt_length)
+
+
+def passes(batch: Batch, *, budget: int, mixes_prompts: bool = True) -> list[Indices]:
+    """Return the forward passes of all inputs."""
+    readable = np.ones(len(batch.lengths), np.bool_)
+    return list(
+        batch.passes(readable, max_batch_tokens=budget, pass_tokens=5, mixes_prompts=mixes_prompts)
+    )
+
+
+def test_jobs_are_joined_in_their_order() -> None:
+    """The second job's inputs follow the first's."""
+    batch = Batch([job([1, 2], [3]), job([4, 5, 6])], dimensions=2)
+
+    assert batch.ids.tolist() == [1, 2, 3, 4, 5, 6]
+    assert batch.lengths.tolist() == [2, 1, 3]
+    assert batch.starts.tolist() == [0, 2, 3]
+
+
+def test_no_jobs_have_no_results() -> None:
+    """An empty batch is no error."""
+    batch = Batch([], dimensions=2)
+
+    encoded = batch.encoded()
+
+    assert passes(batch, budget=10) == []
+    assert encoded.vectors.shape == (0, 2)
+    assert encoded.failures == ()
+
+
+@given(jobs=st.lists(LENGTHS, max_size=4), budget=st.integers(1, 60))
+def test_passes_hold_every_input_once_within_the_budget(jobs: list[list[int]], budget: int) -> None:
+    """Longest first; more than the budget only where one input alone is longer."""
+    batch = Batch([job(*([7] * n for n in lengths)) for lengths in jobs], dimensions=1)
+
+    cut = passes(batch, budget=budget)
+
+    assert sorted(n for indices in cut for n in indices) == list(range(len(batch.lengths)))
+    for indices in cut:
+        lengths = batch.lengths[indices].tolist()
+        assert lengths == sorted(lengths, reverse=True)
+        assert len(indices) == 1 or lengths[0] * len(indices) <= budget
+
+
+def test_inputs_with_prompts_of_other_lengths_do_not_share_a_pass_where_it_matters() -> None:
+    """Poolings without the prompt take one length for a whole pass."""
+    jobs = [job([1], [2], prompt_length=0), job([3], prompt_length=4), job([4], prompt_length=0)]
+    batch = Batch(jobs, dimensions=1)
+
+    apart = passes(batch, budget=100, mixes_prompts=False)
+    together = passes(batch, budget=100, mixes_prompts=True)
+
+    assert [indices.tolist() for indices in apart] == [[0, 1, 3], [2]]
+    assert [indices.tolist() for indices in together] == [[0, 1, 2, 3]]
+
+
+@pytest.mark.parametrize(("may_be_empty", "expected"), [(True, [1, 3]), (False, [1, 2, 3])])
+def test_inputs_that_no_model_could_read_are_told(
+    *, may_be_empty: bool, expected: list[int]
+) -> None:
+    """An id without a row, a negative id, and no ids at all where some are needed."""
+    batch = Batch([job([0, 9], [10, 1], [], [1, -1], [3])], dimensions=1)
+
+    unreadable = batch.unreadable(vocabulary_size=10, may_be_empty=may_be_empty)
+
+    assert np.flatnonzero(unreadable).tolist() == expected
+
+
+def test_results_go_to_their_places() -> None:
+    """Vectors in the order of the inputs; a failed input's is zero; each has the width of its pass."""
+    batch = Batch([job([1], [2, 2], [3, 3, 3])], dimensions=2)
+    vectors = np.array([[3, 3], [np.nan, 1]], np.float32)
+
+    batch.keep(np.array([2, 0]), vectors, np.array([True, False]))
+    batch.fail(np.array([1]), "inference_failed")
+
+    encoded = batch.encoded()
+    assert encoded.vectors.tolist() == [[0, 0], [0, 0], [3, 3]]
+    assert encoded.failures == (Failure(0, "non_finite_embedding"), Failure(1, "inference_failed"))
+    assert encoded.padded_tokens.tolist() == [3, 0, 3]
+
+
+@given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=8), data=st.data())
+def test_inputs_are_gathered_and_put_under_each_other(
+    lengths: list[int], data: st.DataObject
+) -> None:
+    """Any inputs of a buffer in any order: their ids from the left, the padding id after them, and the mask."""
+    inputs = [[10 * n + m for m in range(length)] for n, length in enumerate(lengths)]
+    batch = Batch([job(*inputs)], dimensions=1)
+    chosen = np.array(
+        data.draw(st.lists(st.sampled_from(range(len(lengths))), min_size=1, unique=True))
+    )
+
+    chosen_lengths = batch.lengths[chosen].astype(np.int64)
+    ids = gather(batch.ids, batch.starts[chosen], chosen_lengths)
+    starts = np.cumsum(chosen_lengths) - chosen_lengths
+
+    ids, mask = pad(ids, starts, chosen_lengths, pad_id=-7)
+
+    assert ids.dtype == mask.dtype == np.int64
+    for row, shown, n in zip(ids.tolist(), mask.tolist(), chosen, strict=True):
+        rest = max(lengths[m] for m in chosen) - lengths[n]
+        assert row == inputs[n] + [-7] * rest
+        assert shown == [1] * lengths[n] + [0] * rest
+
+
+def test_inputs_that_are_not_filled_up_are_cut_by_their_own_tokens() -> None:
+    """In their order; what was computed for each is its length."""
+    batch = Batch([job([1] * 9, [2], [3], [4] * 9, [5])], dimensions=1, pads=False)
+
+    runs = passes(batch, budget=11)
+    for run in runs:
+        batch.keep(run, np.ones((len(run), 1), np.float32), np.ones(len(run), np.bool_))
+
+    assert [run.tolist() for run in runs] == [[0, 1, 2], [3, 4]]
+    assert batch.encoded().padded_tokens.tolist() == [9, 1, 1, 9, 1]

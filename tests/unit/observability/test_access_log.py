@@ -1,0 +1,130 @@
+import logging
+import sys
+
+import pytest
+
+from serve_app.errors import InvalidRequestError
+from serve_app.observability.access_log import (
+    RequestLog,
+    WithoutTracebacks,
+    hide_expected_tracebacks,
+)
+from serve_app.observability.metrics import Metrics
+from tests.support.fakes import counted
+
+MARKER = "xyzzy"
+
+
+def test_a_request_is_one_line_with_fields(log: pytest.LogCaptureFixture) -> None:
+    """A person reads the line, a program the fields; both know the request's id."""
+    requests = RequestLog(Metrics())
+    record = requests.begin("an-id", method="POST", route="/v1/embeddings")
+    record.model, record.inputs, record.tokens = "acme/tiny", 2, 9
+
+    requests.end(record, status=200)
+
+    (line,) = log.records
+    assert line.getMessage().startswith("POST /v1/embeddings 200 ")
+    assert line.getMessage().endswith("ms inputs=2 tokens=9")
+    fields = vars(line)
+    assert fields["request_id"] == "an-id"
+    assert fields["model"] == "acme/tiny"
+    assert fields["status"] == 200
+    assert fields["seconds"] >= 0
+
+
+def test_a_request_is_counted_while_it_runs_and_when_it_ends() -> None:
+    """In flight until its answer, then under its route, model and status."""
+    metrics = Metrics()
+    requests = RequestLog(metrics)
+
+    record = requests.begin("an-id", method="POST", route="/v1/embeddings")
+    while_running = counted(metrics, "embeddings_requests_in_flight")
+    record.model = "acme/tiny"
+    requests.end(record, status=200)
+
+    labels = {"model": "acme/tiny", "route": "/v1/embeddings", "status": "200", "key": ""}
+    assert while_running == 1
+    assert counted(metrics, "embeddings_requests_in_flight") == 0
+    assert counted(metrics, "embeddings_requests_total", **labels) == 1
+
+
+def test_an_error_of_ours_passes_as_it_is(log: pytest.LogCaptureFixture) -> None:
+    """It is counted by its code, and the request's line names it."""
+    metrics = Metrics()
+    requests = RequestLog(metrics)
+    record = requests.begin("an-id", method="POST")
+    error = InvalidRequestError("No.", "a_code")
+
+    returned = requests.fail(record, error)
+    requests.end(record, status=returned.status)
+
+    (line,) = log.records
+    assert returned is error
+    assert line.getMessage().endswith(" code=a_code")
+    assert counted(metrics, "embeddings_errors_total", route="other", code="a_code") == 1
+
+
+def test_an_unforeseen_error_is_told_by_kind_and_place_alone(
+    log: pytest.LogCaptureFixture,
+) -> None:
+    """Its message can hold an input; whoever mends it needs the line of code."""
+    requests = RequestLog(Metrics())
+    record = requests.begin("an-id", method="POST")
+
+    try:
+        int(MARKER)  # "invalid literal for int() with base 10: 'xyzzy'"
+    except ValueError as error:
+        returned = requests.fail(record, error)
+
+    (line,) = log.records
+    assert returned.status == 500
+    assert MARKER not in f"{returned} {vars(line)}"
+    assert "ValueError at test_access_log.py:" in line.getMessage()
+    assert vars(line)["request_id"] == "an-id"
+
+
+def failed(error: Exception) -> logging.LogRecord:
+    """Make the record that Ray Serve writes for an exception."""
+    try:
+        raise error
+    except type(error):
+        return logging.LogRecord(
+            "ray.serve", logging.ERROR, __file__, 1, "Request failed.", (), sys.exc_info()
+        )
+
+
+def test_an_expected_error_is_no_traceback_in_serve_s_log() -> None:
+    """A caller from Python got it; the operator needs one line."""
+    record = failed(InvalidRequestError("No.", "a_code"))
+
+    passes = WithoutTracebacks().filter(record)
+
+    assert passes
+    assert record.exc_info is None
+    assert (record.levelname, record.getMessage()) == ("INFO", "Request failed. 400 a_code")
+
+
+def test_any_other_error_keeps_its_traceback() -> None:
+    """It is somebody's bug."""
+    record = failed(ZeroDivisionError())
+
+    passes = WithoutTracebacks().filter(record)
+
+    assert passes
+    assert record.exc_info is not None
+    assert record.levelno == logging.ERROR
+
+
+def test_serve_s_logger_is_taught_to_write_less() -> None:
+    """The logger that Serve itself writes with, not a child of it."""
+    logger = logging.getLogger("ray.serve")
+    before = list(logger.filters)
+
+    try:
+        hide_expected_tracebacks()
+        added = [added for added in logger.filters if added not in before]
+    finally:
+        logger.filters[:] = before
+
+    assert [type(one) for one in added] == [WithoutTracebacks]

@@ -1,0 +1,228 @@
+from collections.abc import Sequence
+
+import httpx
+import pytest
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve_app.proxy.middleware import Edge, middlewares
+
+pytestmark = pytest.mark.anyio
+
+Headers = Sequence[tuple[bytes, bytes]]
+
+
+def serving(
+    status: int,
+    body: bytes,
+    headers: Headers,
+    seen: list[Scope] | None = None,
+    *,
+    is_edged: bool = True,
+) -> ASGIApp:
+    """Answer in place of Ray Serve and all behind it."""
+
+    async def app(scope: Scope, _receive: Receive, send: Send) -> None:
+        if seen is not None:
+            seen.append(scope)
+        await send({"type": "http.response.start", "status": status, "headers": [*headers]})
+        await send({"type": "http.response.body", "body": body[:3], "more_body": True})
+        await send({"type": "http.response.body", "body": body[3:]})
+
+    return Edge(app) if is_edged else app
+
+
+async def get(app: ASGIApp, path: str = "/v1/embeddings", **headers: str) -> httpx.Response:
+    """Send a request; underscores in names of headers become dashes."""
+    sent = {name.replace("_", "-"): value for name, value in headers.items()}
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        return await client.get(path, headers=sent)
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "error"),
+    [
+        (404, 404, "Not found"),
+        (408, 504, "Deadline exceeded"),
+        (429, 429, "Model is overloaded"),
+        (500, 503, "Model is unavailable"),
+        (503, 503, "Model is unavailable"),
+    ],
+)
+async def test_what_serve_says_in_plain_text_gets_our_shape(
+    sent: int, status: int, error: str
+) -> None:
+    """Its 408 is a deadline of the server and not a slow body, so it is 504 here."""
+    app = serving(sent, b"Some words of Serve's", [(b"content-type", b"text/plain")])
+
+    response = await get(app)
+
+    assert response.status_code == status
+    assert response.json()["error"] == error
+    assert int(response.headers["content-length"]) == len(response.content)
+
+
+async def test_an_openai_sdk_gets_openai_s_envelope_here_too() -> None:
+    """It cannot know who wrote the error."""
+    app = serving(503, b"no replica", [(b"content-type", b"text/plain; charset=utf-8")])
+
+    response = await get(app, x_stainless_lang="python")
+
+    assert response.json()["error"]["code"] == "model_unavailable"
+    assert response.headers["vary"] == "x-stainless-lang"
+
+
+async def test_the_request_s_id_and_serve_s_own_wait_are_kept() -> None:
+    """Serve knows both better; where it names no wait, a second is one."""
+    plain = (b"content-type", b"text/plain")
+    told = serving(429, b"no", [plain, (b"retry-after", b"9"), (b"x-request-id", b"an-id")])
+    untold = serving(429, b"no", [plain])
+
+    with_wait, without = await get(told), await get(untold)
+
+    assert with_wait.headers.get_list("retry-after") == ["9"]
+    assert with_wait.headers.get_list("x-request-id") == ["an-id"]
+    assert without.headers["retry-after"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("status", "content_type"),
+    [(200, b"text/plain"), (429, b"application/json"), (404, b"text/html"), (418, b"text/plain")],
+)
+async def test_everything_else_passes_through(status: int, content_type: bytes) -> None:
+    """Our own errors, the metrics' plain text, and what is not known."""
+    app = serving(status, b"some words", [(b"content-type", content_type), (b"x-a", b"b")])
+
+    response = await get(app)
+
+    assert (response.status_code, response.content) == (status, b"some words")
+    assert response.headers["x-a"] == "b"
+
+
+async def test_serve_s_own_health_routes_stay_as_they_are() -> None:
+    """Its controller and load balancers read them."""
+    app = serving(503, b"draining", [(b"content-type", b"text/plain")])
+
+    response = await get(app, "/-/healthz")
+
+    assert response.content == b"draining"
+
+
+async def test_other_paths_that_begin_like_serve_s_are_ours() -> None:
+    """Nobody gets past by `/-/` alone."""
+    app = serving(404, b"no", [(b"content-type", b"text/plain")])
+
+    assert (await get(app, "/-/v1/embeddings")).json()["error"] == "Not found"
+
+
+async def test_a_client_cannot_steer_serve() -> None:
+    """Nobody may set another's timeout, or choose the replica."""
+    seen: list[Scope] = []
+    app = serving(200, b"done", [], seen)
+    headers = {
+        "X-Request-Timeout-Seconds": "0.001",
+        "x_request_disconnect_disabled": "?1",
+        "serve-multiplexed-model-id": "a",
+        "x-session-id": "b",
+        "x-other": "c",
+    }
+    transport = httpx.ASGITransport(app)
+
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        await client.get("/", headers=headers)
+
+    names = {name for name, _ in seen[0]["headers"]}
+    assert b"x-other" in names
+    assert not names & {name.lower().encode() for name in headers if name != "x-other"}
+
+
+@pytest.mark.parametrize(("sent", "passes"), [("an-id", True), ("a b", False), ("a" * 200, False)])
+async def test_only_a_sane_request_id_goes_on(sent: str, passes: bool) -> None:  # noqa: FBT001
+    """Serve would write it into its log and back to the client."""
+    seen: list[Scope] = []
+
+    await get(serving(200, b"done", [], seen), x_request_id=sent)
+
+    assert ((b"x-request-id", sent.encode()) in seen[0]["headers"]) is passes
+
+
+async def test_what_is_no_request_passes_through() -> None:
+    """Serve's lifespan is none of the edge's business."""
+    seen = []
+
+    async def app(scope: Scope, _receive: Receive, _send: Send) -> None:
+        seen.append(scope)
+
+    async def receive() -> Message:
+        return {"type": "lifespan.startup"}
+
+    async def send(message: Message) -> None:
+        seen.append(message)
+
+    await Edge(app)({"type": "lifespan"}, receive, send)
+
+    assert seen == [{"type": "lifespan"}]
+
+
+async def test_serve_is_given_the_edge_to_put_around_itself() -> None:
+    """It imports this function by name, and puts what it returns around its server."""
+    (middleware,) = middlewares()
+
+    plain = serving(404, b"no", [(b"content-type", b"text/plain")], is_edged=False)
+    app = middleware.cls(plain, *middleware.args, **middleware.kwargs)
+
+    assert (await get(app)).json()["code"] == "not_found"
+
+
+async def test_a_request_whose_replica_died_is_503_with_its_id() -> None:
+    """Serve's proxy raises, and the HTTP server would write a plain 500 without an id."""
+
+    async def app(_scope: Scope, _receive: Receive, _send: Send) -> None:
+        raise RuntimeError("the actor died")
+
+    response = await get(Edge(app), x_request_id="mine")
+
+    assert response.status_code == 503
+    assert response.json()["code"] == "model_unavailable"
+    assert response.headers["x-request-id"] == "mine"
+    assert response.headers["retry-after"] == "1"
+    assert "x-should-retry" not in response.headers
+
+
+async def test_a_request_that_nobody_answered_is_503() -> None:
+    """Serve's proxy returns without a word when the replica dies, and the HTTP server would write a plain 500."""
+
+    async def app(_scope: Scope, _receive: Receive, _send: Send) -> None:
+        return
+
+    response = await get(Edge(app))
+
+    assert response.status_code == 503
+    assert response.json()["code"] == "model_unavailable"
+
+
+async def test_an_answer_that_has_begun_is_not_begun_again() -> None:
+    """The HTTP server ends the connection, as it does without us."""
+
+    async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise RuntimeError("too late")
+
+    with pytest.raises(RuntimeError, match="too late"):
+        await get(Edge(app))
+
+
+async def test_a_proxy_writes_errors_in_the_shape_that_its_environment_names(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It knows no application's settings; what is no shape is `auto`."""
+    behind = serving(503, b"no replica", [(b"content-type", b"text/plain")], is_edged=False)
+    bodies = []
+    for shape in ("openai", "xml"):
+        monkeypatch.setenv("EMBEDDINGS_ERROR_FORMAT", shape)
+        made = middlewares()[0]
+        app = made.cls(behind, *made.args, **made.kwargs)
+        bodies.append((await get(app)).json())
+
+    assert bodies[0]["error"]["code"] == "model_unavailable"
+    assert bodies[1]["error"] == "Model is unavailable"

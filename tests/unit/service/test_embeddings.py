@@ -1,0 +1,375 @@
+import asyncio
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from serve_app.config.http import HttpConfig
+from serve_app.errors import (
+    BatchSizeError,
+    DeadlineError,
+    InferenceError,
+    InvalidRequestError,
+    ModelNotFoundError,
+    OverloadedError,
+    TokenizationError,
+)
+from serve_app.messages import EmbedResponse, Failure
+from serve_app.observability.metrics import Metrics
+from serve_app.schemas.embeddings import build_request
+from serve_app.service.embeddings import Service
+from serve_app.service.postprocess import finish
+from serve_app.tokenization.openai_token_ids import Cl100k
+from serve_app.tokenization.tokenizer import Tokenizer
+from tests.support.fakes import (
+    ALIAS,
+    DIMENSIONS,
+    MODEL,
+    RANKER,
+    FakeEmbedder,
+    counted,
+    served_models,
+    vectors_of,
+)
+
+pytestmark = pytest.mark.anyio
+
+Build = Callable[..., Service]
+
+
+@pytest.fixture
+def embedder() -> FakeEmbedder:
+    """The model's deployment."""
+    return FakeEmbedder()
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    """What the service counts."""
+    return Metrics()
+
+
+@pytest.fixture
+def build(tokenizer: Tokenizer, embedder: FakeEmbedder, metrics: Metrics) -> Build:
+    """Build a service over both models; keywords are its limits."""
+
+    def build(max_requests: int | None = None, **limits: Any) -> Service:
+        models = served_models(tokenizer, embedder)
+        settings = HttpConfig(**limits)
+        return Service(models, limits=settings, metrics=metrics, max_requests=max_requests)
+
+    return build
+
+
+async def embed(service: Service, **fields: Any) -> EmbedResponse:
+    """Embed a request of these fields."""
+    return await service.embed(build_request(**fields), request_id="an-id")
+
+
+async def test_vectors_come_in_input_order_and_have_unit_length(
+    build: Build, embedder: FakeEmbedder
+) -> None:
+    """The n-th vector is the n-th input's."""
+    response = await embed(build(), input=["a", "b", "a b"])
+
+    expected = finish(vectors_of(embedder.seen[0]), dimensions=None, normalize=True)
+    assert np.array_equal(response.embeddings, expected)
+    assert np.allclose(np.linalg.norm(response.embeddings, axis=1), 1)
+    assert (response.model, response.prompt_tokens) == (MODEL, 3 + 3 + 4)
+
+
+async def test_without_normalizing_the_vectors_are_the_model_s(
+    build: Build, embedder: FakeEmbedder
+) -> None:
+    """As its modules made them."""
+    response = await embed(build(), input=["a", "b"], normalize=False)
+
+    assert np.array_equal(response.embeddings, vectors_of(embedder.seen[0]))
+
+
+@pytest.mark.parametrize("dimensions", [1, 3, DIMENSIONS])
+async def test_dimensions_are_cut_before_the_length_is_restored(
+    build: Build, embedder: FakeEmbedder, dimensions: int
+) -> None:
+    """A shorter vector is one of unit length again."""
+    response = await embed(build(), input="a", dimensions=dimensions)
+
+    expected = vectors_of(embedder.seen[0])[:, :dimensions]
+    assert response.embeddings.shape == (1, dimensions)
+    assert np.allclose(response.embeddings, expected / np.linalg.norm(expected))
+
+
+async def test_a_large_request_is_tokenized_in_a_thread_and_gives_the_same(
+    build: Build, embedder: FakeEmbedder
+) -> None:
+    """The event loop is free meanwhile, and nothing else differs."""
+    texts = ["test input " * 3] * 400
+    service = build()
+
+    await embed(service, input=texts)
+    await embed(service, input=texts[:1])
+
+    large, small = embedder.seen
+    assert len(large) == 400
+    assert large.ids.tolist() == small.ids.tolist() * 400
+
+
+async def test_times_are_told_in_seconds(build: Build) -> None:
+    """What the fake says it took, and what tokenizing took."""
+    response = await embed(build(), input="a")
+
+    assert (response.queue_s, response.inference_s) == (0.001, 0.002)
+    assert response.tokenization_s > 0
+
+
+async def test_what_was_tokenized_and_cut_is_counted(build: Build, metrics: Metrics) -> None:
+    """Under the model's name, not the alias that was sent."""
+    response = await embed(build(), input=["a b a b a b a b", "a"], model=ALIAS, truncate=True)
+
+    assert response.truncated_inputs == 1
+    assert counted(metrics, "embeddings_truncated_inputs_total", model=MODEL) == 1
+    assert counted(metrics, "embeddings_tokenize_seconds_count", model=MODEL) == 1
+
+
+@pytest.mark.parametrize(("inputs", "passes"), [(2048, True), (2049, False)])
+async def test_a_request_has_2048_inputs_at_most(
+    build: Build,
+    embedder: FakeEmbedder,
+    inputs: int,
+    passes: bool,  # noqa: FBT001
+) -> None:
+    """By default; one more is refused before it is tokenized."""
+    service = build()
+
+    if passes:
+        response = await embed(service, input=["a"] * inputs)
+        assert len(response.embeddings) == inputs
+    else:
+        with pytest.raises(BatchSizeError) as error:
+            await embed(service, input=["a"] * inputs)
+        assert error.value.message == (
+            "this request has 2049 inputs; at most 2048 are taken. Split the list."
+        )
+        assert embedder.seen == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "words"),
+    [
+        ({"input": "a b a b a b a b"}, "input", "in input."),
+        ({"inputs": "a b a b a b a b"}, "inputs", "in inputs."),
+        ({"input": ["a", "a b a b a b a b"]}, "input[1]", "in input[1]."),
+        ({"inputs": ["a", "a b a b a b a b"]}, "inputs[1]", "in inputs[1]."),
+        ({"inputs": [4, 4, 4, 4, 4, 4, 4]}, "inputs", "in inputs."),
+    ],
+)
+async def test_the_item_at_fault_is_named_as_it_was_sent(
+    build: Build, fields: dict[str, Any], param: str, words: str
+) -> None:
+    """`inputs[1]` to who sent `inputs`, and no index to who sent one text."""
+    with pytest.raises(TokenizationError) as error:
+        await embed(build(), **fields)
+
+    assert error.value.param == param
+    assert words in error.value.message
+
+
+async def test_the_first_failure_names_its_input(build: Build, embedder: FakeEmbedder) -> None:
+    """One bad input fails the request."""
+    embedder.failures = (Failure(1, "inference_failed"), Failure(2, "non_finite_embedding"))
+
+    with pytest.raises(InferenceError) as error:
+        await embed(build(), input=["a", "b", "a"])
+
+    assert (error.value.code, error.value.param) == ("inference_failed", "input[1]")
+
+
+async def test_the_deadline_ends_the_call_as_well(build: Build, embedder: FakeEmbedder) -> None:
+    """Nobody computes for a client that has its 504."""
+    embedder.waits = True
+
+    with pytest.raises(DeadlineError) as error:
+        await embed(build(request_timeout_s=0.01), input="a")
+
+    assert error.value.code == "deadline_exceeded"
+    assert embedder.cancelled == 1
+
+
+async def test_a_timeout_that_is_not_ours_is_no_deadline(
+    build: Build, embedder: FakeEmbedder
+) -> None:
+    """It says nothing about how long the request took."""
+    embedder.error = TimeoutError()
+
+    with pytest.raises(TimeoutError):
+        await embed(build(), input="a")
+
+
+async def test_a_client_that_leaves_ends_the_call(build: Build, embedder: FakeEmbedder) -> None:
+    """The cancellation reaches the model's deployment."""
+    embedder.waits = True
+    task = asyncio.create_task(embed(build(), input="a"))
+    await embedder.called.wait()
+
+    task.cancel()
+    await asyncio.wait([task])
+
+    assert task.cancelled()
+    assert embedder.cancelled == 1
+
+
+@pytest.mark.parametrize("name", [None, "", "null", MODEL, ALIAS])
+async def test_the_first_model_is_meant_by_its_names_and_by_none(
+    build: Build, name: str | None
+) -> None:
+    """Absent, empty and the page's literal "null" are the default."""
+    assert build().models.find(name).name == MODEL
+
+
+@pytest.mark.parametrize("name", ["null", "", "acme", "ACME/TINY"])
+async def test_a_model_is_called_by_a_name_it_has(build: Build, name: str) -> None:
+    """What stands for the default in a request is no model's name elsewhere."""
+    with pytest.raises(ModelNotFoundError):
+        build().models.named(name)
+
+
+async def test_a_model_that_cannot_embed_now_is_not_ready(
+    build: Build, embedder: FakeEmbedder
+) -> None:
+    """A model that never embeds keeps nobody waiting."""
+    service = build()
+    ready = await service.not_ready()
+
+    embedder.is_up = False
+
+    assert ready == []
+    assert await service.not_ready() == [MODEL]
+    assert service.models.named(RANKER).embedder is None
+
+
+async def test_a_place_is_free_again_after_whatever_happened(
+    build: Build, metrics: Metrics
+) -> None:
+    """Requests beyond the places are refused while all are taken, and not after."""
+    service = build(max_requests=1, retry_after_s=5)
+
+    with pytest.raises(OverloadedError) as refusal, service.place(), service.place():
+        pytest.fail("there was no second place")
+    with service.place():
+        entered = True
+
+    assert entered
+    assert refusal.value.retry_after_s == pytest.approx(5, rel=0.25)
+    assert counted(metrics, "embeddings_overload_refusals_total", reason="ingress_requests") == 1
+
+
+async def test_bodies_of_all_requests_hold_so_much_memory_at_most(
+    build: Build, metrics: Metrics
+) -> None:
+    """A large one that comes when the others hold it is refused, a small one is not."""
+    service = build(max_body_bytes=100_000, max_held_body_bytes=200_000)
+
+    with service.place() as first, service.place() as second, service.place() as third:
+        first(100_000)
+        second(100_000)
+        third(60_000)
+        with pytest.raises(OverloadedError):
+            third(10_000)
+        first(-70_000)
+        third(10_000)
+    with service.place() as first:
+        first(200_000)
+
+    assert counted(metrics, "embeddings_overload_refusals_total", reason="body_bytes") == 1
+
+
+# What the inputs are.
+
+
+@pytest.mark.parametrize("input_type", ["query", "search_query"])
+async def test_a_query_gets_the_model_s_prompt_for_queries(
+    build: Build, embedder: FakeEmbedder, input_type: str
+) -> None:
+    """Asked for by a field, by the model's name, or by the prompt's own."""
+    service = build()
+
+    for fields in (
+        {"prompt_name": "query"},
+        {"input_type": input_type},
+        {"model": f"{MODEL}:{input_type}"},
+        {"model": f"{ALIAS}:{input_type}"},
+    ):
+        await embed(service, input="a", **fields)
+
+    by_name, *others = (inputs.ids.tolist() for inputs in embedder.seen)
+    assert all(ids == by_name for ids in others)
+    assert len(by_name) > 3
+
+
+@pytest.mark.parametrize("input_type", ["document", "search_document", "passage"])
+async def test_a_document_gets_the_model_s_prompt_for_documents(
+    build: Build, embedder: FakeEmbedder, input_type: str
+) -> None:
+    """This model has an empty one."""
+    service = build()
+
+    await embed(service, input="a", input_type=input_type)
+    await embed(service, input="a")
+
+    first, second = (inputs.ids.tolist() for inputs in embedder.seen)
+    assert first == second
+
+
+async def test_a_prompt_s_name_wins_over_what_the_input_is(
+    build: Build, embedder: FakeEmbedder
+) -> None:
+    """As in sentence-transformers."""
+    await embed(build(), input="a", input_type="document", prompt_name="query")
+
+    assert embedder.seen[0].tokens > 3
+
+
+async def test_what_an_input_is_wins_over_the_model_s_name(
+    build: Build, embedder: FakeEmbedder
+) -> None:
+    """The field is nearer to the request."""
+    await embed(build(), input="a", input_type="document", model=f"{MODEL}:query")
+
+    assert embedder.seen[0].tokens == 3
+
+
+@pytest.mark.parametrize("name", [f"{MODEL}:", f"{MODEL}:other", f"{MODEL}:query:query", ":query"])
+async def test_another_ending_is_no_model(build: Build, name: str) -> None:
+    """A name is a name."""
+    with pytest.raises(ModelNotFoundError):
+        await embed(build(), input="a", model=name)
+
+
+async def test_an_unknown_kind_of_input_is_an_error(build: Build) -> None:
+    """It names the field."""
+    with pytest.raises(InvalidRequestError) as raised:
+        await embed(build(), input="a", input_type="question")
+
+    assert (raised.value.param, raised.value.code) == ("input_type", "invalid_input_type")
+
+
+# Token ids of OpenAI's clients.
+
+
+async def test_token_ids_of_openai_s_encoding_are_read_as_text(
+    tokenizer: Tokenizer, embedder: FakeEmbedder, metrics: Metrics
+) -> None:
+    """One list is one input, several are several; the text is embedded as if it had been sent."""
+    models = served_models(tokenizer, embedder, {"token_ids": "cl100k"})
+    encoding = SimpleNamespace(decode_bytes=bytes)
+    service = Service(models, limits=HttpConfig(), metrics=metrics, cl100k=Cl100k(lambda: encoding))
+
+    await embed(service, input=list(b"a b"))
+    await embed(service, input=[list(b"a b"), list(b"test")])
+    await embed(service, input=["a b", "test"])
+
+    one, several, texts = embedder.seen
+    assert np.array_equal(several.ids, texts.ids)
+    assert np.array_equal(one.ids, texts.ids[: len(one.ids)])

@@ -1,0 +1,35 @@
+import pickle
+from dataclasses import FrozenInstanceError
+
+import numpy as np
+import pytest
+
+from serve_app.messages import EmbedJob
+from tests.support.fakes import result_of, tokenized
+
+
+def test_inputs_count_themselves_and_their_tokens() -> None:
+    """`len` is inputs, `tokens` is tokens."""
+    inputs = tokenized([1, 2, 3], [4])
+
+    assert len(inputs) == 2
+    assert inputs.tokens == 4
+
+
+def test_a_job_and_its_result_cross_processes_as_buffers() -> None:
+    """What is pickled has the size of the numbers, not of Python objects."""
+    job = EmbedJob(tokenized(*([7] * 100 for _ in range(100))), "an-id")
+
+    size = len(pickle.dumps(job, protocol=5))
+    copy = pickle.loads(pickle.dumps(result_of(job)))
+
+    assert size < 4 * job.inputs.tokens + 2_000
+    assert np.array_equal(copy.vectors, result_of(job).vectors)
+
+
+def test_a_job_cannot_be_changed() -> None:
+    """Jobs of one request share buffers, so nobody may turn one into another."""
+    job = EmbedJob(tokenized([1]), "an-id")
+
+    with pytest.raises(FrozenInstanceError):
+        job.request_id = "another"  # type: ignore[misc]

@@ -1,0 +1,465 @@
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tokenizers
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import processors
+
+from serve_app.checkpoints.metadata import Checkpoint, read_checkpoint
+from serve_app.errors import InvalidRequestError, ModelLoadError, TokenizationError
+from serve_app.messages import TokenizedInputs
+from serve_app.tokenization.tokenizer import Tokenizer, TruncateDirection
+from tests.support.checkpoints import (
+    LONG_TEXT,
+    NASTY_TEXTS,
+    byte_bpe,
+    letters,
+    unigram,
+    wordpiece,
+    write_bert,
+    write_json,
+)
+
+PROMPTS = {"query": "query: ", "passage": "represent this passage:"}
+MAKERS: dict[str, Callable[[], tokenizers.Tokenizer]] = {
+    "wordpiece": wordpiece,
+    "byte_bpe": byte_bpe,
+    "roberta": lambda: byte_bpe(roberta=True),
+    "unigram": unigram,
+}
+
+
+def make(directory: Path, raw: tokenizers.Tokenizer | None = None, **changes: object) -> Tokenizer:
+    """Return the tokenizer of a model that reads 32 tokens, some facts of it changed."""
+    write_bert(directory, tokenizer=raw, prompts=PROMPTS)
+    return Tokenizer(replace(read_checkpoint(str(directory)), **changes))  # type: ignore[arg-type]
+
+
+def rows(inputs: TokenizedInputs) -> list[list[int]]:
+    """Take the buffer apart."""
+    return [part.tolist() for part in np.split(inputs.ids, np.cumsum(inputs.lengths)[:-1])]
+
+
+def encode(
+    tokenizer: Tokenizer,
+    *texts: str,
+    prompt_name: str | None = None,
+    truncate_direction: TruncateDirection = "right",
+) -> list[list[int]]:
+    """Return the ids of texts, cut where they are too long."""
+    result = tokenizer.encode_texts(
+        texts, prompt_name=prompt_name, truncate=True, truncate_direction=truncate_direction
+    )
+    return rows(result.inputs)
+
+
+def refuse(tokenizer: Tokenizer, *texts: str) -> TokenizationError:
+    """Return the error that texts meet which may not be cut."""
+    with pytest.raises(TokenizationError) as caught:
+        tokenizer.encode_texts(texts, prompt_name=None, truncate=False, truncate_direction="right")
+    return caught.value
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_ids_are_those_of_the_models_tokenizer(tmp_path: Path, name: str) -> None:
+    """Every text of a batch has the ids that the library gives it alone, special tokens included."""
+    raw = MAKERS[name]()
+    tokenizer = make(tmp_path, raw, max_input_tokens=None)
+
+    ids = encode(tokenizer, *NASTY_TEXTS, LONG_TEXT)
+
+    assert ids == [raw.encode(text).ids for text in (*NASTY_TEXTS, LONG_TEXT)]
+
+
+@pytest.mark.parametrize("direction", ["right", "left"])
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_cut_text_is_what_the_library_cuts(
+    tmp_path: Path, name: str, direction: TruncateDirection
+) -> None:
+    """Cut on either side, the special tokens stay, as with the library's own truncation."""
+    raw = MAKERS[name]()
+    tokenizer = make(tmp_path, raw, max_input_tokens=9)
+
+    ids = encode(tokenizer, *NASTY_TEXTS, LONG_TEXT, truncate_direction=direction)
+
+    raw.enable_truncation(9, direction=direction)
+    assert ids == [raw.encode(text).ids for text in (*NASTY_TEXTS, LONG_TEXT)]
+
+
+def test_what_was_cut_is_counted(tmp_path: Path) -> None:
+    """Two of three inputs are longer than the model reads."""
+    tokenizer = make(tmp_path)
+
+    result = tokenizer.encode_texts(
+        [LONG_TEXT, "a fox", LONG_TEXT], prompt_name=None, truncate=True, truncate_direction="right"
+    )
+
+    assert result.truncated == 2
+    assert result.inputs.lengths.tolist() == [32, 4, 32]
+    assert result.inputs.ids.dtype == result.inputs.lengths.dtype == np.int32
+
+
+def test_truncation_and_padding_that_the_file_asks_for_are_ignored(tmp_path: Path) -> None:
+    """A `tokenizer.json` may cut and pad to a fixed length; the model's limit is elsewhere."""
+    raw = wordpiece()
+    raw.enable_truncation(5)
+    raw.enable_padding(length=5)
+
+    tokenizer = make(tmp_path, raw)
+
+    assert [len(ids) for ids in encode(tokenizer, "fox", "the lazy dog sleeps then")] == [3, 7]
+
+
+def test_a_prompt_stands_before_the_text(tmp_path: Path) -> None:
+    """Both are tokenized as one text, and the prompt's tokens count."""
+    raw = byte_bpe()
+    tokenizer = make(tmp_path, raw)
+
+    ids = encode(tokenizer, "the fox", prompt_name="query")
+
+    assert ids == [raw.encode("query: the fox").ids]
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_left_truncation_keeps_the_prompt(tmp_path: Path, name: str) -> None:
+    """The head of the text goes: special tokens, then the whole prompt, then the text's tail, then special tokens."""
+    raw = MAKERS[name]()
+    tokenizer = make(tmp_path, raw)
+    prompt = PROMPTS["passage"]
+    whole = raw.encode(prompt + LONG_TEXT)
+    specials = raw.encode("").ids
+    before = 0 if whole.ids[0] != specials[0] else 1
+    of_prompt = sum(end <= len(prompt) for _, end in whole.offsets[before:-1])
+
+    (ids,) = encode(tokenizer, LONG_TEXT, prompt_name="passage", truncate_direction="left")
+
+    kept = before + of_prompt
+    assert of_prompt > 3
+    assert ids == whole.ids[:kept] + whole.ids[-(32 - kept) :]
+
+
+def test_a_token_that_reaches_from_the_prompt_into_the_text_is_the_texts(tmp_path: Path) -> None:
+    """The space that ends a prompt is part of the first word's token, and goes with that word."""
+    raw = byte_bpe()
+    tokenizer = make(tmp_path, raw, max_input_tokens=8)
+    prompt_ids = raw.encode("query:").ids[:-1]
+
+    (ids,) = encode(tokenizer, LONG_TEXT, prompt_name="query", truncate_direction="left")
+
+    assert raw.encode("query: the", add_special_tokens=False).tokens[-1] == "Ġthe"
+    assert ids[: len(prompt_ids)] == prompt_ids
+    assert ids[len(prompt_ids) :] == raw.encode(LONG_TEXT).ids[-(8 - len(prompt_ids)) :]
+
+
+def test_a_prompt_longer_than_the_model_reads_is_cut_itself(tmp_path: Path) -> None:
+    """No room is left for the text, on whichever side it is cut."""
+    tokenizer = make(tmp_path, max_input_tokens=4)
+
+    ids = [
+        encode(tokenizer, "fox", prompt_name="passage", truncate_direction=direction)
+        for direction in ("right", "left")
+    ]
+
+    assert ids[0] == ids[1]
+    assert len(ids[0][0]) == 4
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_the_length_of_a_prompt_leaves_out_the_special_token_after_it(
+    tmp_path: Path, name: str
+) -> None:
+    """What poolings without the prompt skip: [CLS] query : of [CLS] query : [SEP]."""
+    raw = MAKERS[name]()
+    tokenizer = make(tmp_path, raw)
+
+    result = tokenizer.encode_texts(
+        ["fox"], prompt_name="query", truncate=False, truncate_direction="right"
+    )
+
+    assert result.inputs.prompt_length == len(raw.encode("query: ").ids) - 1
+
+
+def test_the_length_of_a_prompt_is_whole_where_no_special_token_follows(tmp_path: Path) -> None:
+    """[CLS] query : without a [SEP]."""
+    raw = wordpiece()
+    raw.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A", pair="[CLS] $A $B", special_tokens=[("[CLS]", 2)]
+    )
+    tokenizer = make(tmp_path, raw)
+
+    result = tokenizer.encode_texts(
+        ["fox"], prompt_name="query", truncate=False, truncate_direction="right"
+    )
+
+    assert result.inputs.prompt_length == 3
+
+
+def test_the_length_of_a_prompt_that_is_cut_is_what_is_left_of_it(tmp_path: Path) -> None:
+    """Of a prompt longer than the model reads, all but the [SEP] at the end is skipped."""
+    tokenizer = make(tmp_path, max_input_tokens=4)
+
+    result = tokenizer.encode_texts(
+        ["fox"], prompt_name="passage", truncate=True, truncate_direction="right"
+    )
+
+    assert result.inputs.prompt_length == 3
+
+
+def test_too_long_an_input_is_refused_in_openais_words(tmp_path: Path) -> None:
+    """The first input that is too long is named, with its length and the limit."""
+    tokenizer = make(tmp_path)
+    tokens = len(wordpiece().encode(LONG_TEXT).ids)
+
+    error = refuse(tokenizer, "a fox", LONG_TEXT, LONG_TEXT)
+
+    assert str(error).startswith(
+        f"This model's maximum context length is 32 tokens, however you requested {tokens} tokens in input[1]."
+    )
+    assert (error.code, error.param) == ("context_length_exceeded", "input[1]")
+
+
+def test_an_input_that_cannot_be_tokenized_is_named_and_not_shown(tmp_path: Path) -> None:
+    """A lone surrogate is in no encoding of Unicode."""
+    tokenizer = make(tmp_path)
+
+    error = refuse(tokenizer, "a fox", "the dog", "the secret \ud800")
+
+    assert (error.code, error.param) == ("tokenization_error", "input[2]")
+    assert "secret" not in str(error)
+
+
+def test_an_input_may_have_no_tokens_at_all(tmp_path: Path) -> None:
+    """A tokenizer that drops what it does not know, and adds nothing, leaves none."""
+    tokenizer = make(tmp_path, letters(), adds_special_tokens=False)
+
+    ids = encode(tokenizer, "日本", "the fox", "🙂")
+
+    assert ids[0] == ids[2] == []
+    assert len(ids[1]) == 2
+
+
+def test_no_inputs_give_empty_buffers(tmp_path: Path) -> None:
+    """Nothing to tokenize is no error."""
+    result = make(tmp_path).encode_texts(
+        [], prompt_name=None, truncate=False, truncate_direction="right"
+    )
+
+    assert len(result.inputs) == result.inputs.tokens == 0
+
+
+def test_an_unknown_prompt_is_refused_with_the_names_there_are(tmp_path: Path) -> None:
+    """The message lists them, `prompt_name` is at fault."""
+    tokenizer = make(tmp_path)
+
+    with pytest.raises(InvalidRequestError, match="query, document, passage") as caught:
+        encode(tokenizer, "fox", prompt_name="nope")
+
+    assert (caught.value.code, caught.value.param) == ("unknown_prompt", "prompt_name")
+
+
+def test_prompts_of_the_configuration_are_put_before_the_models(tmp_path: Path) -> None:
+    """A name may be new, or replace the model's own text."""
+    raw = wordpiece()
+    checkpoint = read_checkpoint(str(write_bert(tmp_path, tokenizer=raw, prompts=PROMPTS)))
+
+    tokenizer = Tokenizer(checkpoint, prompts={"query": "question: ", "new": "answer: "})
+
+    assert list(tokenizer.prompts) == ["query", "document", "passage", "new"]
+    assert encode(tokenizer, "fox", prompt_name="query") == [raw.encode("question: fox").ids]
+
+
+@pytest.mark.parametrize(
+    ("model", "configured", "effective"),
+    [(32, 10, 10), (32, 64, 32), (None, 10, 10), (None, None, None)],
+)
+def test_the_smaller_limit_holds(
+    tmp_path: Path, model: int | None, configured: int | None, effective: int | None
+) -> None:
+    """The configuration lowers what the model reads, and never raises it."""
+    write_bert(tmp_path)
+    checkpoint = replace(read_checkpoint(str(tmp_path)), max_input_tokens=model)
+
+    tokenizer = Tokenizer(checkpoint, max_input_tokens=configured)
+
+    assert tokenizer.max_input_tokens == effective
+
+
+def test_a_limit_without_room_for_text_fails_the_start(tmp_path: Path) -> None:
+    """[CLS] and [SEP] alone take two tokens."""
+    with pytest.raises(ModelLoadError, match="2 tokens in an input leave no room"):
+        make(tmp_path, max_input_tokens=2)
+
+
+def test_the_models_own_ids_get_special_tokens_and_prompt(tmp_path: Path) -> None:
+    """As if the text they stand for had been sent."""
+    raw = wordpiece()
+    tokenizer = make(tmp_path, raw)
+    inputs = [raw.encode(text, add_special_tokens=False).ids for text in ("the fox", "a dog")]
+
+    result = tokenizer.encode_ids(
+        inputs, prompt_name="query", truncate=False, truncate_direction="right"
+    )
+
+    assert rows(result.inputs) == encode(tokenizer, "the fox", "a dog", prompt_name="query")
+    assert result.inputs.prompt_length == 3
+
+
+@pytest.mark.parametrize("direction", ["right", "left"])
+def test_the_models_own_ids_are_cut_as_text_is(
+    tmp_path: Path, direction: TruncateDirection
+) -> None:
+    """The prompt and the special tokens stay, on whichever side the ids are cut."""
+    raw = wordpiece()
+    tokenizer = make(tmp_path, raw)
+    ids = raw.encode(LONG_TEXT, add_special_tokens=False).ids
+
+    result = tokenizer.encode_ids(
+        [ids], prompt_name="query", truncate=True, truncate_direction=direction
+    )
+
+    assert result.truncated == 1
+    assert rows(result.inputs) == encode(
+        tokenizer, LONG_TEXT, prompt_name="query", truncate_direction=direction
+    )
+
+
+def test_the_models_own_ids_are_refused_when_too_long(tmp_path: Path) -> None:
+    """As text is, counted with special tokens."""
+    tokenizer = make(tmp_path)
+
+    with pytest.raises(TokenizationError, match=r"33 tokens in input\[0\]"):
+        tokenizer.encode_ids(
+            [[5] * 31], prompt_name=None, truncate=False, truncate_direction="right"
+        )
+
+
+@pytest.mark.parametrize("bad", [-1, 323, 2**31, 2**80])
+def test_an_id_outside_the_vocabulary_is_refused(tmp_path: Path, bad: int) -> None:
+    """The input is named, and the range there is."""
+    tokenizer = make(tmp_path)
+    assert tokenizer.vocabulary_size == 323
+
+    with pytest.raises(InvalidRequestError, match="0 to 322") as caught:
+        tokenizer.encode_ids(
+            [[0, 322], [7, bad]], prompt_name=None, truncate=True, truncate_direction="right"
+        )
+
+    assert (caught.value.code, caught.value.param) == ("invalid_token_id", "input[1]")
+
+
+@pytest.mark.parametrize(
+    ("settings", "lowercase"),
+    [
+        ({"tokenizer_class": "BertTokenizer", "do_lower_case": False}, False),
+        ({"tokenizer_class": "BertTokenizer"}, True),
+        ({}, True),
+        ({"tokenizer_class": "PreTrainedTokenizerFast", "do_lower_case": True}, False),
+    ],
+)
+def test_berts_settings_win_over_its_tokenizer_json(
+    tmp_path: Path, settings: dict[str, object], *, lowercase: bool
+) -> None:
+    """A cased `tokenizer.json` is lower-cased where transformers would, when it loads the same files."""
+    write_json(tmp_path / "tokenizer_config.json", settings)
+    raw = wordpiece(lowercase=False)
+    tokenizer = make(tmp_path, raw)
+
+    assert encode(tokenizer, "The FOX") == [raw.encode("the fox" if lowercase else "The FOX").ids]
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_model_may_lower_case_before_all_else(tmp_path: Path, name: str) -> None:
+    """`do_lower_case` of `sentence_bert_config.json`, whatever the tokenizer."""
+    raw = MAKERS[name]()
+    tokenizer = make(tmp_path, raw, lowercase=True)
+
+    assert encode(tokenizer, "The FOX Äß") == [raw.encode("the fox äß").ids]
+
+
+def test_a_model_without_tokenizer_json_fails_the_start(tmp_path: Path) -> None:
+    """The message says how to make one."""
+    write_bert(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+
+    with pytest.raises(ModelLoadError, match="save_pretrained"):
+        Tokenizer(read_checkpoint(str(tmp_path)))
+
+
+def test_a_broken_tokenizer_json_fails_the_start(tmp_path: Path) -> None:
+    """The message says what the library says."""
+    write_bert(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+
+    with pytest.raises(ModelLoadError, match="cannot be read"):
+        Tokenizer(read_checkpoint(str(tmp_path)))
+
+
+def test_a_model_that_does_not_embed_has_no_tokenizer(tmp_path: Path) -> None:
+    """Its texts are never tokenized."""
+    with pytest.raises(ModelLoadError, match="because it is a test"):
+        Tokenizer(Checkpoint(tmp_path, embeds=False, reason="because it is a test"))
+
+
+def test_threads_share_one_tokenizer(tmp_path: Path) -> None:
+    """Calls that cut and calls that do not give the same ids at once as one after the other."""
+    tokenizer = make(tmp_path)
+    texts = [*NASTY_TEXTS, LONG_TEXT] * 4
+    expected = {
+        side: encode(tokenizer, *texts, truncate_direction=side) for side in ("right", "left")
+    }
+
+    with ThreadPoolExecutor(8) as threads:
+        sides: list[TruncateDirection] = ["right", "left"] * 20
+        results = list(
+            threads.map(
+                lambda side: (side, encode(tokenizer, *texts, truncate_direction=side)), sides
+            )
+        )
+
+    assert all(ids == expected[side] for side, ids in results)
+
+
+@given(length=st.integers(0, 80), limit=st.integers(6, 40), left=st.booleans())
+def test_a_cut_input_is_as_long_as_allowed_and_keeps_one_side(
+    tmp_path_factory: pytest.TempPathFactory, length: int, limit: int, *, left: bool
+) -> None:
+    """Of the ids, the first or the last stay, as many as there is room for."""
+    tokenizer = shared(tmp_path_factory, limit)
+    ids = [5 + n for n in range(length)]
+    room = limit - 4  # [CLS] query : [SEP]
+
+    result = tokenizer.encode_ids(
+        [ids], prompt_name="query", truncate=True, truncate_direction="left" if left else "right"
+    )
+
+    (row,) = rows(result.inputs)
+    assert row[3:-1] == (ids[max(length - room, 0) :] if left else ids[:room])
+    assert result.truncated == (length > room)
+
+
+SHARED: dict[int, Tokenizer] = {}
+
+
+def shared(factory: pytest.TempPathFactory, limit: int) -> Tokenizer:
+    """Return one tokenizer for each limit."""
+    if limit not in SHARED:
+        SHARED[limit] = make(factory.mktemp("model"), max_input_tokens=limit)
+    return SHARED[limit]
+
+
+def test_tokenizing_loads_neither_torch_nor_transformers() -> None:
+    """The ingress stays small."""
+    code = "import sys, serve_app.tokenization.tokenizer; print({'torch', 'transformers', 'ray'} & set(sys.modules))"
+
+    output = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, check=True, text=True
+    )
+
+    assert output.stdout.strip() == "set()"
