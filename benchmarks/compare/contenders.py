@@ -24,8 +24,9 @@ import yaml
 from benchmarks.load import HOST, PATH
 from benchmarks.workloads import SHORT, body
 from serve_app.checkpoints.source import resolve
-from serve_app.cli.environment import haproxy_settings, is_free, read_env_file
+from serve_app.cli.environment import is_free, read_env_file
 from serve_app.cli.process_group import Session
+from serve_app.proxy.environment import haproxy_settings
 
 ROOT = Path(__file__).parents[2]
 INFINITY = ROOT / "benchmarks" / ".venv-infinity" / "bin" / "infinity_emb"

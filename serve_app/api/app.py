@@ -21,7 +21,9 @@ from serve_app.api.middleware import (
     record_of,
 )
 from serve_app.api.openapi.document import Documentation
-from serve_app.api.routes import Endpoints, Scrape
+from serve_app.api.routes.embeddings import EmbeddingRoutes
+from serve_app.api.routes.health import HealthRoutes, Scrape
+from serve_app.api.routes.models import ModelRoutes
 from serve_app.config.http import HttpConfig
 from serve_app.errors import MethodNotAllowedError, NotFoundError
 from serve_app.observability.access_log import RequestLog
@@ -39,8 +41,10 @@ def build_asgi_app(
     scrape: Scrape,
     adds_request_id: bool = True,
 ) -> Starlette:
-    """Build the application; `Endpoints`, `Keys` and `RequestMiddleware` say what the arguments are."""
-    endpoints = Endpoints(service, settings=settings, scrape=scrape)
+    """Build the application; the routes, `Keys` and `RequestMiddleware` say what the arguments are."""
+    embeddings = EmbeddingRoutes(service, settings=settings)
+    models = ModelRoutes(service, settings=settings)
+    health = HealthRoutes(service, settings=settings, scrape=scrape)
     documentation = Documentation(service.models, settings)
     metrics_keys = keys if settings.metrics_need_key else None
     cross_origin = [Middleware(CrossOriginMiddleware, settings=settings)]
@@ -49,7 +53,7 @@ def build_asgi_app(
             *_routes(
                 "POST",
                 "/v1/embeddings",
-                endpoints.embeddings,
+                embeddings.embeddings,
                 "/embeddings",
                 "/openai/v1/embeddings",
                 "/openai/embeddings",
@@ -60,7 +64,7 @@ def build_asgi_app(
             *_routes(
                 "GET",
                 "/v1/models",
-                endpoints.models,
+                models.models,
                 "/models",
                 "/openai/v1/models",
                 "/openai/models",
@@ -69,17 +73,17 @@ def build_asgi_app(
             *_routes(
                 "GET",
                 "/v1/models/{id:path}",
-                endpoints.model,
+                models.model,
                 "/models/{id:path}",
                 "/openai/v1/models/{id:path}",
                 "/openai/models/{id:path}",
                 keys=keys,
             ),
-            *_routes("POST", "/embed", endpoints.embed, "/", keys=keys),
-            *_routes("GET", "/info", endpoints.info, keys=keys),
-            *_routes("GET", "/health", endpoints.health),
-            *_routes("GET", "/ready", endpoints.ready),
-            *_routes("GET", "/metrics", endpoints.metrics, keys=metrics_keys),
+            *_routes("POST", "/embed", embeddings.embed, "/", keys=keys),
+            *_routes("GET", "/info", models.info, keys=keys),
+            *_routes("GET", "/health", health.health),
+            *_routes("GET", "/ready", health.ready),
+            *_routes("GET", "/metrics", health.metrics, keys=metrics_keys),
             *_routes("GET", "/openapi.json", documentation.schema),
             *_routes("GET", "/docs", documentation.page),
             *_routes("GET", "/docs/{asset}", documentation.asset),

@@ -6,22 +6,17 @@ bytes and pairs, so that it serves in our app as well as in Ray Serve's proxy pr
 
 import math
 import re
-from collections.abc import Iterable, Mapping
-from typing import get_args
+from collections.abc import Iterable
 
 import orjson
 
 from serve_app.config.http import ErrorFormat
-from serve_app.dispatch.admission import Backlog
 from serve_app.errors import (
     MethodNotAllowedError,
     RequestTimeoutError,
     ServiceError,
     UnauthorizedError,
 )
-
-# Which shape those errors have that are written where no application's settings are known.
-_PROXY_VARIABLE = "EMBEDDINGS_ERROR_FORMAT"
 
 Headers = Iterable[tuple[bytes, bytes]]
 
@@ -60,31 +55,6 @@ def error_reply(
     if not error.may_retry:
         headers.append((b"x-should-retry", b"false"))
     return error.status, headers, body
-
-
-def proxy_error_format(environment: Mapping[str, str]) -> ErrorFormat:
-    """Return the shape of errors that a proxy writes."""
-    asked = environment.get(_PROXY_VARIABLE, "auto")
-    return next((known for known in get_args(ErrorFormat) if known == asked), "auto")
-
-
-def proxy_settings(error_format: ErrorFormat) -> dict[str, str]:
-    """Return the environment of proxies whose errors shall have this shape."""
-    return {_PROXY_VARIABLE: error_format}
-
-
-def rate_limit_headers(requests: Backlog, tokens: Backlog | None) -> Iterable[tuple[bytes, bytes]]:
-    """Tell of the live state, in OpenAI's words: what is taken at once, what there is room for, when all is done.
-
-    Args:
-        requests: the ingress's.
-        tokens: the model's; None for no model.
-    """
-    for unit, backlog in ((b"requests", requests), (b"tokens", tokens)):
-        if backlog is not None and backlog.limit is not None:
-            yield b"x-ratelimit-limit-" + unit, str(backlog.limit).encode()
-            yield b"x-ratelimit-remaining-" + unit, str(backlog.remaining).encode()
-            yield b"x-ratelimit-reset-" + unit, f"{round(backlog.wait_s * 1000)}ms".encode()
 
 
 def _wants_openai(error_format: ErrorFormat, request_headers: Headers) -> bool:

@@ -11,28 +11,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
-import yaml
-from pydantic import ValidationError
-
-from serve_app.api.auth import Keys
-from serve_app.api.error_responses import proxy_settings
-from serve_app.checkpoints.source import find_here
-from serve_app.cli.environment import (
-    choose_environment,
-    haproxy_binary,
-    haproxy_problem,
-    haproxy_settings,
-    is_free,
-    read_env_file,
-)
+from serve_app.cli.check import Plan, PrepareError, read_config_file
+from serve_app.cli.environment import choose_environment, is_free, read_env_file
 from serve_app.cli.process_group import Session
 from serve_app.cli.readiness import (
-    Address,
     Progress,
     StartError,
     dashboard_token,
@@ -42,11 +27,13 @@ from serve_app.cli.readiness import (
     serve_details,
     wait_until_ready,
 )
-from serve_app.config.http import ErrorFormat
-from serve_app.config.models import BatchSettings, ServerConfig, told
-from serve_app.errors import ModelLoadError
+from serve_app.proxy.environment import (
+    haproxy_binary,
+    haproxy_problem,
+    haproxy_settings,
+    proxy_settings,
+)
 
-_EVERY_ADDRESS = ("0.0.0.0", "::", "")  # noqa: S104 - compared with, not bound to
 _TICK_S = 0.25
 # Longer than `serve run` itself waits for Serve's shutdown: 30 s (ray/serve/_private/client.py).
 _GRACE_S = 45.0
@@ -63,10 +50,6 @@ Ctrl-C stops everything that was started here.
 """
 
 
-class PrepareError(Exception):
-    """Why nothing was started; the message is for the person at the terminal."""
-
-
 class Stop:
     """Counts the requests to stop: Ctrl-C, a termination, a terminal that was closed."""
 
@@ -76,89 +59,6 @@ class Stop:
     def __call__(self, _signal: int, _frame: FrameType | None) -> None:
         """Note one request; a signal handler."""
         self.requests += 1
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What a Serve config file says that matters before Ray reads it, of its first application.
-
-    Attributes:
-        address: where it will be served.
-        error_format: the shape of errors.
-        needs_key: whether requests need an API key.
-    """
-
-    address: Address
-    error_format: ErrorFormat = "auto"
-    needs_key: bool = False
-
-
-def read_config(text: str) -> Plan:
-    """Check a Serve config file as far as that goes without Ray.
-
-    Raises:
-        PrepareError: it is wrong; the message names the key.
-    """
-    config = _mapping(yaml.safe_load(text))
-    apps = [_mapping(app) for app in _list(config.get("applications"))]
-    if not apps:
-        raise PrepareError("it has no `applications`")
-    options = _mapping(config.get("http_options"))
-    host = str(options.get("host", ""))
-    address = Address(
-        host="localhost" if host in _EVERY_ADDRESS else host,
-        port=_port(options.get("port", 8000)),
-        prefix=str(apps[0].get("route_prefix") or "").rstrip("/"),
-    )
-    plans = [_plan(app, address) for app in apps]
-    return plans[0]
-
-
-def _port(value: Any) -> int:
-    if not isinstance(value, int) or not 0 < value < 1 << 16:
-        raise PrepareError("http_options.port: it is no number from 1 to 65535")
-    return value
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    # Ray Serve's own schema will name what is wrong.
-    return value if isinstance(value, dict) else {}
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
-
-
-def _plan(app: Mapping[str, Any], address: Address) -> Plan:
-    if app.get("import_path") != "serve_app.app:build":
-        return Plan(address)  # somebody else's
-    try:
-        config = ServerConfig.model_validate(app.get("args") or {})
-    except ValidationError as error:
-        raise PrepareError(told(error, below="args")) from error
-    for deployment in _list(app.get("deployments")):
-        _check_user_config(_mapping(deployment))
-    http = config.http
-    if os.environ.get("RAY_ADDRESS"):  # models and keys lie on that cluster's machines
-        return Plan(address, http.error_format, needs_key=http.api_keys_file is not None)
-    try:
-        keys = Keys(http.api_keys_file)
-    except ValueError as error:
-        raise PrepareError(f"args.http: {error}") from error
-    for model in config.models:
-        try:
-            find_here(model.source)
-        except ModelLoadError as error:
-            raise PrepareError(f"model {model.name}: {error}") from error
-    return Plan(address, http.error_format, needs_key=keys.are_needed)
-
-
-def _check_user_config(deployment: Mapping[str, Any]) -> None:
-    try:
-        BatchSettings.model_validate(deployment.get("user_config") or {})
-    except ValidationError as error:
-        below = f"deployments.{deployment.get('name')}.user_config"
-        raise PrepareError(told(error, below=below)) from error
 
 
 def follow(session: Session, stop: Stop) -> None:
@@ -177,19 +77,8 @@ def follow(session: Session, stop: Stop) -> None:
             time.sleep(_TICK_S)
 
 
-def _plan_of(config: str) -> Plan:
-    try:
-        return read_config(Path(config).read_text())
-    except OSError as error:
-        raise PrepareError(f"{config}: {error.strerror}") from error
-    except (ValueError, yaml.YAMLError, PrepareError) as error:
-        raise PrepareError(f"{config}: {error}") from error
-    except RecursionError:
-        raise PrepareError(f"{config}: it is nested too deep") from None
-
-
 def _prepare(config: str, env_file: str) -> tuple[Plan, dict[str, str]]:
-    plan = _plan_of(config)
+    plan = read_config_file(config)
     if os.environ.get("RAY_ADDRESS"):
         _say(f"RAY_ADDRESS is set: going to that cluster, whose own settings apply, not {env_file}")
         return plan, dict(os.environ)
@@ -249,7 +138,7 @@ def _serve(config: str, plan: Plan, env: Mapping[str, str], stop: Stop) -> None:
 
 def _check(config: str) -> int:
     try:
-        _plan_of(config)
+        read_config_file(config)
     except PrepareError as error:
         print(error, file=sys.stderr)
         return 2

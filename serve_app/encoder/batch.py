@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from serve_app.encoder.padding import padded_batches
 from serve_app.messages import Failure, FailureCode, TokenizedInputs, Vectors
-from serve_app.token_budget import padded_batches, split_by_budget
+from serve_app.token_budget import split_by_budget
 
 Indices = npt.NDArray[np.intp]
 

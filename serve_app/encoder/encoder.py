@@ -23,8 +23,8 @@ from serve_app.encoder.engine import (
     Pass,
     default_batch_tokens,
 )
+from serve_app.encoder.padding import gather, lane_budget
 from serve_app.messages import TokenizedInputs
-from serve_app.token_budget import gather, lane_budget
 
 Result = TypeVar("Result")
 

@@ -9,8 +9,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from serve_app.encoder.padding import pad
 from serve_app.messages import Vectors
-from serve_app.token_budget import pad
 
 # CPU: with MiniLM on two cores, 2048 is the best of 256 to 8192 for texts of 12, 32 and 128 tokens, or within the
 # noise of it; for mixed lengths 4096 gives a sixth less, for more padding.

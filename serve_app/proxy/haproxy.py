@@ -10,8 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from serve_app.api.error_responses import SANE_REQUEST_ID, error_reply, proxy_error_format
-from serve_app.cli.environment import haproxy_binary
+from serve_app.api.error_responses import SANE_REQUEST_ID, error_reply
 from serve_app.config.http import ErrorFormat
 from serve_app.errors import (
     NotFoundError,
@@ -19,6 +18,7 @@ from serve_app.errors import (
     ServiceError,
     UnavailableError,
 )
+from serve_app.proxy.environment import haproxy_binary, proxy_error_format
 
 _UNAVAILABLE = UnavailableError("No replica answers.", "model_unavailable", retry_after_s=1)
 # By the status that HAProxy would have sent; ours is the error's. Its 400 for what is no HTTP cannot be replaced.

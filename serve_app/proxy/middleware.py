@@ -14,12 +14,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve_app.api.error_responses import (
-    Headers,
-    error_reply,
-    is_sane_request_id,
-    proxy_error_format,
-)
+from serve_app.api.error_responses import Headers, error_reply, is_sane_request_id
 from serve_app.config.http import ErrorFormat
 from serve_app.errors import (
     DeadlineError,
@@ -29,6 +24,7 @@ from serve_app.errors import (
     UnavailableError,
 )
 from serve_app.proxy import uvicorn_protocol
+from serve_app.proxy.environment import proxy_error_format
 
 # Ray Serve's own (ray/serve/_private/constants.py): timeouts, disconnects, multiplexing, stickiness.
 _STEERING = {

@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from serve_app.errors import InvalidRequestError
+from serve_app.schemas.base import Answer
 from serve_app.schemas.inputs import Inputs, Texts, TokenIdLists, plain, whole
 
 TruncateDirection = Literal["right", "left"]
@@ -192,12 +193,6 @@ def explain(error: ValidationError) -> InvalidRequestError:
     return InvalidRequestError(f"{param}: {first['msg']}.", f"invalid_{param}", param)
 
 
-class Answer(BaseModel):
-    """Base of what is sent: a field with a default is always there, and `/openapi.json` says so."""
-
-    model_config = ConfigDict(json_schema_serialization_defaults_required=True)
-
-
 class Embedding(Answer):
     """One input's vector."""
 
@@ -220,79 +215,3 @@ class EmbeddingResponse(Answer):
     model: str
     object: Literal["list"]
     usage: Usage
-
-
-class ModelCard(Answer):
-    """A served name: OpenAI's four fields, and what this server knows beside them."""
-
-    id: str
-    object: Literal["model"] = "model"
-    created: int
-    owned_by: str
-    embeds: Annotated[
-        bool, Field(description="Whether `/v1/embeddings` takes it; if not it answers 424.")
-    ]
-    dimensions: int | None
-    max_input_tokens: int | None
-    prompts: Annotated[
-        dict[str, str],
-        Field(description="What `prompt_name` may be, and the text that it stands for."),
-    ]
-
-
-class ModelList(Answer):
-    """The answer of `GET /v1/models`."""
-
-    object: Literal["list"] = "list"
-    data: list[ModelCard]
-
-
-class TeiInfo(Answer):
-    """The answer of `GET /info`: the default model, in the words of text-embeddings-inference."""
-
-    model_config = ConfigDict(protected_namespaces=())
-
-    model_id: str
-    model_sha: str | None
-    model_dtype: str
-    model_type: dict[str, dict[str, str]]
-    max_input_length: int | None
-    max_batch_tokens: int | None
-    max_client_batch_size: int
-    max_concurrent_requests: int | None
-    auto_truncate: bool
-    version: str
-
-
-class Health(Answer):
-    """The answer of `GET /health` and `GET /ready`."""
-
-    status: Literal["ok"] = "ok"
-
-
-class ErrorBody(Answer):
-    """An error in the page's shape; the first two keys are the page's, the others OpenAI's, flat."""
-
-    error: str
-    error_type: Literal[
-        "validation", "authentication", "backend", "overloaded", "unavailable", "internal"
-    ]
-    message: str
-    type: str
-    param: str | None
-    code: str
-
-
-class OpenAIError(Answer):
-    """What is inside OpenAI's envelope."""
-
-    message: str
-    type: str
-    param: str | None
-    code: str
-
-
-class OpenAIErrorBody(Answer):
-    """An error in OpenAI's envelope: sent to OpenAI's SDKs, or to all with `error_format: openai`."""
-
-    error: OpenAIError

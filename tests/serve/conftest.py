@@ -14,7 +14,7 @@ import pytest
 import yaml
 from sentence_transformers import SentenceTransformer
 
-from serve_app.cli.environment import haproxy_binary
+from serve_app.proxy.environment import haproxy_binary
 from tests.support.applications import GUARDED, KEY, PLUMBING, RANKER
 from tests.support.server import ROOT, ProxyMode, Server, answers, running_server, wait_for
 

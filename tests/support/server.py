@@ -19,8 +19,9 @@ import psutil
 import requests
 import yaml
 
-from serve_app.cli.environment import haproxy_settings, read_env_file
+from serve_app.cli.environment import read_env_file
 from serve_app.cli.process_group import Session, session_members
+from serve_app.proxy.environment import haproxy_settings
 
 ROOT = Path(__file__).parents[2]
 ProxyMode = Literal["default", "throughput"]

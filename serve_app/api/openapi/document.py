@@ -20,15 +20,9 @@ from serve_app.api.openapi.headers import RATE_LIMITS, REQUEST_ID, TIMINGS, fail
 from serve_app.api.openapi.request_schema import names, request_schema
 from serve_app.config.http import HttpConfig
 from serve_app.errors import NotFoundError, ServiceError
-from serve_app.schemas.embeddings import (
-    EmbeddingResponse,
-    ErrorBody,
-    Health,
-    ModelCard,
-    ModelList,
-    OpenAIErrorBody,
-    TeiInfo,
-)
+from serve_app.schemas.embeddings import EmbeddingResponse
+from serve_app.schemas.errors import ErrorBody, OpenAIErrorBody
+from serve_app.schemas.models import Health, ModelCard, ModelList, TeiInfo
 from serve_app.service.registry import ServedModel
 
 ASSETS: Final = {"swagger-ui-bundle.js": "text/javascript", "swagger-ui.css": "text/css"}

@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve_app.encoder.batch import Batch, Indices
+from serve_app.encoder.padding import gather, pad
 from serve_app.messages import Failure, TokenizedInputs
-from serve_app.token_budget import gather, pad
 
 LENGTHS = st.lists(st.integers(0, 30), max_size=12)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.cli.environment import haproxy_binary
+from serve_app.proxy.environment import haproxy_binary
 from serve_app.proxy.haproxy import complete, write_answers
 
 # As Ray Serve writes it, less what is not touched.

@@ -1,17 +1,10 @@
-import base64
-import json
-
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.extra.numpy import array_shapes, arrays
 
 from serve_app.messages import Vectors
-from serve_app.service.postprocess import finish, non_finite_rows, write_response
-
-finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
-vectors = arrays(np.float32, array_shapes(min_dims=2, max_dims=2, max_side=12), elements=finite)
+from serve_app.service.postprocess import finish, non_finite_rows
+from tests.support.strategies import vectors
 
 
 @given(vectors, st.data())
@@ -70,59 +63,3 @@ def test_rows_that_are_not_finite_are_named() -> None:
     vectors = np.array([[1, 2], [np.nan, 1], [1, np.inf], [0, 0], [-np.inf, 0]], np.float32)
 
     assert non_finite_rows(vectors) == [1, 2, 4]
-
-
-@given(vectors, st.booleans())
-def test_floats_read_back_to_the_same_float32(vectors: Vectors, is_cut: bool) -> None:  # noqa: FBT001
-    """Written as JSON numbers and read by any parser, every bit is there again."""
-    sent = finish(vectors, dimensions=1 if is_cut else None, normalize=False)
-    sent.setflags(write=False)
-
-    body = write_response(sent, encoding_format="float", model="m", prompt_tokens=3)
-
-    rows = [entry["embedding"] for entry in json.loads(body)["data"]]
-    assert np.array(rows, np.float32).tobytes() == sent.tobytes()
-
-
-@given(vectors, st.booleans())
-def test_base64_holds_the_same_bytes(vectors: Vectors, is_cut: bool) -> None:  # noqa: FBT001
-    """Little-endian float32 in the standard alphabet, padded, without a line break."""
-    sent = finish(vectors, dimensions=1 if is_cut else None, normalize=False)
-    sent.setflags(write=False)
-
-    body = write_response(sent, encoding_format="base64", model="m", prompt_tokens=3)
-
-    rows = [entry["embedding"] for entry in json.loads(body)["data"]]
-    decoded = b"".join(base64.b64decode(row, validate=True) for row in rows)
-    assert decoded == sent.astype("<f4").tobytes()
-
-
-@pytest.mark.parametrize("encoding_format", ["float", "base64"])
-def test_a_response_has_the_keys_of_the_page_and_no_others(encoding_format: str) -> None:
-    """In input order, with the tokens counted once and stated twice."""
-    vectors = np.ones((2, 3), np.float32)
-
-    body = json.loads(
-        write_response(vectors, encoding_format=encoding_format, model="m", prompt_tokens=3)
-    )
-
-    embeddings = [entry.pop("embedding") for entry in body["data"]]
-    assert len(embeddings) == 2
-    assert body == {
-        "data": [{"index": 0, "object": "embedding"}, {"index": 1, "object": "embedding"}],
-        "model": "m",
-        "object": "list",
-        "usage": {"prompt_tokens": 3, "total_tokens": 3},
-    }
-
-
-def test_many_vectors_are_one_list_in_order() -> None:
-    """They are written piece by piece, and nobody must see it."""
-    vectors = np.arange(400, dtype=np.float32).reshape(200, 2)
-
-    data = json.loads(write_response(vectors, encoding_format="float", model="m", prompt_tokens=3))[
-        "data"
-    ]
-
-    assert [entry["index"] for entry in data] == list(range(200))
-    assert [entry["embedding"] for entry in data] == vectors.tolist()

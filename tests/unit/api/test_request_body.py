@@ -1,5 +1,4 @@
 import asyncio
-import base64
 import gc
 import gzip
 import json
@@ -8,23 +7,15 @@ import zlib
 from collections.abc import AsyncIterator, Callable
 
 import httpx
-import numpy as np
 import pytest
 from starlette.types import Message
 
-from serve_app.api import routes
 from serve_app.api.request_body import has_more
-from serve_app.service.postprocess import finish
 from serve_app.tokenization.tokenizer import Tokenizer
 from tests.support.fakes import (
-    ALIAS,
-    MODEL,
-    RANKER,
     Application,
-    FakeEmbedder,
     build_application,
     counted,
-    vectors_of,
 )
 
 pytestmark = pytest.mark.anyio
@@ -48,39 +39,6 @@ async def endless(part: bytes) -> AsyncIterator[bytes]:
     """Send a part, and then nothing for ever."""
     yield part
     await asyncio.Event().wait()
-
-
-@pytest.mark.parametrize("dimensions", [None, 3])
-@pytest.mark.parametrize("normalize", [True, False])
-async def test_floats_and_base64_are_the_same_vectors(
-    app: Application,
-    dimensions: int | None,
-    normalize: bool,  # noqa: FBT001
-) -> None:
-    """To the last bit, in either encoding: those that the model and the fields make."""
-    body = {"input": ["a", "b"], "dimensions": dimensions, "normalize": normalize}
-
-    async with app.client() as client:
-        as_floats = await client.post("/v1/embeddings", json=body)
-        as_base64 = await client.post("/v1/embeddings", json={**body, "encoding_format": "base64"})
-
-    expected = finish(vectors_of(app.embedder.seen[0]), dimensions=dimensions, normalize=normalize)
-    floats = [entry["embedding"] for entry in as_floats.json()["data"]]
-    decoded = [base64.b64decode(entry["embedding"]) for entry in as_base64.json()["data"]]
-    assert np.array(floats, np.float32).tobytes() == expected.tobytes()
-    assert b"".join(decoded) == expected.astype("<f4").tobytes()
-
-
-async def test_the_headers_tell_tokens_and_milliseconds(app: Application) -> None:
-    """Each stage that the answer went through, as non-negative numbers."""
-    async with app.client() as client:
-        response = await client.post("/v1/embeddings", content=BODY)
-
-    names = ["total", "tokenization", "queue", "inference"]
-    times = {name: float(response.headers[f"x-{name}-time"]) for name in names}
-    assert response.headers["x-compute-tokens"] == "6"
-    assert (times["queue"], times["inference"]) == (1, 2)
-    assert 0 <= times["tokenization"] <= times["total"]
 
 
 async def test_a_body_that_says_it_is_too_long_is_not_read(tokenizer: Tokenizer) -> None:
@@ -209,75 +167,6 @@ async def test_a_client_that_leaves_in_its_body_gets_no_answer(app: Application)
     assert counted(app.metrics, "embeddings_requests_in_flight") == 0
 
 
-async def test_requests_beyond_the_places_are_refused_until_one_is_free(
-    tokenizer: Tokenizer,
-) -> None:
-    """The place is held from before the body to the answer."""
-    app = build_application(tokenizer, embedder=FakeEmbedder(waits=True), max_requests=1)
-    async with app.client() as client:
-        holding = asyncio.create_task(client.post("/v1/embeddings", content=BODY))
-        await app.embedder.called.wait()
-        refused = await client.post("/v1/embeddings", content=BODY)
-        holding.cancel()
-        await asyncio.wait([holding])
-        app.embedder.waits = False
-
-        taken = await client.post("/v1/embeddings", content=BODY)
-
-    assert (refused.status_code, taken.status_code) == (429, 200)
-    assert app.embedder.cancelled == 1
-
-
-async def test_all_models_are_listed_under_all_their_names(app: Application) -> None:
-    """A client that looks for its model finds it, whichever name it knows."""
-    async with app.client() as client:
-        listed = (await client.get("/v1/models")).json()
-        with_slash = (await client.get("/v1/models/")).json()
-        each = [(await client.get(f"/v1/models/{card['id']}")).json() for card in listed["data"]]
-
-    assert listed["object"] == "list"
-    assert [card["id"] for card in listed["data"]] == [MODEL, ALIAS, RANKER]
-    assert all(isinstance(card["created"], int) for card in listed["data"])
-    assert with_slash == listed
-    assert each == listed["data"]
-
-
-async def test_requests_are_counted_by_route_and_model(app: Application) -> None:
-    """An alias of the route is the route, and an alias of the model is the model."""
-    async with app.client() as client:
-        await client.post("/embeddings/", json={"input": "a", "model": ALIAS})
-        await client.post("/v1/embeddings", json={"input": "a", "model": "nobody"})
-        await client.get("/secret/path")
-        scrape = (await client.get("/metrics")).text
-
-    by_labels = [
-        {"model": MODEL, "route": "/v1/embeddings", "status": "200"},
-        {"model": "", "route": "/v1/embeddings", "status": "404"},
-        {"model": "", "route": "other", "status": "404"},
-    ]
-    counts = [
-        counted(app.metrics, "embeddings_requests_total", key="", **labels) for labels in by_labels
-    ]
-    assert counts == [1, 1, 1]
-    assert "secret" not in scrape
-    assert "nobody" not in scrape
-
-
-async def test_a_large_answer_is_written_in_a_thread_and_is_the_same(
-    app: Application, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Nobody must see the difference; here every answer is large."""
-    async with app.client() as client:
-        small = await client.post("/v1/embeddings", content=BODY)
-        monkeypatch.setattr(routes, "_INLINE_NUMBERS", 0)
-        large = await client.post("/v1/embeddings", content=BODY)
-
-    assert large.content == small.content
-
-
-# Compressed bodies.
-
-
 @pytest.mark.parametrize(
     ("encoding", "compress"),
     [
@@ -354,68 +243,6 @@ async def test_an_encoding_that_is_not_known_is_400(app: Application, encodings:
 
     assert response.json()["code"] == "unsupported_content_encoding"
     assert "gzip" in response.json()["message"]
-
-
-async def test_every_answer_tells_what_there_is_room_for(tokenizer: Tokenizer) -> None:
-    """Of requests from the start, of tokens once the model is known; as it is at that moment."""
-    embedder = FakeEmbedder()
-    embedder.backlog.add(300)
-    app = build_application(tokenizer, embedder=embedder, max_requests=5)
-
-    async with app.client() as client:
-        answered = (await client.post("/v1/embeddings", content=BODY)).headers
-        refused = (
-            await client.post("/v1/embeddings", json={"input": "a", "dimensions": -1})
-        ).headers
-        unknown = (
-            await client.post("/v1/embeddings", json={"input": "a", "dimensions": 999})
-        ).headers
-        other = (await client.get("/v1/models")).headers
-
-    for headers in (answered, unknown):
-        assert headers["x-ratelimit-limit-tokens"] == "1000"
-        assert headers["x-ratelimit-remaining-tokens"] == "700"
-        assert headers["x-ratelimit-reset-tokens"] == "1000ms"
-    assert {h["x-ratelimit-limit-requests"] for h in (answered, refused, unknown)} == {"5"}
-    assert {h["x-ratelimit-remaining-requests"] for h in (answered, refused, unknown)} == {"5"}
-    assert "x-ratelimit-limit-tokens" not in refused
-    assert not [name for name in other if name.startswith("x-ratelimit")]
-
-
-@pytest.mark.parametrize(
-    ("inputs", "priority", "is_bulk"),
-    [
-        (["a"], None, False),
-        (["a", "b"], None, True),
-        (["a", "b"], "Interactive", False),
-        (["a"], "bulk", True),
-        (["a"], "", False),
-    ],
-)
-async def test_a_request_has_its_lane(
-    tokenizer: Tokenizer,
-    inputs: list[str],
-    priority: str | None,
-    is_bulk: bool,  # noqa: FBT001
-) -> None:
-    """By its tokens, of which each of these inputs has three, or as its client says."""
-    app = build_application(tokenizer, model={"interactive_tokens": 3})
-    headers = {} if priority is None else {"x-priority": priority}
-
-    async with app.client() as client:
-        answer = await client.post("/v1/embeddings", json={"input": inputs}, headers=headers)
-
-    assert answer.status_code == 200
-    assert app.embedder.bulk == [is_bulk]
-
-
-async def test_a_lane_that_does_not_exist_is_named(app: Application) -> None:
-    """By the header that asked for it."""
-    async with app.client() as client:
-        answer = await client.post("/v1/embeddings", content=BODY, headers={"x-priority": "urgent"})
-
-    assert answer.status_code == 400
-    assert (answer.json()["param"], answer.json()["code"]) == ("x-priority", "invalid_priority")
 
 
 async def test_a_body_that_is_wrong_leaves_the_garbage_collector_on(app: Application) -> None:

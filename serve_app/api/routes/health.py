@@ -1,0 +1,48 @@
+"""The routes that load balancers and scrapers ask: `GET /health`, `GET /ready` and `GET /metrics`."""
+
+from collections.abc import Awaitable, Callable
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from serve_app.api.serialization import json_response
+from serve_app.config.http import HttpConfig
+from serve_app.errors import UnavailableError
+from serve_app.observability.metrics import CONTENT_TYPE
+from serve_app.schemas.models import Health
+from serve_app.service.embeddings import Service
+
+Scrape = Callable[[], Awaitable[bytes]]
+
+
+class HealthRoutes:
+    """The handlers, and what they work with.
+
+    Args:
+        service: whose readiness they tell.
+        settings: the wait that a 503 names.
+        scrape: gathers the metrics of all replicas as Prometheus text.
+    """
+
+    def __init__(self, service: Service, *, settings: HttpConfig, scrape: Scrape) -> None:
+        self._service = service
+        self._settings = settings
+        self._scrape = scrape
+
+    async def health(self, _request: Request) -> Response:
+        """`GET /health`: this process can answer."""
+        return json_response(Health())
+
+    async def ready(self, _request: Request) -> Response:
+        """`GET /ready`: every model has a replica that can embed, or starts one when it is asked."""
+        names = await self._service.not_ready()
+        if names:
+            message = f"No replica can embed with: {', '.join(names)}."
+            raise UnavailableError(
+                message, "model_unavailable", retry_after_s=self._settings.retry_after_s
+            )
+        return json_response(Health())
+
+    async def metrics(self, _request: Request) -> Response:
+        """`GET /metrics`: the series of all replicas, whichever answers."""
+        return Response(await self._scrape(), media_type=CONTENT_TYPE)

@@ -1,0 +1,69 @@
+"""The routes that describe models: `GET /v1/models`, and text-embeddings-inference's `GET /info`."""
+
+import time
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from serve_app import __version__
+from serve_app.api.serialization import json_response
+from serve_app.config.http import HttpConfig
+from serve_app.schemas.models import ModelCard, ModelList, TeiInfo
+from serve_app.service.embeddings import Service
+from serve_app.service.registry import ServedModel
+
+
+class ModelRoutes:
+    """The handlers, and what they work with.
+
+    Args:
+        service: whose models they describe.
+        settings: the limits that `/info` states.
+    """
+
+    def __init__(self, service: Service, *, settings: HttpConfig) -> None:
+        self._service = service
+        self._settings = settings
+        self._started = int(time.time())
+
+    async def models(self, _request: Request) -> Response:
+        """`GET /v1/models`: every model under its name and under each of its aliases."""
+        names = [(name, m) for m in self._service.models for name in (m.name, *m.config.aliases)]
+        cards = [self._card(name, model) for name, model in names]
+        return json_response(ModelList(data=cards))
+
+    async def model(self, request: Request) -> Response:
+        """`GET /v1/models/{id}`."""
+        name = request.path_params["id"]
+        return json_response(self._card(name, self._service.models.named(name)))
+
+    def _card(self, name: str, model: ServedModel) -> ModelCard:
+        tokenizer = model.tokenizer
+        return ModelCard(
+            id=name,
+            created=self._started,
+            owned_by=model.name.split("/")[0],
+            embeds=model.embedder is not None,
+            dimensions=model.dimensions,
+            max_input_tokens=tokenizer.max_input_tokens if tokenizer else None,
+            prompts=dict(tokenizer.prompts) if tokenizer else {},
+        )
+
+    async def info(self, _request: Request) -> Response:
+        """`GET /info`: the default model, as text-embeddings-inference tells of its own."""
+        model = self._service.models.first
+        limits = model.tokenizer.max_input_tokens if model.tokenizer else None
+        return json_response(
+            TeiInfo(
+                model_id=model.name,
+                model_sha=model.config.revision,
+                model_dtype=model.config.dtype,
+                model_type={"embedding": {}} if model.embedder else {},
+                max_input_length=limits,
+                max_batch_tokens=model.config.max_batch_tokens,
+                max_client_batch_size=self._settings.max_client_batch_size,
+                max_concurrent_requests=self._service.requests.limit,
+                auto_truncate=model.config.truncate,
+                version=__version__,
+            )
+        )

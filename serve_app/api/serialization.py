@@ -1,0 +1,73 @@
+"""The bytes of answers: pydantic models as JSON, vectors as JSON in floats or base64.
+
+Works on float32 buffers from end to end: base64 is a slice of the buffer, and orjson writes floats in the shortest
+form that reads back as the same float32.
+"""
+
+import base64
+from typing import Any
+
+import numpy as np
+import orjson
+from pydantic import BaseModel
+from starlette.responses import Response
+
+from serve_app.messages import Vectors
+
+# Vectors that orjson writes at once. It holds the interpreter's lock while it does, so that a thread alone does not
+# free the event loop: 2,048 vectors of 1,024 floats stopped it for 50 ms in one piece, and for 10 ms in these.
+_PIECE = 64
+
+
+def json_response(model: BaseModel) -> Response:
+    """Return a 200 with a model as its JSON."""
+    return Response(model.model_dump_json(), media_type="application/json")
+
+
+def write_response(
+    vectors: Vectors, *, encoding_format: str, model: str, prompt_tokens: int
+) -> bytes:
+    """Write the JSON of an embeddings response.
+
+    Args:
+        vectors: float32 [inputs, dimensions], contiguous, finite.
+        encoding_format: `float`, or `base64` for little-endian float32 in the standard alphabet, padded.
+        model: the served model's name.
+        prompt_tokens: tokens that the model read.
+    """
+    entries = [
+        {"embedding": row, "index": index, "object": "embedding"}
+        for index, row in enumerate(_rows(vectors, encoding_format))
+    ]
+    end = {
+        "model": model,
+        "object": "list",
+        "usage": {"prompt_tokens": prompt_tokens, "total_tokens": prompt_tokens},
+    }
+    return b'{"data":%b,%b' % (_array(entries), orjson.dumps(end)[1:])
+
+
+def write_rows(vectors: Vectors, *, encoding_format: str) -> bytes:
+    """Write the JSON of nothing but the vectors, a list of lists; the arguments are those of `write_response`."""
+    return _array(_rows(vectors, encoding_format))
+
+
+def _rows(vectors: Vectors, encoding_format: str) -> list[Any]:
+    return _base64_rows(vectors) if encoding_format == "base64" else list(vectors)
+
+
+def _array(items: list[Any]) -> bytes:
+    pieces = [
+        orjson.dumps(items[start : start + _PIECE], option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]
+        for start in range(0, len(items), _PIECE)
+    ]
+    return b"[%b]" % b",".join(pieces)
+
+
+def _base64_rows(vectors: Vectors) -> list[str]:
+    buffer = np.ascontiguousarray(vectors, dtype="<f4").data.cast("B")
+    size = 4 * vectors.shape[1]
+    return [
+        base64.b64encode(buffer[start : start + size]).decode("ascii")
+        for start in range(0, size * len(vectors), size)
+    ]

@@ -1,0 +1,20 @@
+"""Runs the command line as a user does."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def run_launcher(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
+    """Run the command until it ends by itself."""
+    return subprocess.run(
+        [sys.executable, "-m", "serve_app.cli.serve", *args],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )

@@ -1,0 +1,152 @@
+import asyncio
+import base64
+
+import numpy as np
+import pytest
+
+from serve_app.api.routes import embeddings
+from serve_app.service.postprocess import finish
+from serve_app.tokenization.tokenizer import Tokenizer
+from tests.support.fakes import (
+    ALIAS,
+    MODEL,
+    Application,
+    FakeEmbedder,
+    build_application,
+    counted,
+    vectors_of,
+)
+
+pytestmark = pytest.mark.anyio
+
+BODY = b'{"input": ["a", "b"]}'
+
+
+@pytest.fixture
+def app(tokenizer: Tokenizer) -> Application:
+    """The application with its defaults."""
+    return build_application(tokenizer)
+
+
+@pytest.mark.parametrize("dimensions", [None, 3])
+@pytest.mark.parametrize("normalize", [True, False])
+async def test_floats_and_base64_are_the_same_vectors(
+    app: Application,
+    dimensions: int | None,
+    normalize: bool,  # noqa: FBT001
+) -> None:
+    """To the last bit, in either encoding: those that the model and the fields make."""
+    body = {"input": ["a", "b"], "dimensions": dimensions, "normalize": normalize}
+
+    async with app.client() as client:
+        as_floats = await client.post("/v1/embeddings", json=body)
+        as_base64 = await client.post("/v1/embeddings", json={**body, "encoding_format": "base64"})
+
+    expected = finish(vectors_of(app.embedder.seen[0]), dimensions=dimensions, normalize=normalize)
+    floats = [entry["embedding"] for entry in as_floats.json()["data"]]
+    decoded = [base64.b64decode(entry["embedding"]) for entry in as_base64.json()["data"]]
+    assert np.array(floats, np.float32).tobytes() == expected.tobytes()
+    assert b"".join(decoded) == expected.astype("<f4").tobytes()
+
+
+async def test_the_headers_tell_tokens_and_milliseconds(app: Application) -> None:
+    """Each stage that the answer went through, as non-negative numbers."""
+    async with app.client() as client:
+        response = await client.post("/v1/embeddings", content=BODY)
+
+    names = ["total", "tokenization", "queue", "inference"]
+    times = {name: float(response.headers[f"x-{name}-time"]) for name in names}
+    assert response.headers["x-compute-tokens"] == "6"
+    assert (times["queue"], times["inference"]) == (1, 2)
+    assert 0 <= times["tokenization"] <= times["total"]
+
+
+async def test_requests_beyond_the_places_are_refused_until_one_is_free(
+    tokenizer: Tokenizer,
+) -> None:
+    """The place is held from before the body to the answer."""
+    app = build_application(tokenizer, embedder=FakeEmbedder(waits=True), max_requests=1)
+    async with app.client() as client:
+        holding = asyncio.create_task(client.post("/v1/embeddings", content=BODY))
+        await app.embedder.called.wait()
+        refused = await client.post("/v1/embeddings", content=BODY)
+        holding.cancel()
+        await asyncio.wait([holding])
+        app.embedder.waits = False
+
+        taken = await client.post("/v1/embeddings", content=BODY)
+
+    assert (refused.status_code, taken.status_code) == (429, 200)
+    assert app.embedder.cancelled == 1
+
+
+async def test_requests_are_counted_by_route_and_model(app: Application) -> None:
+    """An alias of the route is the route, and an alias of the model is the model."""
+    async with app.client() as client:
+        await client.post("/embeddings/", json={"input": "a", "model": ALIAS})
+        await client.post("/v1/embeddings", json={"input": "a", "model": "nobody"})
+        await client.get("/secret/path")
+        scrape = (await client.get("/metrics")).text
+
+    by_labels = [
+        {"model": MODEL, "route": "/v1/embeddings", "status": "200"},
+        {"model": "", "route": "/v1/embeddings", "status": "404"},
+        {"model": "", "route": "other", "status": "404"},
+    ]
+    counts = [
+        counted(app.metrics, "embeddings_requests_total", key="", **labels) for labels in by_labels
+    ]
+    assert counts == [1, 1, 1]
+    assert "secret" not in scrape
+    assert "nobody" not in scrape
+
+
+async def test_a_large_answer_is_written_in_a_thread_and_is_the_same(
+    app: Application, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody must see the difference; here every answer is large."""
+    async with app.client() as client:
+        small = await client.post("/v1/embeddings", content=BODY)
+        monkeypatch.setattr(embeddings, "_INLINE_NUMBERS", 0)
+        large = await client.post("/v1/embeddings", content=BODY)
+
+    assert large.content == small.content
+
+
+# Compressed bodies.
+
+
+@pytest.mark.parametrize(
+    ("inputs", "priority", "is_bulk"),
+    [
+        (["a"], None, False),
+        (["a", "b"], None, True),
+        (["a", "b"], "Interactive", False),
+        (["a"], "bulk", True),
+        (["a"], "", False),
+    ],
+)
+async def test_a_request_has_its_lane(
+    tokenizer: Tokenizer,
+    inputs: list[str],
+    priority: str | None,
+    is_bulk: bool,  # noqa: FBT001
+) -> None:
+    """By its tokens, of which each of these inputs has three, or as its client says."""
+    app = build_application(tokenizer, model={"interactive_tokens": 3})
+    headers = {} if priority is None else {"x-priority": priority}
+
+    async with app.client() as client:
+        answer = await client.post("/v1/embeddings", json={"input": inputs}, headers=headers)
+
+    assert answer.status_code == 200
+    assert app.embedder.bulk == [is_bulk]
+
+
+async def test_a_lane_that_does_not_exist_is_named(app: Application) -> None:
+    """By the header that asked for it."""
+    async with app.client() as client:
+        answer = await client.post("/v1/embeddings", content=BODY, headers={"x-priority": "urgent"})
+
+    assert answer.status_code == 400
+    assert (answer.json()["param"], answer.json()["code"]) == ("x-priority", "invalid_priority")
