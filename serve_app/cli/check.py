@@ -14,9 +14,7 @@ from pydantic import ValidationError
 
 from serve_app.api.auth import Keys
 from serve_app.checkpoints.source import find_here
-from serve_app.cli.readiness import (
-    Address,
-)
+from serve_app.cli.readiness import Address
 from serve_app.config.http import ErrorFormat
 from serve_app.config.models import BatchSettings, ServerConfig, told
 from serve_app.errors import ModelLoadError

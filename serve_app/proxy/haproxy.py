@@ -12,12 +12,7 @@ from pathlib import Path
 
 from serve_app.api.error_responses import SANE_REQUEST_ID, error_reply
 from serve_app.config.http import ErrorFormat
-from serve_app.errors import (
-    NotFoundError,
-    RequestTimeoutError,
-    ServiceError,
-    UnavailableError,
-)
+from serve_app.errors import NotFoundError, RequestTimeoutError, ServiceError, UnavailableError
 from serve_app.proxy.environment import haproxy_binary, proxy_error_format
 
 _UNAVAILABLE = UnavailableError("No replica answers.", "model_unavailable", retry_after_s=1)

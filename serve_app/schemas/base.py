@@ -1,9 +1,6 @@
 """What all answers have in common."""
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-)
+from pydantic import BaseModel, ConfigDict
 
 
 class Answer(BaseModel):

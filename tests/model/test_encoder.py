@@ -17,8 +17,8 @@ from serve_app.encoder.engine import Features, lanes_for
 from serve_app.encoder.torch import TorchEngine
 from serve_app.errors import ModelLoadError
 from serve_app.messages import Failure, TokenizedInputs
-from tests.model.conftest import OPENVINO, TORCH_ONLY, Loaded, TinyModels
 from tests.support.checkpoints import write_json
+from tests.support.models import OPENVINO, TORCH_ONLY, Loaded, TinyModels
 from tests.support.tiny_models import bert, build, static
 
 POISON = 7

@@ -7,7 +7,7 @@ import torch
 from serve_app.encoder.model_check import check_model
 from serve_app.errors import ModelLoadError
 from serve_app.tokenization.tokenizer import Tokenizer
-from tests.model.conftest import Loaded, TinyModels
+from tests.support.models import Loaded, TinyModels
 
 
 class Changed:

@@ -15,20 +15,11 @@ from sentence_transformers import SentenceTransformer
 
 from serve_app.messages import TokenizedInputs, Vectors
 from serve_app.tokenization.tokenizer import Tokenizer
-from tests.model.conftest import TORCH_ONLY, Loaded, TinyModels
-from tests.support.checkpoints import CORPUS, LONG_TEXT, NASTY_TEXTS
+from tests.support.checkpoints import CORPUS, LONG_TEXT
+from tests.support.models import READABLE, TEXTS, TORCH_ONLY, Loaded, TinyModels, assert_same
 from tests.support.tiny_models import MAX_SEQ_LENGTH, MODELS, PROMPTS
 
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-READABLE = ["the quick brown fox", "fox", "a dog and a fox, and then some more"]
-TEXTS = [*NASTY_TEXTS, LONG_TEXT, *READABLE]
-
-
-def assert_same(ours: Vectors, theirs: Vectors) -> None:
-    """Compare within the tolerance that is promised."""
-    assert ours.dtype == np.float32
-    assert ours.shape == theirs.shape
-    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
 def test_texts_have_the_same_vectors(model: Loaded) -> None:

@@ -15,10 +15,17 @@ from serve_app.encoder.torch import TorchEngine
 from serve_app.encoder.varlen import CannotUnpadError
 from serve_app.encoder.verification import probes, unpad_checked
 from serve_app.tokenization.tokenizer import Tokenizer
-from tests.model.conftest import UNPADDED, Loaded, TinyModels, load, reference_of
-from tests.model.test_parity import TEXTS, assert_same
 from tests.support.attention import one_by_one
 from tests.support.checkpoints import byte_bpe
+from tests.support.models import (
+    TEXTS,
+    UNPADDED,
+    Loaded,
+    TinyModels,
+    assert_same,
+    load,
+    reference_of,
+)
 from tests.support.tiny_models import SIZES, Backbone, build, qwen2, save_backbone
 
 BPE_TOKENS = {"eos": "<|endoftext|>", "pad": "<|endoftext|>"}

@@ -12,9 +12,9 @@ from contextlib import ExitStack, contextmanager
 import pytest
 import requests
 
-from tests.serve.test_http import post
-from tests.serve.test_operator import scrape
+from tests.support.http import post
 from tests.support.load import sending
+from tests.support.metrics import total
 from tests.support.server import Server, wait_for
 
 MILLION = 1_000_000
@@ -147,15 +147,21 @@ def test_work_of_clients_that_leave_is_not_done(server: Server) -> None:
     """What waits for the model is dropped before the model sees it."""
     text = json.dumps({"input": "slow " * 40}).encode()
     head = b"POST /plumbing/v1/embeddings HTTP/1.1\r\nHost: test\r\nContent-Length: %d\r\n\r\n"
-    before = value(server, "embeddings_inputs_total")
+    before = total(server.plumbing_url, "embeddings_inputs_total")
 
     with connections(server, 10, head % len(text) + text):
         wait_for(
-            lambda: value(server, "embeddings_pending_tokens") > 200, timeout_s=20, what="a queue"
+            lambda: total(server.plumbing_url, "embeddings_pending_tokens") > 200,
+            timeout_s=20,
+            what="a queue",
         )
-    wait_for(lambda: not value(server, "embeddings_pending_tokens"), timeout_s=20, what="no queue")
+    wait_for(
+        lambda: not total(server.plumbing_url, "embeddings_pending_tokens"),
+        timeout_s=20,
+        what="no queue",
+    )
 
-    assert value(server, "embeddings_inputs_total") - before <= 5
+    assert total(server.plumbing_url, "embeddings_inputs_total") - before <= 5
     assert post(server.plumbing_url, {"input": "fine"}).status_code == 200
 
 
@@ -174,9 +180,3 @@ def test_clients_that_leave_take_no_others_work_along(server: Server) -> None:
     print(load)
     assert set(load.statuses) == {200}
     assert load.seconds(200)[-1] < 10
-
-
-def value(server: Server, metric: str) -> float:
-    """Return the sum of a metric of the plumbing application."""
-    lines = [line for line in scrape(server) if line.startswith(metric)]
-    return sum(float(line.rsplit(" ", 1)[1]) for line in lines)

@@ -8,8 +8,8 @@ import pytest
 import requests
 import yaml
 
-from tests.serve.test_http import PAGE_KEYS, post
-from tests.support.applications import OBEDIENT
+from tests.support.http import PAGE_KEYS, post
+from tests.support.metrics import replicas, total
 from tests.support.server import Server, answers, wait_for
 
 
@@ -134,7 +134,11 @@ def test_replicas_that_are_replaced_finish_what_they_have_accepted(server: Serve
         accepted = [
             clients.submit(post, server.plumbing_url, {"input": "slow " * 30}) for _ in range(12)
         ]
-        wait_for(lambda: queued_jobs(server) > 0, timeout_s=10, what="requests in the queue")
+        wait_for(
+            lambda: total(server.plumbing_url, "embeddings_replica_queued_jobs") > 0,
+            timeout_s=10,
+            what="requests in the queue",
+        )
 
         deploy(server, {"deployments": []}, max_input_tokens=200)
 
@@ -149,28 +153,3 @@ def deploy(server: Server, change: dict[str, Any], **model: Any) -> None:
     application.update(change)
     application["args"]["models"][0].update(model)
     server.deploy(config)
-
-
-def samples(server: Server, metric: str) -> list[str]:
-    """Return the lines of one metric from a scrape."""
-    text = requests.get(f"{server.plumbing_url}/metrics", timeout=60).text
-    return [line for line in text.splitlines() if line.startswith(f"{metric}{{")]
-
-
-def queued_jobs(server: Server) -> float:
-    """Return how many jobs wait in the model's replicas."""
-    lines = samples(server, "embeddings_replica_queued_jobs")
-    return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
-
-
-def replicas(server: Server) -> set[str]:
-    """Return the ids of the replicas of the model that obeys."""
-    return replicas_of(server, OBEDIENT)
-
-
-def replicas_of(server: Server, model: str) -> set[str]:
-    """Return the ids of a model's replicas."""
-    lines = samples(server, "embeddings_replica_memory_bytes")
-    return {
-        line.split('replica="')[1].split('"')[0] for line in lines if f'model="{model}"' in line
-    }

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import requests
 
-from tests.serve.test_http import post
 from tests.support.applications import KEY, ORIGIN
+from tests.support.http import post
 from tests.support.server import Server, wait_for
 
 pytestmark = pytest.mark.slow

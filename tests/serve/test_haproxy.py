@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import requests
 
-from tests.serve.test_http import post
+from tests.support.http import post
+from tests.support.metrics import total
 from tests.support.server import Server, wait_for
 
 INGRESS = "ray::ServeReplica:plumbing:ingress"
@@ -38,7 +39,11 @@ def test_requests_in_an_ingress_replica_that_dies_are_answered_by_another(server
             clients.submit(post, server.plumbing_url, {"input": "slow " * 30})
             for _ in range(8)
         ]
-        wait_for(lambda: in_flight(server) >= 6, timeout_s=20, what="most of the requests")
+        wait_for(
+            lambda: total(server.plumbing_url, "embeddings_requests_in_flight") >= 6,
+            timeout_s=20,
+            what="most of the requests",
+        )
         os.kill(server.processes(INGRESS)[0], signal.SIGKILL)
 
         assert [answer.result().status_code for answer in answers] == [200] * 8
@@ -56,10 +61,3 @@ def replicas_up() -> int:
         and server["status"].startswith("UP")
         for server in servers
     )
-
-
-def in_flight(server: Server) -> float:
-    """Return how many requests the ingress replicas work on."""
-    text = requests.get(f"{server.plumbing_url}/metrics", timeout=60).text
-    lines = [n for n in text.splitlines() if n.startswith("embeddings_requests_in_flight{")]
-    return sum(float(line.rsplit(" ", 1)[1]) for line in lines)

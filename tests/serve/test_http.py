@@ -1,35 +1,19 @@
 """The page's own examples, and the contract's answers, from a server that runs as a user runs it."""
 
-import base64
 import json
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import requests
 from sentence_transformers import SentenceTransformer
 
 from tests.support.applications import NAME
+from tests.support.http import PAGE_KEYS, post, vectors
 
-PAGE_KEYS = {"error", "error_type", "message", "type", "param", "code"}
 TIMINGS = {"x-total-time", "x-tokenization-time", "x-queue-time", "x-inference-time"}
-
-
-def post(url: str, body: Any, **options: Any) -> requests.Response:
-    """POST a body to the route."""
-    return requests.post(f"{url}/v1/embeddings", json=body, timeout=170, **options)
-
-
-def vectors(answer: requests.Response) -> npt.NDArray[np.float32]:
-    """Return the vectors of an answer, whatever their encoding."""
-    assert answer.status_code == 200, answer.text
-    rows = [item["embedding"] for item in answer.json()["data"]]
-    if isinstance(rows[0], str):
-        return np.stack([np.frombuffer(base64.b64decode(row), "<f4") for row in rows])
-    return np.array(rows, np.float32)
 
 
 def test_the_pages_raw_json_is_answered(url: str, reference: SentenceTransformer) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from serve_app.proxy.environment import haproxy_binary
-from tests.serve.test_http import post
+from tests.support.http import post
 from tests.support.load import LOST, Load, sending
 from tests.support.server import Server, answers, wait_for
 

@@ -3,33 +3,23 @@
 import uuid
 
 import pytest
-import requests
 
-from tests.serve.test_http import post
+from tests.support.http import post
+from tests.support.metrics import samples, total
 from tests.support.server import Server, wait_for
-
-
-def scrape(server: Server) -> list[str]:
-    """Return the samples of one scrape of the plumbing application, which has two ingress replicas."""
-    answer = requests.get(f"{server.plumbing_url}/metrics", timeout=60)
-    assert answer.status_code == 200
-    return [line for line in answer.text.splitlines() if not line.startswith("#")]
-
-
-def ingress_replicas(server: Server) -> set[str]:
-    """Return the ids of the ingress replicas in one scrape."""
-    found = [line for line in scrape(server) if line.startswith("embeddings_requests_in_flight{")]
-    return {line.split('replica="')[1].split('"')[0] for line in found}
 
 
 @pytest.mark.both_modes
 def test_every_scrape_has_the_series_of_both_ingress_replicas(server: Server) -> None:
     """Whichever replica answers, both are in it."""
-    wait_for(
-        lambda: len(ingress_replicas(server)) == 2, timeout_s=30, what="two replicas in a scrape"
-    )
 
-    scrapes = [ingress_replicas(server) for _ in range(10)]
+    def ingress_replicas() -> set[str]:
+        found = samples(server.plumbing_url, "embeddings_requests_in_flight")
+        return {sample.labels["replica"] for sample in found}
+
+    wait_for(lambda: len(ingress_replicas()) == 2, timeout_s=30, what="two replicas in a scrape")
+
+    scrapes = [ingress_replicas() for _ in range(10)]
 
     assert all(len(found) == 2 for found in scrapes)
     assert len(set.union(*scrapes)) == 2
@@ -39,8 +29,7 @@ def test_requests_are_counted_once(server: Server) -> None:
     """The sum over the replicas grows by what was sent."""
 
     def inputs() -> float:
-        lines = [line for line in scrape(server) if line.startswith("embeddings_inputs_total{")]
-        return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
+        return total(server.plumbing_url, "embeddings_inputs_total")
 
     before = inputs()
     for _ in range(5):

@@ -12,7 +12,7 @@ import openai
 import pytest
 import requests
 
-from tests.serve.test_http import PAGE_KEYS, post
+from tests.support.http import PAGE_KEYS, post
 from tests.support.load import send_at
 from tests.support.server import Server
 

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-from tests.serve.test_http import post, vectors
+from tests.support.http import post, vectors
 from tests.support.server import Server, wait_for
 
 

@@ -11,9 +11,9 @@ import pytest
 import requests
 import yaml
 
-from tests.serve.test_failures import replicas
-from tests.serve.test_http import post
+from tests.support.http import post
 from tests.support.load import Load, sending
+from tests.support.metrics import replicas
 from tests.support.server import Server, wait_for
 
 pytestmark = pytest.mark.slow

@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.serve.test_failures import replicas_of
-from tests.serve.test_http import post
 from tests.support.applications import ELASTIC
+from tests.support.http import post
+from tests.support.metrics import replicas
 from tests.support.server import Server, wait_for
 
 pytestmark = pytest.mark.slow
@@ -17,11 +17,6 @@ pytestmark = pytest.mark.slow
 # A batch of one such text takes its replica 0.3 s, and no second one fits beside it.
 SLOW = "slow " * 40
 MOST = 3
-
-
-def replicas(server: Server) -> int:
-    """Return how many replicas there are."""
-    return len(replicas_of(server, ELASTIC))
 
 
 class Load:
@@ -54,7 +49,7 @@ class Load:
         self._starter.start()
         ends = time.monotonic() + seconds
         while time.monotonic() < ends:
-            self.replicas.append(replicas(self._server))
+            self.replicas.append(len(replicas(self._server, ELASTIC)))
             self._ends.wait(0.25)
         self._ends.set()
         self._starter.join()
@@ -77,14 +72,16 @@ def test_replicas_follow_the_work(server: Server) -> None:
     assert much.replicas[-1] == MOST
     assert again.replicas == sorted(again.replicas, reverse=True)
     assert again.replicas[-1] == 1
-    wait_for(lambda: replicas(server) == 0, timeout_s=30, what="no replica")
+    wait_for(lambda: replicas(server, ELASTIC) == set(), timeout_s=30, what="no replica")
 
 
 def test_one_request_of_many_inputs_is_as_much_work_as_many_requests(server: Server) -> None:
     """It is one call to Ray Serve at a time, and most of it waits in the ingress."""
     with ThreadPoolExecutor(1) as client:
         sent = client.submit(post, server.plumbing_url, {"input": [SLOW] * 120, "model": ELASTIC})
-        wait_for(lambda: replicas(server) == MOST, timeout_s=100, what="three replicas")
+        wait_for(
+            lambda: len(replicas(server, ELASTIC)) == MOST, timeout_s=100, what="three replicas"
+        )
         was_at_it = not sent.done()
 
     assert sent.result().status_code == 200

@@ -1,10 +1,7 @@
 import pytest
 
 from serve_app.tokenization.tokenizer import Tokenizer
-from tests.support.fakes import (
-    FakeEmbedder,
-    build_application,
-)
+from tests.support.fakes import FakeEmbedder, build_application
 
 pytestmark = pytest.mark.anyio
 

@@ -12,11 +12,7 @@ from starlette.types import Message
 
 from serve_app.api.request_body import has_more
 from serve_app.tokenization.tokenizer import Tokenizer
-from tests.support.fakes import (
-    Application,
-    build_application,
-    counted,
-)
+from tests.support.fakes import Application, build_application, counted
 
 pytestmark = pytest.mark.anyio
 

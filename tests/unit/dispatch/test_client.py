@@ -15,24 +15,12 @@ from grpc import StatusCode
 from grpc.aio import AioRpcError, Metadata
 from hypothesis import given
 from hypothesis import strategies as st
-from ray.exceptions import (
-    ActorDiedError,
-    ActorUnavailableError,
-    OutOfMemoryError,
-    RayTaskError,
-)
+from ray.exceptions import ActorDiedError, ActorUnavailableError, OutOfMemoryError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from serve_app.dispatch.client import ClientSettings, ModelClient
 from serve_app.errors import InferenceError, OverloadedError, UnavailableError
-from serve_app.messages import (
-    EmbedJob,
-    EmbedResult,
-    Failure,
-    NotNow,
-    ReplicaState,
-    TokenizedInputs,
-)
+from serve_app.messages import EmbedJob, EmbedResult, Failure, NotNow, ReplicaState, TokenizedInputs
 from serve_app.observability.metrics import Metrics
 from tests.support.fakes import (
     LATE,

@@ -16,7 +16,7 @@ from serve_app.tokenization.bounded import (
     parts,
 )
 from tests.support.checkpoints import byte_bpe, unigram, wordpiece
-from tests.unit.tokenization.test_tokenizer import encode, make, refuse
+from tests.support.tokenizers import encode, make, refuse
 
 LIMIT = 9
 VERY_LONG = "the quick brown fox jumps over the lazy dog. " * 2000

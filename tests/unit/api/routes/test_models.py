@@ -1,13 +1,7 @@
 import pytest
 
 from serve_app.tokenization.tokenizer import Tokenizer
-from tests.support.fakes import (
-    ALIAS,
-    MODEL,
-    RANKER,
-    Application,
-    build_application,
-)
+from tests.support.fakes import ALIAS, MODEL, RANKER, Application, build_application
 
 pytestmark = pytest.mark.anyio
 

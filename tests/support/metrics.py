@@ -1,0 +1,31 @@
+"""What a server publishes under `/metrics`, as tests ask for it."""
+
+import requests
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
+
+from tests.support.applications import OBEDIENT
+from tests.support.server import Server
+
+
+def samples(url: str, name: str, **labels: str) -> list[Sample]:
+    """Return the samples of one name that have these labels, from a scrape of an application."""
+    answer = requests.get(f"{url}/metrics", timeout=60)
+    assert answer.status_code == 200
+    return [
+        sample
+        for family in text_string_to_metric_families(answer.text)
+        for sample in family.samples
+        if sample.name == name and labels.items() <= sample.labels.items()
+    ]
+
+
+def total(url: str, name: str, **labels: str) -> float:
+    """Return the sum of these samples over all replicas."""
+    return sum(sample.value for sample in samples(url, name, **labels))
+
+
+def replicas(server: Server, model: str = OBEDIENT) -> set[str]:
+    """Return the ids of the replicas of a model of the plumbing application."""
+    found = samples(server.plumbing_url, "embeddings_replica_memory_bytes", model=model)
+    return {sample.labels["replica"] for sample in found}

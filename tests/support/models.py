@@ -1,0 +1,106 @@
+"""Tiny models on both sides: loaded by this project for each engine, and by sentence-transformers."""
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Normalize
+
+from serve_app.checkpoints.metadata import Checkpoint, read_checkpoint
+from serve_app.encoder import Encoder, load_encoder
+from serve_app.encoder.torch import TorchEngine
+from serve_app.encoder.varlen import CannotUnpadError
+from serve_app.messages import Vectors
+from serve_app.tokenization.tokenizer import Tokenizer, TruncateDirection
+from tests.support.attention import one_by_one
+from tests.support.checkpoints import LONG_TEXT, NASTY_TEXTS
+
+READABLE = ["the quick brown fox", "fox", "a dog and a fox, and then some more"]
+TEXTS = [*NASTY_TEXTS, LONG_TEXT, *READABLE]
+OPENVINO = pytest.param(
+    "openvino",
+    marks=pytest.mark.skipif(
+        importlib.util.find_spec("openvino") is None, reason="openvino is not installed"
+    ),
+)
+UNPADDED = "unpadded"
+ENGINES = ["torch", UNPADDED, OPENVINO]
+TORCH_ONLY = frozenset({"static", "static-normalize"})
+TinyModels = Callable[..., "Loaded"]
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """A model on both sides: ours from its directory, and sentence-transformers' own, its last Normalize taken off."""
+
+    directory: Path
+    checkpoint: Checkpoint
+    tokenizer: Tokenizer
+    encoder: Encoder
+    reference: SentenceTransformer
+
+    def embed(
+        self,
+        texts: list[str],
+        *,
+        prompt_name: str | None = None,
+        truncate_direction: TruncateDirection = "right",
+    ) -> Vectors:
+        """Return our vectors of texts, cut where they are too long."""
+        tokenized = self.tokenizer.encode_texts(
+            texts, prompt_name=prompt_name, truncate=True, truncate_direction=truncate_direction
+        )
+        encoded = self.encoder.encode([tokenized.inputs])
+        assert encoded.failures == ()
+        return encoded.vectors
+
+    def expect(self, texts: list[str], *, prompt_name: str | None = None) -> Vectors:
+        """Return sentence-transformers' vectors, each text in a batch of its own."""
+        # Without a name no prompt, also for a model that names a default: that is what the route promises.
+        prompt = self.reference.prompts[prompt_name] if prompt_name else ""
+        vectors: Vectors = self.reference.encode(texts, prompt=prompt, batch_size=1)
+        return vectors
+
+
+def reference_of(directory: Path) -> SentenceTransformer:
+    """Load a model as sentence-transformers does, less its last Normalize."""
+    reference = SentenceTransformer(
+        str(directory), device="cpu", model_kwargs={"dtype": torch.float32}
+    )
+    while isinstance(reference[-1], Normalize):
+        del reference[-1]
+    return reference
+
+
+def load(directory: Path, reference: SentenceTransformer, *, engine: str) -> Loaded:
+    """Load a model for an engine."""
+    checkpoint = read_checkpoint(str(directory))
+    if engine == UNPADDED:
+        encoder = unpadded(directory, checkpoint)
+    else:
+        encoder = load_encoder(str(directory), device="cpu", engine=engine, warm_up=False)
+        assert encoder.engine_name == engine
+    return Loaded(directory, checkpoint, Tokenizer(checkpoint), encoder, reference)
+
+
+def unpadded(directory: Path, checkpoint: Checkpoint) -> Encoder:
+    """Load a model for torch without padding, with an attention that any device has."""
+    model = SentenceTransformer(str(directory), device="cpu", model_kwargs={"dtype": torch.float32})
+    engine = TorchEngine(model, checkpoint)
+    try:
+        engine.unpad(one_by_one)
+    except CannotUnpadError as error:
+        pytest.skip(f"inputs are padded: {error}")
+    return Encoder(engine, checkpoint)
+
+
+def assert_same(ours: Vectors, theirs: Vectors) -> None:
+    """Compare within the tolerance that is promised."""
+    assert ours.dtype == np.float32
+    assert ours.shape == theirs.shape
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)

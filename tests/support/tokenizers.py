@@ -1,0 +1,47 @@
+"""Tokenizers of small checkpoints, and their ids as lists."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tokenizers
+
+from serve_app.checkpoints.metadata import read_checkpoint
+from serve_app.errors import TokenizationError
+from serve_app.messages import TokenizedInputs
+from serve_app.tokenization.tokenizer import Tokenizer, TruncateDirection
+from tests.support.checkpoints import write_bert
+
+PROMPTS = {"query": "query: ", "passage": "represent this passage:"}
+
+
+def make(directory: Path, raw: tokenizers.Tokenizer | None = None, **changes: object) -> Tokenizer:
+    """Return the tokenizer of a model that reads 32 tokens, some facts of it changed."""
+    write_bert(directory, tokenizer=raw, prompts=PROMPTS)
+    return Tokenizer(replace(read_checkpoint(str(directory)), **changes))  # type: ignore[arg-type]
+
+
+def rows(inputs: TokenizedInputs) -> list[list[int]]:
+    """Take the buffer apart."""
+    return [part.tolist() for part in np.split(inputs.ids, np.cumsum(inputs.lengths)[:-1])]
+
+
+def encode(
+    tokenizer: Tokenizer,
+    *texts: str,
+    prompt_name: str | None = None,
+    truncate_direction: TruncateDirection = "right",
+) -> list[list[int]]:
+    """Return the ids of texts, cut where they are too long."""
+    result = tokenizer.encode_texts(
+        texts, prompt_name=prompt_name, truncate=True, truncate_direction=truncate_direction
+    )
+    return rows(result.inputs)
+
+
+def refuse(tokenizer: Tokenizer, *texts: str) -> TokenizationError:
+    """Return the error that texts meet which may not be cut."""
+    with pytest.raises(TokenizationError) as caught:
+        tokenizer.encode_texts(texts, prompt_name=None, truncate=False, truncate_direction="right")
+    return caught.value
