@@ -51,16 +51,24 @@ class Size:
         )
 
 
-# Of BAAI's bge-small, bge-base and bge-large, version 1.5, by their config.json.
+# Of all-MiniLM-L6-v2, and of BAAI's bge-small, bge-base and bge-large, version 1.5, by their config.json.
 SIZES = {
+    "minilm": Size(layers=6, width=384, heads=12),
     "small": Size(layers=12, width=384, heads=12),
     "base": Size(layers=12, width=768, heads=12),
     "large": Size(layers=24, width=1024, heads=16),
 }
 
 
-def build(size: Size, folder: Path) -> Path:
-    """Write a model of this size into a folder and return the directory to load it from."""
+def build(size: Size, folder: Path, *, spread: float = 0.02, pooling: str = "cls") -> Path:
+    """Write a model into a folder and return the directory to load it from.
+
+    Args:
+        size: its shape.
+        folder: an empty one.
+        spread: the standard deviation of its weights. With BERT's own 0.02 all texts have nearly the same vector.
+        pooling: how tokens become a vector, in sentence-transformers' words.
+    """
     bare, finished = folder / "bare", folder / "model"
     torch.manual_seed(0)
     config = BertConfig(
@@ -70,12 +78,13 @@ def build(size: Size, folder: Path) -> Path:
         num_attention_heads=size.heads,
         intermediate_size=size.feed_forward,
         max_position_embeddings=MAX_TOKENS,
+        initializer_range=spread,
     )
     BertModel(config).save_pretrained(bare)
     vocabulary = {token: index for index, token in enumerate(_vocabulary())}
     BertTokenizerFast(vocab=vocabulary, model_max_length=MAX_TOKENS).save_pretrained(bare)
     transformer = Transformer(str(bare))
-    modules = [transformer, Pooling(size.width, pooling_mode="cls"), Normalize()]
+    modules = [transformer, Pooling(size.width, pooling_mode=pooling), Normalize()]
     SentenceTransformer(modules=modules, device="cpu").save(str(finished))
     return finished
 

@@ -34,8 +34,8 @@ from benchmarks.compare.contenders import (
 )
 from benchmarks.load import request, send
 from benchmarks.prose import Prose
-from benchmarks.sleeping_app import BATCH_S
 from benchmarks.workloads import SEED, SHORT, WORKLOADS, Workload, body, make_requests
+from tests.support.plumbing import BATCH_S
 
 MOST_REPLICAS = 4
 TARGET_UTILIZATION = 0.7

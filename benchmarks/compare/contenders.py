@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import cycle
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -24,9 +23,10 @@ import yaml
 from benchmarks.load import HOST, PATH
 from benchmarks.workloads import SHORT, body
 from serve_app.checkpoints.source import resolve
-from serve_app.cli.environment import is_free, read_env_file
+from serve_app.cli.environment import read_env_file
 from serve_app.cli.process_group import Session
 from serve_app.proxy.environment import haproxy_settings
+from tests.support.server import free_port
 
 ROOT = Path(__file__).parents[2]
 INFINITY = ROOT / "benchmarks" / ".venv-infinity" / "bin" / "infinity_emb"
@@ -37,7 +37,6 @@ THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 
 _START_S = 120.0
 _CONFIG = "serve_config.yaml"
 _TICK_S = 0.1
-_PORTS = cycle(range(21000, 29000))
 _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Long enough for a cluster to end in order; what is left then is ended one by one.
 _GRACE_S = 30.0
@@ -193,15 +192,6 @@ def started(contender: Contender) -> Iterator[Started]:
         raise StartFailedError(f"{contender.name}: processes that cannot be ended: {left}")
 
 
-def free_port() -> int:
-    """Return a port that nobody listens on and that was not given before.
-
-    Below those that the system deals out by itself: one of these may be gone to some process of Ray's before Serve
-    binds it, seconds later.
-    """
-    return next(port for port in _PORTS if is_free(port, HOST))
-
-
 def _command(contender: Contender, port: int, folder: Path) -> tuple[list[str], dict[str, str]]:
     if contender.kind == "infinity":
         return _infinity(port)
@@ -231,7 +221,7 @@ def _config(contender: Contender, port: int) -> dict[str, Any]:
     if contender.kind == "ours":
         application["args"]["models"][0] |= contender.model
     elif contender.kind == "sleeping":
-        application["import_path"] = "benchmarks.sleeping_app:build"
+        application["import_path"] = "tests.support.plumbing:build_sleeping"
         replicas = contender.deployment or {"num_replicas": contender.replicas}
         options = {"ray_actor_options": {"num_cpus": 0.1}, **replicas}
         model = {"max_batch_tokens": SHORT, "deployment": options, **contender.model}

@@ -7,9 +7,10 @@ import sys
 import time
 from collections.abc import Mapping
 
-from benchmarks.compare.contenders import ROOT, free_port
+from benchmarks.compare.contenders import ROOT
 from benchmarks.load import HOST, has_wrk, send_with_asyncio, send_with_wrk
 from serve_app.cli.process_group import Session
+from tests.support.server import free_port
 
 _CLIENTS = (1, 64)
 _START_S = 10.0

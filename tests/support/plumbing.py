@@ -20,6 +20,9 @@ from serve_app.messages import Failure, TokenizedInputs
 # Ids of words in the embedded default's vocabulary, and what the encoder does when it reads them.
 SLOW, POISON, DEATH, WEDGE, BROKEN = 4030, 9947, 2331, 17632, 3714  # "slow", "poison", ...
 SLOW_S, WEDGE_S = 0.3, 30.0
+# What every batch takes in the application that only sleeps: a replica with a token budget of one text does a hundred
+# texts a second, whatever the processor.
+BATCH_S = 0.010
 DIMENSIONS = 384
 
 
@@ -28,11 +31,23 @@ def build(config: ServerConfig) -> Application:
     return compose(config, replica=PlumbingReplica)
 
 
+def build_sleeping(config: ServerConfig) -> Application:
+    """Build it around an encoder that takes the same time for every batch."""
+    return compose(config, replica=SleepingReplica)
+
+
 class ObedientEncoder:
-    """Does at once what the words of its inputs say."""
+    """Does what the words of its inputs say.
+
+    Args:
+        batch_s: how long every batch takes.
+    """
 
     dimensions = DIMENSIONS
     device = "cpu"
+
+    def __init__(self, batch_s: float = 0.0) -> None:
+        self._batch_s = batch_s
 
     def encode(
         self,
@@ -47,7 +62,7 @@ class ObedientEncoder:
             os._exit(1)
         if BROKEN in words:
             raise EncoderBrokenError("no more of this device")
-        time.sleep(WEDGE_S if WEDGE in words else SLOW_S if SLOW in words else 0.0)
+        time.sleep(WEDGE_S if WEDGE in words else SLOW_S if SLOW in words else self._batch_s)
         vectors = np.zeros((len(rows), DIMENSIONS), np.float32)
         vectors[:, 0] = [ids.sum() for ids in rows]
         vectors[:, 1] = [len(ids) for ids in rows]
@@ -62,3 +77,10 @@ class PlumbingReplica(EmbeddingReplica):
         if self._model.device.startswith("cuda"):
             raise ModelLoadError("There is no GPU here.")
         return ObedientEncoder()
+
+
+class SleepingReplica(EmbeddingReplica):
+    """The product's replica around an encoder that sleeps."""
+
+    def _load(self) -> ObedientEncoder:  # type: ignore[override]
+        return ObedientEncoder(batch_s=BATCH_S)

@@ -4,7 +4,6 @@ import contextlib
 import os
 import random
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -12,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,12 +19,13 @@ import psutil
 import requests
 import yaml
 
-from serve_app.cli.environment import read_env_file
+from serve_app.cli.environment import is_free, read_env_file
 from serve_app.cli.process_group import Session, session_members
 from serve_app.proxy.environment import haproxy_settings
 
 ROOT = Path(__file__).parents[2]
 ProxyMode = Literal["default", "throughput"]
+_PORTS = cycle(random.sample(range(21_000, 29_000), 8_000))
 EDGE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 
 
@@ -167,12 +168,12 @@ def _wait_until_ready(url: str, session: Session, early: list[tuple[int, str]]) 
 
 
 def free_port() -> int:
-    """Return a port that nobody has, from below those that the system deals out while the server starts."""
-    for port in random.sample(range(21_000, 29_000), 100):
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)):
-                return port
-    raise RuntimeError("no free port")
+    """Return a port that nobody listens on and that was not given before.
+
+    Below those that the system deals out by itself: one of these may be gone to some process of Ray's before Serve
+    binds it, seconds later.
+    """
+    return next(port for port in _PORTS if is_free(port, "127.0.0.1"))
 
 
 def _environment(mode: ProxyMode, folder: Path, cache: Path) -> dict[str, str]:
