@@ -7,14 +7,14 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, BackpressureConfig, RequestRouterConfig
 
-from serve_app.api.auth import Keys
+from serve_app.api.auth import ApiKeys
 from serve_app.checkpoints.metadata import read_checkpoint
 from serve_app.config.deployments import DeploymentOptions
 from serve_app.config.http import HttpConfig
 from serve_app.config.models import ModelConfig, ServerConfig
 from serve_app.deployments.ingress import Ingress
 from serve_app.deployments.replica import EmbeddingReplica
-from serve_app.deployments.replica_router import FewestCallsRouter
+from serve_app.deployments.replica_router import LeastOutstandingRouter
 
 # A call that waits for a replica is polled for, not woken. Serve's own pauses (25 ms, doubled up to 500 ms) are longer
 # than a batch takes.
@@ -34,7 +34,7 @@ def build(config: ServerConfig) -> Application:
 def compose(config: ServerConfig, *, replica: type) -> Application:
     """Put together the ingress, and for each model that embeds a deployment of `replica`."""
     # Here, and not only in an ingress that cannot start once what serves now has been stopped for it.
-    Keys(config.http.api_keys_file)
+    ApiKeys(config.http.api_keys_file)
     models = {
         model.name: _model(model, replica, config.http)
         for model in config.models
@@ -44,7 +44,7 @@ def compose(config: ServerConfig, *, replica: type) -> Application:
 
 
 def _model(model: ModelConfig, replica: type, http: HttpConfig) -> Application:
-    router = RequestRouterConfig(request_router_class=FewestCallsRouter, **_PAUSES)
+    router = RequestRouterConfig(request_router_class=LeastOutstandingRouter, **_PAUSES)
     options = {"request_router_config": router, **_options(model.deployment, http)}
     options["user_config"] = model.batch_settings
     scaling = model.deployment.autoscaling_config
@@ -68,7 +68,7 @@ def _ingress(config: ServerConfig) -> serve.Deployment:
     """Make the ingress deployment, with limits of Serve's that are never met.
 
     What Serve refuses it refuses in plain text and before our code runs. So the ingress keeps its limits itself
-    (`Service.place`), and Serve lets through so much more that every refusal finds a place to be written in.
+    (`Service.admit`), and Serve lets through so much more that every refusal finds a place to be written in.
     """
     router = RequestRouterConfig(**_PAUSES)
     options = {"request_router_config": router, **_options(config.ingress, config.http)}

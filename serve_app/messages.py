@@ -42,25 +42,25 @@ class TokenizedInputs:
 
 
 @dataclass(frozen=True, slots=True)
-class EmbedJob:
+class EmbedChunk:
     """Inputs of one request that go to a replica together, at most half a token budget of them.
 
     Attributes:
         inputs: what is embedded.
         request_id: the request's.
         first_input: which input of the request is the first of these.
-        is_suspect: whether a replica died that had it, so that it may be what the replica died of.
+        is_retry: whether a replica died that had it, so that it may be what the replica died of.
     """
 
     inputs: TokenizedInputs
     request_id: str
     first_input: int = 0
-    is_suspect: bool = False
+    is_retry: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """One input that has no vector: `index` counts within its job."""
+    """One input that has no vector: `index` counts within its chunk."""
 
     index: int
     code: FailureCode
@@ -68,15 +68,15 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class EmbedResult:
-    """A job's answer.
+    """A chunk's answer.
 
     Attributes:
         vectors: what the model's modules give before any trailing Normalize, float32 [inputs, dimensions]; the rows of
             failed inputs are not meaningful.
         failures: the inputs without a vector, in order.
-        inference_s: seconds that the batch which held the job took.
-        batch_inputs: inputs in the batch that held this job.
-        padded_tokens: this job's share of the tokens that the model computed, padding included.
+        inference_s: seconds that the batch which held the chunk took.
+        batch_inputs: inputs in the batch that held this chunk.
+        padded_tokens: this chunk's share of the tokens that the model computed, padding included.
     """
 
     vectors: Vectors
@@ -87,7 +87,7 @@ class EmbedResult:
 
 
 @dataclass(frozen=True, slots=True)
-class NotNow:
+class ReplicaRejected:
     """A call that a replica does not take now, though it or another soon may.
 
     It is about to be replaced; or the call is a suspect and there is one inside already. Two that die together would
@@ -101,7 +101,7 @@ class ReplicaState:
 
     Attributes:
         replica: the replica's id within the cluster.
-        queued_jobs: jobs that wait for the model.
+        queued_chunks: chunks that wait for the model.
         queued_tokens: their tokens.
         busy_seconds: seconds the model has computed since the replica started.
         memory_bytes: resident memory of the replica's process.
@@ -111,7 +111,7 @@ class ReplicaState:
     """
 
     replica: str
-    queued_jobs: int
+    queued_chunks: int
     queued_tokens: int
     busy_seconds: float
     memory_bytes: int
@@ -122,13 +122,13 @@ class ReplicaState:
 
 @dataclass(frozen=True, slots=True)
 class ModelAnswer:
-    """All of a request's vectors, put together from its jobs.
+    """All of a request's vectors, put together from its chunks.
 
     Attributes:
         vectors: as in `EmbedResult`, float32 [inputs, dimensions].
         failures: the inputs without a vector; `index` counts within the request.
-        queue_s: seconds in which none of its jobs was being computed, the ways to the replica and back included.
-        inference_s: seconds in which the model computed a batch that held a job of it.
+        queue_s: seconds in which none of its chunks was being computed, the ways to the replica and back included.
+        inference_s: seconds in which the model computed a batch that held a chunk of it.
     """
 
     vectors: Vectors

@@ -15,7 +15,7 @@ import torch
 from benchmarks.random_models import SIZES, Size
 from serve_app.encoder import Encoder, default_batch_tokens, load_encoder
 from serve_app.encoder.torch import TorchEngine
-from serve_app.encoder.varlen import CannotUnpadError
+from serve_app.encoder.varlen import CannotPackError
 from serve_app.messages import TokenizedInputs, Vectors
 from tests.support.attention import one_by_one
 
@@ -102,8 +102,8 @@ class Card:
             max_batch_tokens=self.budget,
         )
         if padding == "auto":
-            with contextlib.suppress(CannotUnpadError):
-                torch_engine(encoder).unpad(one_by_one)
+            with contextlib.suppress(CannotPackError):
+                torch_engine(encoder).pack(one_by_one)
         return encoder
 
     def synchronize(self) -> None:

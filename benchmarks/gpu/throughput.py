@@ -102,11 +102,11 @@ def _measure(
 def _packed_forward(card: Card, encoder: Encoder, lengths: Sequence[int]) -> Callable[[], None]:
     """Return the forward pass on one packed batch that lies on the device already."""
     engine = torch_engine(encoder)
-    assert engine._row is not None
+    assert engine._packed is not None
     inputs = random_inputs(lengths)
     features = Features(inputs.ids.astype(np.int64), inputs.lengths.astype(np.int64), 0)
     tensors = dict(
-        engine._row.tensors(features, lambda array: torch.from_numpy(array).to(card.device))
+        engine._packed.tensors(features, lambda array: torch.from_numpy(array).to(card.device))
     )
     if engine.reads_token_types:
         tensors["token_type_ids"] = torch.zeros_like(tensors["input_ids"])

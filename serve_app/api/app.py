@@ -12,12 +12,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from serve_app.api.auth import Keys
+from serve_app.api.auth import ApiKeys
 from serve_app.api.middleware import (
+    AccessLogMiddleware,
     CrossOriginMiddleware,
     ErrorMiddleware,
-    PathMiddleware,
-    RequestMiddleware,
+    NormalizePathMiddleware,
     record_of,
 )
 from serve_app.api.openapi.document import Documentation
@@ -26,7 +26,7 @@ from serve_app.api.routes.health import HealthRoutes, Scrape
 from serve_app.api.routes.models import ModelRoutes
 from serve_app.config.http import HttpConfig
 from serve_app.errors import MethodNotAllowedError, NotFoundError
-from serve_app.observability.access_log import RequestLog
+from serve_app.observability.access_log import AccessLog
 from serve_app.service.embeddings import Service
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -36,12 +36,12 @@ def build_asgi_app(
     service: Service,
     *,
     settings: HttpConfig,
-    keys: Keys,
-    log: RequestLog,
+    keys: ApiKeys,
+    log: AccessLog,
     scrape: Scrape,
     adds_request_id: bool = True,
 ) -> Starlette:
-    """Build the application; the routes, `Keys` and `RequestMiddleware` say what the arguments are."""
+    """Build the application; the routes, `ApiKeys` and `AccessLogMiddleware` say what the arguments are."""
     embeddings = EmbeddingRoutes(service, settings=settings)
     models = ModelRoutes(service, settings=settings)
     health = HealthRoutes(service, settings=settings, scrape=scrape)
@@ -89,10 +89,10 @@ def build_asgi_app(
             *_routes("GET", "/docs/{asset}", documentation.asset),
         ],
         middleware=[
-            Middleware(RequestMiddleware, log=log, adds_request_id=adds_request_id),
+            Middleware(AccessLogMiddleware, log=log, adds_request_id=adds_request_id),
             *(cross_origin if settings.cors_origins else []),
             Middleware(ErrorMiddleware, log=log, error_format=settings.error_format),
-            Middleware(PathMiddleware),
+            Middleware(NormalizePathMiddleware),
         ],
         exception_handlers={404: _not_found, 405: _not_allowed},
     )
@@ -101,13 +101,13 @@ def build_asgi_app(
 
 
 def _routes(
-    method: str, path: str, handler: Handler, *aliases: str, keys: Keys | None = None
+    method: str, path: str, handler: Handler, *aliases: str, keys: ApiKeys | None = None
 ) -> list[BaseRoute]:
     async def labelled(request: Request) -> Response:
         record = record_of(request.scope)
         record.route = path
         if keys is not None:
-            record.key = keys.owner(request.scope["headers"])
+            record.key = keys.authenticate(request.scope["headers"])
         return await handler(request)
 
     return [Route(name, labelled, methods=[method]) for name in (path, *aliases)]

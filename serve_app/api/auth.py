@@ -25,7 +25,7 @@ _SETTLED_S = 1.0
 logger = logging.getLogger("ray.serve.embeddings")
 
 
-class Keys:
+class ApiKeys:
     """The keys that are valid now; none at all where none were configured, and then everyone may come in.
 
     Args:
@@ -53,17 +53,17 @@ class Keys:
                 raise ValueError(f"api_keys_file cannot be read: {error.strerror}") from None
 
     @property
-    def are_needed(self) -> bool:
+    def are_required(self) -> bool:
         """Whether a request must carry a key."""
         return self._file is not None or bool(self._given)
 
-    def owner(self, headers: Iterable[tuple[bytes, bytes]]) -> str:
+    def authenticate(self, headers: Iterable[tuple[bytes, bytes]]) -> str:
         """Return the name of the key in a request's headers, or "" where none is needed.
 
         Raises:
             UnauthorizedError: one is needed, and none of them is valid.
         """
-        if not self.are_needed:
+        if not self.are_required:
             return ""
         self._look_again()
         found = ""

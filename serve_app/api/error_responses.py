@@ -36,7 +36,7 @@ def error_reply(
 ) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
     """Return the status, headers and body that a client gets for an error."""
     body = orjson.dumps(
-        _openai(error) if _wants_openai(error_format, request_headers) else _page(error)
+        _openai(error) if _wants_openai(error_format, request_headers) else _flat(error)
     )
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     if error_format == "auto":
@@ -67,7 +67,7 @@ def _openai(error: ServiceError) -> dict[str, object]:
     return {"error": _fields(error)}
 
 
-def _page(error: ServiceError) -> dict[str, object]:
+def _flat(error: ServiceError) -> dict[str, object]:
     return {"error": error.error, "error_type": error.error_type, **_fields(error)}
 
 

@@ -17,7 +17,7 @@ from serve_app.api.error_responses import error_reply, is_sane_request_id
 from serve_app.api.openapi.headers import RATE_LIMITS
 from serve_app.config.http import ErrorFormat, HttpConfig
 from serve_app.errors import InvalidRequestError, ServiceError
-from serve_app.observability.access_log import RequestLog, RequestRecord
+from serve_app.observability.access_log import AccessLog, RequestRecord
 
 _SCOPE_KEY = "serve_app.request"
 CLIENT_GONE = 499
@@ -29,13 +29,13 @@ _EXPOSED = (
 
 
 def record_of(scope: Scope) -> RequestRecord:
-    """Return the record that `RequestMiddleware` has put into the scope."""
+    """Return the record that `AccessLogMiddleware` has put into the scope."""
     record = scope[_SCOPE_KEY]
     assert isinstance(record, RequestRecord)
     return record
 
 
-class PathMiddleware:
+class NormalizePathMiddleware:
     """Gives a path the form that routes have; clients whose base URL ends in a slash send two, and some end in one.
 
     A slash that was sent as %2F is part of a name and stays.
@@ -54,7 +54,7 @@ class PathMiddleware:
         await self._app(scope, receive, send)
 
 
-class RequestMiddleware:
+class AccessLogMiddleware:
     """Gives each request its id and its record, and writes its log line and metrics when it ends.
 
     Args:
@@ -63,7 +63,7 @@ class RequestMiddleware:
         adds_request_id: whether the response's `x-request-id` is ours to add; Ray Serve adds it itself.
     """
 
-    def __init__(self, app: ASGIApp, *, log: RequestLog, adds_request_id: bool) -> None:
+    def __init__(self, app: ASGIApp, *, log: AccessLog, adds_request_id: bool) -> None:
         self._app = app
         self._log = log
         self._adds_request_id = adds_request_id
@@ -97,7 +97,7 @@ class RequestMiddleware:
 class ErrorMiddleware:
     """Answers every error in the contract's shape; what is not one of ours is a 500 and a line in the log."""
 
-    def __init__(self, app: ASGIApp, *, log: RequestLog, error_format: ErrorFormat) -> None:
+    def __init__(self, app: ASGIApp, *, log: AccessLog, error_format: ErrorFormat) -> None:
         self._app = app
         self._log = log
         self._error_format = error_format

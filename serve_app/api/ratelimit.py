@@ -2,10 +2,12 @@
 
 from collections.abc import Iterable
 
-from serve_app.dispatch.admission import Backlog
+from serve_app.dispatch.admission import Admission
 
 
-def rate_limit_headers(requests: Backlog, tokens: Backlog | None) -> Iterable[tuple[bytes, bytes]]:
+def rate_limit_headers(
+    requests: Admission, tokens: Admission | None
+) -> Iterable[tuple[bytes, bytes]]:
     """Tell of the live state, in OpenAI's words: what is taken at once, what there is room for, when all is done.
 
     Args:

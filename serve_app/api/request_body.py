@@ -26,7 +26,7 @@ _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
 async def read_body(
     request: Request,
     *,
-    hold: Callable[[int], None],
+    reserve_bytes: Callable[[int], None],
     max_bytes: int,
     max_values: int,
     timeout_s: float,
@@ -35,7 +35,7 @@ async def read_body(
 
     Args:
         request: whose body it is.
-        hold: called with the number of bytes by which what is kept of it grows; may raise.
+        reserve_bytes: called with the number of bytes by which what is kept of it grows; may raise.
         max_bytes: of the body, also when it is decompressed.
         max_values: JSON values that inputs are made of.
         timeout_s: seconds in which it has to be here.
@@ -57,7 +57,7 @@ async def read_body(
                 size += len(chunk)
                 if size > max_bytes:
                     raise _too_large(max_bytes)
-                hold(len(chunk))
+                reserve_bytes(len(chunk))
                 chunks.append(chunk)
     except TimeoutError:
         message = f"The body was not complete after {timeout_s:g} s."
@@ -71,12 +71,12 @@ async def read_body(
         raise InvalidRequestError(message, "unsupported_content_encoding")
     if encoding in _ENCODINGS:
         plain = await asyncio.to_thread(inflate, body, max_bytes=max_bytes)
-        hold(len(plain) - len(body))
+        reserve_bytes(len(plain) - len(body))
         body = plain
     most = _SPARE_VALUES + max_values
     # In texts there may be more commas and brackets; a body of fewer bytes need not be looked at.
-    is_suspect = len(body) > most and _beginnings(body, 0, len(body)) > most
-    if is_suspect and await asyncio.to_thread(has_more, body, most):
+    is_retry = len(body) > most and _beginnings(body, 0, len(body)) > most
+    if is_retry and await asyncio.to_thread(has_more, body, most):
         message = f"The body holds more than {most} JSON values. Send fewer inputs in a request."
         raise PayloadTooLargeError(message, "payload_too_large")
     return body

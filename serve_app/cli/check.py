@@ -12,11 +12,11 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from serve_app.api.auth import Keys
+from serve_app.api.auth import ApiKeys
 from serve_app.checkpoints.source import find_here
 from serve_app.cli.readiness import Address
 from serve_app.config.http import ErrorFormat
-from serve_app.config.models import BatchSettings, ServerConfig, told
+from serve_app.config.models import BatchSettings, ServerConfig, format_validation_error
 from serve_app.errors import ModelLoadError
 
 _EVERY_ADDRESS = ("0.0.0.0", "::", "")  # noqa: S104 - compared with, not bound to
@@ -83,14 +83,14 @@ def _plan(app: Mapping[str, Any], address: Address) -> Plan:
     try:
         config = ServerConfig.model_validate(app.get("args") or {})
     except ValidationError as error:
-        raise PrepareError(told(error, below="args")) from error
+        raise PrepareError(format_validation_error(error, below="args")) from error
     for deployment in _list(app.get("deployments")):
         _check_user_config(_mapping(deployment))
     http = config.http
     if os.environ.get("RAY_ADDRESS"):  # models and keys lie on that cluster's machines
         return Plan(address, http.error_format, needs_key=http.api_keys_file is not None)
     try:
-        keys = Keys(http.api_keys_file)
+        keys = ApiKeys(http.api_keys_file)
     except ValueError as error:
         raise PrepareError(f"args.http: {error}") from error
     for model in config.models:
@@ -98,7 +98,7 @@ def _plan(app: Mapping[str, Any], address: Address) -> Plan:
             find_here(model.source)
         except ModelLoadError as error:
             raise PrepareError(f"model {model.name}: {error}") from error
-    return Plan(address, http.error_format, needs_key=keys.are_needed)
+    return Plan(address, http.error_format, needs_key=keys.are_required)
 
 
 def _check_user_config(deployment: Mapping[str, Any]) -> None:
@@ -106,7 +106,7 @@ def _check_user_config(deployment: Mapping[str, Any]) -> None:
         BatchSettings.model_validate(deployment.get("user_config") or {})
     except ValidationError as error:
         below = f"deployments.{deployment.get('name')}.user_config"
-        raise PrepareError(told(error, below=below)) from error
+        raise PrepareError(format_validation_error(error, below=below)) from error
 
 
 def read_config_file(config: str) -> Plan:

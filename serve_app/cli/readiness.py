@@ -44,7 +44,7 @@ class Progress:
     def __init__(
         self, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._say = say
+        self.print_status = say
         self._clock = clock
         self._began = clock()
         self._told = ("", 0.0)
@@ -54,7 +54,7 @@ class Progress:
         elapsed = self._clock() - self._began
         if what != self._told[0] or elapsed - self._told[1] >= _REPEAT_S:
             self._told = (what, elapsed)
-            self._say(f"{elapsed:4.0f} s  {what}")
+            self.print_status(f"{elapsed:4.0f} s  {what}")
 
 
 def wait_until_ready(

@@ -80,7 +80,9 @@ def follow(session: Session, stop: Stop) -> None:
 def _prepare(config: str, env_file: str) -> tuple[Plan, dict[str, str]]:
     plan = read_config_file(config)
     if os.environ.get("RAY_ADDRESS"):
-        _say(f"RAY_ADDRESS is set: going to that cluster, whose own settings apply, not {env_file}")
+        print_status(
+            f"RAY_ADDRESS is set: going to that cluster, whose own settings apply, not {env_file}"
+        )
         return plan, dict(os.environ)
     address = plan.address
     if not is_free(address.port, "" if address.host == "localhost" else address.host):
@@ -98,7 +100,7 @@ def _prepare(config: str, env_file: str) -> tuple[Plan, dict[str, str]]:
         lambda env: haproxy_problem(env, binary=haproxy_binary, is_free=is_free),
     )
     if why is not None:
-        _say(f"Through Ray's own proxy, which is slower than HAProxy: {why}.")
+        print_status(f"Through Ray's own proxy, which is slower than HAProxy: {why}.")
     return plan, proxy_settings(plan.error_format) | env
 
 
@@ -108,7 +110,7 @@ def _serve(config: str, plan: Plan, env: Mapping[str, str], stop: Stop) -> None:
     # Without an address Ray would join a cluster that runs on this machine, which has settings of its own.
     where = [] if env.get("RAY_ADDRESS") else ["--address", "local"]
     command = [sys.executable, "-m", "ray.serve.scripts", "run", *where, config]
-    _say(f"Starting {config}; what Ray says of it goes to {log}")
+    print_status(f"Starting {config}; what Ray says of it goes to {log}")
     session = Session.start(command, env, log)
     try:
         if wait_until_ready(
@@ -116,7 +118,7 @@ def _serve(config: str, plan: Plan, env: Mapping[str, str], stop: Stop) -> None:
             address,
             stopping=lambda: stop.requests > 0,
             details=lambda: serve_details(session.output(), dashboard_token(env)),
-            say=Progress(_say),
+            say=Progress(print_status),
         ):
             folder = ray_folder(env, session.process.pid)
             text = _WELCOME.format(
@@ -127,13 +129,13 @@ def _serve(config: str, plan: Plan, env: Mapping[str, str], stop: Stop) -> None:
                 dashboard=dashboard_url(session.output()),
                 ray=env.get("RAY_ADDRESS") or ray_address(folder),
             )
-            _say(text)
+            print_status(text)
             follow(session, stop)
     finally:
-        _say("Stopping; another Ctrl-C does it at once")
+        print_status("Stopping; another Ctrl-C does it at once")
         asked = stop.requests
         left = session.stop(lambda: stop.requests > asked, grace_s=_GRACE_S)
-        _say(f"Still running: {left}" if left else "Stopped")
+        print_status(f"Still running: {left}" if left else "Stopped")
 
 
 def _check(config: str) -> int:
@@ -142,7 +144,9 @@ def _check(config: str) -> int:
     except PrepareError as error:
         print(error, file=sys.stderr)
         return 2
-    _say(f"{config}: its `args` and `user_config`s are right; models and keys are where it says.")
+    print_status(
+        f"{config}: its `args` and `user_config`s are right; models and keys are where it says."
+    )
     return 0
 
 
@@ -156,7 +160,7 @@ def main() -> int:
     if args.check:
         return _check(args.config)
     stop = Stop()
-    # Handlers, because a signal that is ignored here, as in a background job, would be ignored in `serve run` too.
+    # Handlers, because a signal that is ignored here, as in a background chunk, would be ignored in `serve run` too.
     for request in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(request, stop)
     try:
@@ -170,7 +174,8 @@ def main() -> int:
     return 0
 
 
-def _say(text: str) -> None:
+def print_status(text: str) -> None:
+    """Print a line for the person at the terminal, at once."""
     print(text, flush=True)
 
 

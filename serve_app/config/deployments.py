@@ -3,27 +3,50 @@
 Carried and not understood: Ray Serve checks them. Knows nothing of Ray.
 """
 
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic.fields import FieldInfo
+
+# An escape hatch: a setting that works and is in no table, because nearly everyone is served by what is derived.
+undocumented: Final = Field(json_schema_extra={"undocumented": True})
+
+
+def is_undocumented(field: FieldInfo) -> bool:
+    """Return whether a setting is an escape hatch."""
+    extra = field.json_schema_extra
+    return isinstance(extra, dict) and "undocumented" in extra
 
 
 class Settings(BaseModel):
-    """Base of all settings: frozen, and a key that does not exist is an error that names it."""
+    """Base of all settings: frozen, and a key that does not exist is an error that names it.
+
+    Attributes:
+        renamed: the new name of each setting that was renamed.
+        removed: for each setting that was removed, what to do instead.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    renamed: ClassVar[Mapping[str, str]] = {}
+    removed: ClassVar[Mapping[str, str]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _names_are_current(cls, given: Any) -> Any:
+        for name in given if isinstance(given, dict) else ():
+            if name in cls.renamed:
+                raise ValueError(f"{name} is now called {cls.renamed[name]}")
+            if name in cls.removed:
+                raise ValueError(f"{name} was removed: {cls.removed[name]}")
+        return given
 
 
 class DeploymentOptions(Settings):
     """Ray Serve's own options of a deployment, under their own names; what is not set keeps its default."""
 
-    name: Annotated[
-        str | None,
-        Field(
-            pattern=r"^[A-Za-z0-9_.-]+$",
-            description="Name of the deployment in Ray Serve; made from the model's.",
-        ),
-    ] = None
+    name: Annotated[str | None, Field(pattern=r"^[A-Za-z0-9_.-]+$"), undocumented] = None
     num_replicas: Annotated[
         PositiveInt | Literal["auto"] | None,
         Field(description="Fixed number of replicas, or `auto`."),
@@ -45,10 +68,7 @@ class DeploymentOptions(Settings):
         dict[str, Any] | None,
         Field(description="`num_cpus`, `num_gpus`, `resources`, `runtime_env` of a replica."),
     ] = None
-    user_config: Annotated[
-        dict[str, Any] | None,
-        Field(description="Settings that change without a restart: see `BatchSettings`."),
-    ] = None
+    user_config: Annotated[dict[str, Any] | None, undocumented] = None
     max_surge_percent: Annotated[
         int,
         Field(
@@ -82,7 +102,7 @@ class DeploymentOptions(Settings):
         return self
 
     @property
-    def may_rest(self) -> bool:
+    def scales_to_zero(self) -> bool:
         """Whether the deployment goes down to no replica when there is nothing to do."""
         return (self.autoscaling_config or {}).get("min_replicas") == 0
 

@@ -4,14 +4,24 @@ Knows nothing of Ray.
 """
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
-from serve_app.config.deployments import Settings
+from serve_app.config.deployments import Settings, undocumented
 
-ErrorFormat = Literal["auto", "page", "openai"]
+ErrorFormat = Literal["auto", "flat", "openai"]
+# Memory for request bodies in one ingress replica, unless a single body may be larger.
+_BODY_MEMORY_BYTES = 512 * 1024**2
 
 
 def _origin(origin: str) -> str:
@@ -21,6 +31,13 @@ def _origin(origin: str) -> str:
             "an origin is SCHEME://HOST or SCHEME://HOST:PORT in small letters, with nothing after it; or *"
         )
     return origin
+
+
+def _not_page(shape: object) -> object:
+    """Refuse the former name of a shape with its new one."""
+    if shape == "page":
+        raise ValueError("page is now called flat")
+    return shape
 
 
 def _absolute(path: str) -> str:
@@ -35,8 +52,11 @@ def _absolute(path: str) -> str:
 class HttpConfig(Settings):
     """The HTTP side: limits and the shape of errors."""
 
+    renamed: ClassVar[Mapping[str, str]] = {"unavailable_after_s": "replica_wait_timeout_s"}
+
     error_format: Annotated[
         ErrorFormat,
+        BeforeValidator(_not_page),
         Field(
             description="Shape of errors: `auto` sends OpenAI's envelope to its SDKs and the page's to all others."
         ),
@@ -69,15 +89,7 @@ class HttpConfig(Settings):
     max_body_bytes: Annotated[
         PositiveInt, Field(description="Most bytes in a body; beyond it 413.")
     ] = 16 * 1024**2
-    max_held_body_bytes: Annotated[
-        PositiveInt,
-        Field(
-            description=(
-                "Most bytes of bodies in one ingress replica, of all requests that arrive or are worked on; beyond it "
-                "429, except for bodies of up to 64 KiB. At least `max_body_bytes`."
-            )
-        ),
-    ] = 512 * 1024**2
+    max_held_body_bytes: Annotated[PositiveInt | None, undocumented] = None
     body_timeout_s: Annotated[
         PositiveFloat, Field(description="Seconds a body may take to arrive; then 408.")
     ] = 30.0
@@ -85,7 +97,7 @@ class HttpConfig(Settings):
         PositiveFloat,
         Field(description="Seconds a request may take once its body is here; then 504."),
     ] = 120.0
-    unavailable_after_s: Annotated[
+    replica_wait_timeout_s: Annotated[
         PositiveFloat,
         Field(description="Seconds a request waits for a model without any replica; then 503."),
     ] = 30.0
@@ -98,8 +110,13 @@ class HttpConfig(Settings):
         ),
     ] = 1
 
+    @property
+    def body_memory_bytes(self) -> int:
+        """Most bytes of request bodies in one ingress replica, of all requests that arrive or are in progress."""
+        return self.max_held_body_bytes or max(_BODY_MEMORY_BYTES, self.max_body_bytes)
+
     @model_validator(mode="after")
-    def _each_body_finds_room(self) -> Self:
-        if self.max_held_body_bytes < self.max_body_bytes:
+    def _each_body_fits(self) -> Self:
+        if self.body_memory_bytes < self.max_body_bytes:
             raise ValueError("max_held_body_bytes: less than max_body_bytes")
         return self

@@ -5,8 +5,8 @@ shows. Knows nothing of Ray.
 """
 
 import re
-from collections.abc import Iterable
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from serve_app.config.deployments import DeploymentOptions, IngressOptions, Settings
+from serve_app.config.deployments import DeploymentOptions, IngressOptions, Settings, undocumented
 from serve_app.config.http import HttpConfig
 
 Dtype = Literal["float32", "float16", "bfloat16"]
@@ -26,7 +26,7 @@ PaddingChoice = Literal["auto", "always"]
 TokenIdsMode = Literal["cl100k", "model", "reject"]
 
 
-def told(error: ValidationError, *, below: str = "") -> str:
+def format_validation_error(error: ValidationError, *, below: str = "") -> str:
     """Return pydantic's findings in one line: each key, under the one given, and what is wrong; never the value."""
     findings = []
     for finding in error.errors():
@@ -39,15 +39,17 @@ def told(error: ValidationError, *, below: str = "") -> str:
 class BatchSettings(Settings):
     """What a running replica takes from `user_config`, without a restart."""
 
+    renamed: ClassVar[Mapping[str, str]] = {"wedged_after_s": "hang_timeout_s"}
+    removed: ClassVar[Mapping[str, str]] = {
+        "max_batch_size": "it follows from deployment.max_ongoing_requests"
+    }
+
     max_batch_tokens: Annotated[
         PositiveInt | None,
         Field(
             description="Token budget: most padded tokens in a forward pass. Default: 2048 on a CPU, 32768 on a GPU."
         ),
     ] = None
-    max_batch_size: Annotated[
-        PositiveInt, Field(description="Most calls that `@serve.batch` puts in one batch.")
-    ] = 256
     max_queued_tokens: Annotated[
         PositiveInt,
         Field(
@@ -57,13 +59,13 @@ class BatchSettings(Settings):
             )
         ),
     ] = 200_000
-    wedged_after_s: Annotated[
+    hang_timeout_s: Annotated[
         PositiveFloat,
         Field(
             description=(
                 "A replica with a batch that computes longer than this ends and is replaced, so it has to be longer "
                 "than the slowest input takes; what it had is sent to another for as long as `http.request_timeout_s` "
-                "and, where there is no other yet, `http.unavailable_after_s` allow."
+                "and, where there is no other yet, `http.replica_wait_timeout_s` allow."
             )
         ),
     ] = 60.0
@@ -117,21 +119,10 @@ class ModelConfig(BatchSettings):
             )
         ),
     ] = "float32"
-    padding: Annotated[
-        PaddingChoice,
-        Field(
-            description=(
-                "Whether inputs of a pass are filled up to the longest: with `auto` not on a GPU in half precision, if "
-                "the model gives the same vectors without; with `always` everywhere."
-            )
-        ),
-    ] = "auto"
-    threads: Annotated[
-        PositiveInt | None,
-        Field(
-            description="CPU threads of the model. Default: the replica's `num_cpus` if 1 or more, else all cores."
-        ),
-    ] = None
+    # `auto` packs inputs without padding on a GPU in half precision, if the model gives the same vectors like that.
+    padding: Annotated[PaddingChoice, undocumented] = "auto"
+    # CPU threads of the model; None for the replica's `num_cpus` if that is 1 or more, else for all cores.
+    threads: Annotated[PositiveInt | None, undocumented] = None
     prompts: Annotated[
         dict[str, str],
         Field(description="Prompts by name, added to those that the model's files bring."),
@@ -157,21 +148,10 @@ class ModelConfig(BatchSettings):
             description="With an `autoscaling_config`: how much of their time replicas should be busy.",
         ),
     ] = 0.7
-    target_wait_s: Annotated[
-        PositiveFloat,
-        Field(
-            description=(
-                "With an `autoscaling_config`: seconds in which what waits should be worked off, by more replicas if "
-                "need be."
-            )
-        ),
-    ] = 10.0
-    bulk_share: Annotated[
-        float,
-        Field(
-            ge=0, lt=1, description="Least share of the work that is bulk's while others wait, too."
-        ),
-    ] = 0.25
+    # With an `autoscaling_config`: replicas are added until what waits is finished within these seconds.
+    target_wait_s: Annotated[PositiveFloat, undocumented] = 10.0
+    # Bulk's least share of the tokens while interactive requests wait too.
+    bulk_share: Annotated[float, Field(ge=0, lt=1), undocumented] = 0.25
     truncate: Annotated[bool, Field(description="What an absent `truncate` means.")] = False
     token_ids: Annotated[
         TokenIdsMode,
@@ -191,7 +171,9 @@ class ModelConfig(BatchSettings):
         try:  # not only when a replica has started
             BatchSettings.model_validate(self.deployment.user_config or {})
         except ValidationError as error:
-            raise ValueError(told(error, below="deployment.user_config")) from None
+            raise ValueError(
+                format_validation_error(error, below="deployment.user_config")
+            ) from None
         return self
 
     @model_validator(mode="after")

@@ -1,7 +1,7 @@
 """Who may go to the model next: oldest first, one token budget at a time.
 
-Jobs wait here and not in `@serve.batch`, because what has entered it is frozen: it closes a batch as soon as it can,
-whether or not the model is free. The gate opens for as many jobs as fit one budget when the model is free, and for one
+Chunks wait here and not in `@serve.batch`, because what has entered it is frozen: it closes a batch as soon as it can,
+whether or not the model is free. The gate opens for as many chunks as fit one budget when the model is free, and for one
 batch ahead when a whole budget waits: such a batch is full, so nothing is lost by freezing it, and it is ready when the
 model frees up. A batch that is not full stays open for late arrivals until the model is free.
 
@@ -19,9 +19,9 @@ from serve_app.token_budget import take_batch
 
 @dataclass(slots=True)
 class _Admission:
-    """Jobs that were let in together; it ends when the last of them has left."""
+    """Chunks that were let in together; it ends when the last of them has left."""
 
-    jobs_inside: int
+    chunks_inside: int
 
 
 @dataclass(slots=True, eq=False)
@@ -34,24 +34,24 @@ class Gate:
     """A queue before the model that opens one token budget at a time.
 
     Args:
-        budget: tokens that are let in together; a job that is larger goes alone.
+        budget: tokens that are let in together; a chunk that is larger goes alone.
     """
 
     def __init__(self, *, budget: int) -> None:
         self.budget = budget
         self.queued_tokens = 0
         self._waiting: deque[_Ticket] = deque()
-        # Admissions whose jobs are not all out yet: at most one running and one ahead.
+        # Admissions whose chunks are not all out yet: at most one running and one ahead.
         self._admitted = 0
 
     @property
-    def queued_jobs(self) -> int:
-        """Jobs that wait."""
+    def queued_chunks(self) -> int:
+        """Chunks that wait."""
         return len(self._waiting)
 
     @asynccontextmanager
     async def enter(self, tokens: int) -> AsyncIterator[None]:
-        """Wait for one's turn; inside the context the job is with the model.
+        """Wait for one's turn; inside the context the chunk is with the model.
 
         A caller that is cancelled while it waits leaves the queue at once; one that is cancelled inside leaves its
         place to the others.
@@ -77,13 +77,13 @@ class Gate:
             raise
 
     def _leave(self, admission: _Admission) -> None:
-        admission.jobs_inside -= 1
-        if not admission.jobs_inside:
+        admission.chunks_inside -= 1
+        if not admission.chunks_inside:
             self._admitted -= 1
             self.open()
 
     def open(self) -> None:
-        """Let in what may go now; called whenever a job comes, an admission ends, or the settings change."""
+        """Let in what may go now; called whenever a chunk comes, an admission ends, or the settings change."""
         if not self._may_admit():
             return  # nor may it without those who have gone, who can only make the queue look fuller than it is
         self._forget_cancelled()

@@ -11,14 +11,14 @@ from ray import serve
 from starlette.types import ASGIApp
 
 from serve_app.api.app import build_asgi_app
-from serve_app.api.auth import Keys
+from serve_app.api.auth import ApiKeys
 from serve_app.checkpoints.metadata import read_checkpoint
 from serve_app.config.http import HttpConfig
 from serve_app.config.models import ModelConfig, ServerConfig
 from serve_app.dispatch.broadcast import ask_all
 from serve_app.dispatch.client import ClientSettings, ModelClient
 from serve_app.messages import EmbedResponse
-from serve_app.observability.access_log import RequestLog, hide_expected_tracebacks
+from serve_app.observability.access_log import AccessLog, hide_expected_tracebacks
 from serve_app.observability.metrics import Metrics, Snapshot, exposition
 from serve_app.schemas.embeddings import InputType, Priority, build_request, read_priority
 from serve_app.service.embeddings import Service
@@ -27,7 +27,7 @@ from serve_app.tokenization.openai_token_ids import Cl100k
 from serve_app.tokenization.tokenizer import Tokenizer
 
 # Tokens of the first calls where the settings leave the budget to the device; then the replicas have told theirs.
-_JOB_TOKENS = 2048
+_CHUNK_TOKENS = 2048
 
 
 class Ingress:
@@ -54,10 +54,10 @@ class Ingress:
                 dtype=model.config.dtype,
                 dimensions=model.dimensions,
             )
-        self._log = RequestLog(self._metrics)
+        self._log = AccessLog(self._metrics)
         hide_expected_tracebacks()
         reads_cl100k = any(model.config.token_ids == "cl100k" for model in models)
-        self._keys = Keys(config.http.api_keys_file)
+        self._keys = ApiKeys(config.http.api_keys_file)
         self._service = Service(
             models,
             cl100k=Cl100k() if reads_cl100k else None,
@@ -117,7 +117,7 @@ class Ingress:
         record = self._log.begin(uuid.uuid4().hex, method="CALL", route="embed")
         status = 200
         try:
-            with self._service.place():
+            with self._service.admit():
                 request = build_request(
                     input=input,
                     model=model,
@@ -130,7 +130,7 @@ class Ingress:
                 )
                 record.inputs, record.model = (
                     len(request.items),
-                    self._service.models.find(model).name,
+                    self._service.models.resolve(model).name,
                 )
                 answer = await self._service.embed(
                     request,
@@ -162,12 +162,12 @@ class Ingress:
 def _client(handle: Any, model: ModelConfig, http: HttpConfig, metrics: Metrics) -> ModelClient:
     settings = ClientSettings(
         model=model.name,
-        job_tokens=model.max_batch_tokens or _JOB_TOKENS,
+        chunk_tokens=model.max_batch_tokens or _CHUNK_TOKENS,
         max_queued_tokens=model.max_queued_tokens,
-        unavailable_after_s=http.unavailable_after_s,
+        replica_wait_timeout_s=http.replica_wait_timeout_s,
         retry_after_s=http.retry_after_s,
         bulk_share=model.bulk_share,
-        may_rest=model.deployment.may_rest,
+        scales_to_zero=model.deployment.scales_to_zero,
     )
     return ModelClient(handle, settings, metrics=metrics)
 

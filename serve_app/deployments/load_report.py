@@ -10,12 +10,12 @@ from collections.abc import Callable
 from serve_app.deployments.autoscaling import BUSY, WAITING_S
 
 # What an ingress replica told counts for so long; it tells every two seconds while something waits.
-_TOLD_S = 6.0
+_BACKLOG_S = 6.0
 # How far back the pace is measured, in seconds of computing.
 _MEMORY_S = 10.0
 
 
-class Workload:
+class LoadReport:
     """The account of one replica.
 
     Args:
@@ -27,7 +27,7 @@ class Workload:
         self, busy_seconds: float = 0.0, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._clock = clock
-        self._told: dict[str, tuple[float, int]] = {}
+        self._backlogs: dict[str, tuple[float, int]] = {}
         self._tokens = self._seconds = 0.0
         self._since, self._busy_seconds = clock(), busy_seconds
 
@@ -37,19 +37,21 @@ class Workload:
         self._tokens = self._tokens * kept + tokens
         self._seconds = self._seconds * kept + seconds
 
-    def told(self, caller: str, tokens: int) -> None:
+    def record_backlog(self, caller: str, tokens: int) -> None:
         """An ingress replica says how many tokens it has accepted that are not answered yet."""
         self._forget()
-        self._told[caller] = (self._clock(), tokens)
+        self._backlogs[caller] = (self._clock(), tokens)
 
     def others_waiting(self, caller: str) -> int:
         """Return in how many ingress replicas besides that one something waits."""
         self._forget()
-        return sum(tokens > 0 and one != caller for one, (_, tokens) in self._told.items())
+        return sum(tokens > 0 and one != caller for one, (_, tokens) in self._backlogs.items())
 
     def _forget(self) -> None:
         now = self._clock()
-        self._told = {one: told for one, told in self._told.items() if now - told[0] < _TOLD_S}
+        self._backlogs = {
+            one: told for one, told in self._backlogs.items() if now - told[0] < _BACKLOG_S
+        }
 
     def report(self, busy_seconds: float) -> dict[str, float]:
         """Return what `WorkPolicy` goes by: `busy` since the last report, 0 to 1, and `waiting_s`.
@@ -61,7 +63,7 @@ class Workload:
         elapsed, computed = now - self._since, busy_seconds - self._busy_seconds
         self._since, self._busy_seconds = now, busy_seconds
         self._forget()
-        tokens = sum(tokens for _, tokens in self._told.values())
+        tokens = sum(tokens for _, tokens in self._backlogs.values())
         return {
             BUSY: min(max(computed / elapsed, 0.0), 1.0) if elapsed > 0 else 0.0,
             WAITING_S: tokens * self._seconds / self._tokens if self._tokens else 0.0,

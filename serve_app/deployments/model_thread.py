@@ -65,7 +65,7 @@ class ModelThread:
         done, since = self._busy
         return done + (time.monotonic() - since if since is not None else 0.0)
 
-    def check(self, *, wedged_after_s: float) -> None:
+    def check(self, *, hang_timeout_s: float) -> None:
         """Return if all is well.
 
         Raises:
@@ -74,8 +74,8 @@ class ModelThread:
         if self._ended or not self._thread.is_alive():
             raise ModelThreadError(_DEAD)
         _, since = self._busy
-        if since is not None and time.monotonic() - since > wedged_after_s:
-            raise ModelThreadError(f"a batch has been computing for more than {wedged_after_s:g} s")
+        if since is not None and time.monotonic() - since > hang_timeout_s:
+            raise ModelThreadError(f"a batch has been computing for more than {hang_timeout_s:g} s")
 
     def _run(self) -> None:
         try:

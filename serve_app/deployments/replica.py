@@ -17,9 +17,9 @@ import ray
 from pydantic import ValidationError
 from ray import serve
 
-from serve_app.config.models import BatchSettings, ModelConfig, told
+from serve_app.config.models import BatchSettings, ModelConfig, format_validation_error
 from serve_app.deployments.batch_gate import Gate
-from serve_app.deployments.load_report import Workload
+from serve_app.deployments.load_report import LoadReport
 from serve_app.deployments.model_thread import ModelThread, ModelThreadError
 from serve_app.encoder import (
     Encoded,
@@ -29,7 +29,7 @@ from serve_app.encoder import (
     load_encoder,
 )
 from serve_app.errors import UnavailableError
-from serve_app.messages import EmbedJob, EmbedResult, Failure, NotNow, ReplicaState
+from serve_app.messages import EmbedChunk, EmbedResult, Failure, ReplicaRejected, ReplicaState
 
 logger = logging.getLogger("ray.serve.embeddings")
 
@@ -56,8 +56,8 @@ class EmbeddingReplica:
         self._encoder: Encoder = self._thread.submit(self._load).result()
         self._gate = Gate(budget=self._budget)
         self._is_ending = False
-        self._has_suspect = False
-        self._workload = Workload(self._thread.busy_seconds)  # loading is no work
+        self._has_retry = False
+        self._load_report = LoadReport(self._thread.busy_seconds)  # loading is no work
         self._name = serve.get_replica_context().replica_id.unique_id
 
     def _load(self) -> Encoder:
@@ -88,37 +88,36 @@ class EmbeddingReplica:
         try:
             self._settings = BatchSettings.model_validate(own | user_config)
         except ValidationError as error:
-            logger.error("user_config is not taken: %s", told(error))  # noqa: TRY400  # no traceback
+            logger.error("user_config is not taken: %s", format_validation_error(error))  # noqa: TRY400  # no traceback
             return
         self._gate.budget = self._budget
         self._gate.open()
-        # Two batches are under way at once, and Serve warns where they could hold more calls than it lets in.
-        most = max(self._model.deployment.max_ongoing_requests // 2, 1)
-        self._encode.set_max_batch_size(min(self._settings.max_batch_size, most))
+        # Two batches exist at once, and Ray Serve warns if they could hold more calls than it lets in.
+        self._encode.set_max_batch_size(max(self._model.deployment.max_ongoing_requests // 2, 1))
         logger.info("batch settings: %s", self._settings.model_dump())
 
-    async def embed(self, jobs: Sequence[EmbedJob]) -> Sequence[EmbedResult] | NotNow:
-        """Encode the jobs of one call, when it is its turn.
+    async def embed(self, chunks: Sequence[EmbedChunk]) -> Sequence[EmbedResult] | ReplicaRejected:
+        """Encode the chunks of one call, when it is its turn.
 
         Raises:
             UnavailableError: the model is broken for good; this replica ends.
         """
-        is_suspect = any(job.is_suspect for job in jobs)
-        if self._is_ending or (is_suspect and self._has_suspect):
-            return NotNow()
-        self._has_suspect |= is_suspect
+        is_retry = any(chunk.is_retry for chunk in chunks)
+        if self._is_ending or (is_retry and self._has_retry):
+            return ReplicaRejected()
+        self._has_retry |= is_retry
         try:
-            return await self._embed(jobs)
+            return await self._embed(chunks)
         finally:
-            self._has_suspect &= not is_suspect
+            self._has_retry &= not is_retry
 
-    async def _embed(self, jobs: Sequence[EmbedJob]) -> Sequence[EmbedResult]:
+    async def _embed(self, chunks: Sequence[EmbedChunk]) -> Sequence[EmbedResult]:
         try:
-            async with self._gate.enter(sum(job.inputs.tokens for job in jobs)):
-                results: Sequence[EmbedResult] = await self._encode(jobs)
+            async with self._gate.enter(sum(chunk.inputs.tokens for chunk in chunks)):
+                results: Sequence[EmbedResult] = await self._encode(chunks)
                 return results
         except (EncoderBrokenError, ModelThreadError) as error:
-            self._end(type(error).__name__, jobs[0].request_id)
+            self._end(type(error).__name__, chunks[0].request_id)
             raise UnavailableError(
                 "The model's replica is being replaced.", "model_unavailable"
             ) from None
@@ -127,23 +126,23 @@ class EmbeddingReplica:
     @serve.batch(  # type: ignore[untyped-decorator]
         max_batch_size=256, batch_wait_timeout_s=0.0, max_concurrent_batches=2
     )
-    async def _encode(self, calls: list[Sequence[EmbedJob]]) -> list[Sequence[EmbedResult]]:
-        """Encode the jobs of several calls as one batch on the model's thread."""
-        jobs = [job for call in calls for job in call]
+    async def _encode(self, calls: list[Sequence[EmbedChunk]]) -> list[Sequence[EmbedResult]]:
+        """Encode the chunks of several calls as one batch on the model's thread."""
+        chunks = [chunk for call in calls for chunk in call]
         seconds = 0.0
 
         def encode() -> Encoded:
             nonlocal seconds
             started = time.perf_counter()
             encoded = self._encoder.encode(
-                [job.inputs for job in jobs], max_batch_tokens=self._budget
+                [chunk.inputs for chunk in chunks], max_batch_tokens=self._budget
             )
             seconds = time.perf_counter() - started
             return encoded
 
         encoded = await asyncio.wrap_future(self._thread.submit(encode))
-        self._workload.computed(sum(job.inputs.tokens for job in jobs), seconds)
-        results = iter(_results(jobs, encoded, seconds))
+        self._load_report.computed(sum(chunk.inputs.tokens for chunk in chunks), seconds)
+        results = iter(_results(chunks, encoded, seconds))
         return [[next(results) for _ in call] for call in calls]
 
     # Async, as Ray Serve runs other methods in threads.
@@ -154,23 +153,23 @@ class EmbeddingReplica:
             caller: which ingress replica asks.
             waiting_tokens: what it has accepted that is not answered yet.
         """
-        self._workload.told(caller, waiting_tokens)
+        self._load_report.record_backlog(caller, waiting_tokens)
         if self._why_it_cannot_embed():
             return None
         return ReplicaState(
             replica=self._name,
-            queued_jobs=self._gate.queued_jobs,
+            queued_chunks=self._gate.queued_chunks,
             queued_tokens=self._gate.queued_tokens,
             busy_seconds=self._thread.busy_seconds,
             memory_bytes=psutil.Process().memory_info().rss,
             max_batch_tokens=self._gate.budget,
             max_queued_tokens=self._settings.max_queued_tokens,
-            others_waiting=self._workload.others_waiting(caller),
+            others_waiting=self._load_report.others_waiting(caller),
         )
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Tell Ray Serve what `WorkPolicy` goes by; called by its timer."""
-        return self._workload.report(self._thread.busy_seconds)
+        return self._load_report.report(self._thread.busy_seconds)
 
     async def check_health(self) -> None:
         """Return while the model can compute; this process ends where it never will again.
@@ -186,7 +185,7 @@ class EmbeddingReplica:
         if self._is_ending:
             return "this replica is ending"
         try:
-            self._thread.check(wedged_after_s=self._settings.wedged_after_s)
+            self._thread.check(hang_timeout_s=self._settings.hang_timeout_s)
         except ModelThreadError as error:
             return str(error)
         return ""
@@ -217,9 +216,9 @@ def _granted_threads() -> int:
     return int(cpus) if cpus >= 1 else (os.cpu_count() or 1)
 
 
-def _results(jobs: Sequence[EmbedJob], encoded: Encoded, seconds: float) -> list[EmbedResult]:
-    """Cut a batch's answer into its jobs'."""
-    ends = accumulate((len(job.inputs) for job in jobs), initial=0)
+def _results(chunks: Sequence[EmbedChunk], encoded: Encoded, seconds: float) -> list[EmbedResult]:
+    """Cut a batch's answer into its chunks'."""
+    ends = accumulate((len(chunk.inputs) for chunk in chunks), initial=0)
     return [
         EmbedResult(
             vectors=encoded.vectors[start:stop],

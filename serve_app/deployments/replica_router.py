@@ -18,7 +18,7 @@ from ray.serve.request_router import (
 )
 
 
-class FewestCallsRouter(FIFOMixin, RequestRouter):  # type: ignore[misc]
+class LeastOutstandingRouter(FIFOMixin, RequestRouter):  # type: ignore[misc]
     """Ray Serve's `request_router_class` of the models' deployments."""
 
     def initialize_state(self, **_: Any) -> None:

@@ -1,4 +1,4 @@
-"""A request as the jobs that a model gets of it, and what became of them as one answer or error again."""
+"""A request as the chunks that a model gets of it, and what became of them as one answer or error again."""
 
 import logging
 import math
@@ -9,20 +9,20 @@ import numpy as np
 
 from serve_app.dispatch.queue import Answered
 from serve_app.errors import InferenceError
-from serve_app.messages import EmbedJob, Failure, ModelAnswer, TokenizedInputs
+from serve_app.messages import EmbedChunk, Failure, ModelAnswer, TokenizedInputs
 from serve_app.token_budget import split_by_budget
 
 logger = logging.getLogger("ray.serve.embeddings")
 
 
-def split(inputs: TokenizedInputs, *, job_tokens: int, request_id: str) -> list[EmbedJob]:
-    """Cut a request into jobs of at most so many tokens, in input order."""
-    runs = split_by_budget(inputs.lengths, budget=job_tokens)
+def split(inputs: TokenizedInputs, *, chunk_tokens: int, request_id: str) -> list[EmbedChunk]:
+    """Cut a request into chunks of at most so many tokens, in input order."""
+    runs = split_by_budget(inputs.lengths, budget=chunk_tokens)
     if len(runs) == 1:
-        return [EmbedJob(inputs, request_id)]
+        return [EmbedChunk(inputs, request_id)]
     ends = np.concatenate([[0], np.cumsum(inputs.lengths, dtype=np.int64)])
     return [
-        EmbedJob(
+        EmbedChunk(
             TokenizedInputs(
                 inputs.ids[ends[run.start] : ends[run.stop]],
                 inputs.lengths[run],
@@ -35,11 +35,11 @@ def split(inputs: TokenizedInputs, *, job_tokens: int, request_id: str) -> list[
     ]
 
 
-def join(jobs: Sequence[EmbedJob], answers: Sequence[Answered], started: float) -> ModelAnswer:
-    """Put the jobs' answers together again, in input order."""
+def join(chunks: Sequence[EmbedChunk], answers: Sequence[Answered], started: float) -> ModelAnswer:
+    """Put the chunks' answers together again, in input order."""
     failures: list[Failure] = [
-        replace(failure, index=job.first_input + failure.index)
-        for job, answer in zip(jobs, answers, strict=True)
+        replace(failure, index=chunk.first_input + failure.index)
+        for chunk, answer in zip(chunks, answers, strict=True)
         for failure in answer.result.failures
     ]
     vectors = [answer.result.vectors for answer in answers]
@@ -52,14 +52,14 @@ def join(jobs: Sequence[EmbedJob], answers: Sequence[Answered], started: float) 
     )
 
 
-def deadly(job: EmbedJob) -> InferenceError:
-    """Return the error of a job that two replicas had when they died, and log whose it was."""
-    first, count = job.first_input, len(job.inputs)
+def poison_pill(chunk: EmbedChunk) -> InferenceError:
+    """Return the error of a chunk that two replicas had when they died, and log whose it was."""
+    first, count = chunk.first_input, len(chunk.inputs)
     logger.error(
         "the model's process died twice while it had this request's inputs %d to %d",
         first,
         first + count - 1,
-        extra={"request_id": job.request_id},
+        extra={"request_id": chunk.request_id},
     )
     if count == 1:
         item = f"input[{first}]"
@@ -72,7 +72,7 @@ def deadly(job: EmbedJob) -> InferenceError:
 
 
 def _inference_seconds(answers: Sequence[Answered]) -> float:
-    """Return how long some batch of the request was being computed; jobs may share a batch, or a moment."""
+    """Return how long some batch of the request was being computed; chunks may share a batch, or a moment."""
     seconds, counted_until = 0.0, -math.inf
     for end, length in sorted((answer.at, answer.result.inference_s) for answer in answers):
         seconds += min(length, end - counted_until)

@@ -1,13 +1,21 @@
-"""Which jobs go to a model next, and together: oldest first, one token budget a call, a few calls at once.
+"""The queue of chunks before the calls to a model's replicas.
 
-There are two lanes. Bulk is overtaken by what somebody waits for, but of all that is sent while both wait it gets a
-share. A lane's order is that of turns, which for most jobs is when they came.
+Theory of operation. A request comes as chunks of at most half a token budget. Each chunk is waiting, in flight or done:
 
-What waits is not frozen: a call that may start takes along all that fits its budget by then, whoever asked for it, so
-that under load a call carries a whole batch and the cost of a call is shared. With no other call under way a job goes
-at once. A job whose replica died goes again, alone and marked: it may be what the replica died of. A call belongs to
-all whose jobs it carries, so it runs in the context of none: what Ray Serve finds begun in a request's context it ends
-with that request.
+- *Waiting* chunks are in one of two priority classes, each in the order of virtual start times. For most chunks that is
+  the time of arrival; the later chunks of a large request have a later one, so that others find a place between them.
+- `schedule` picks the chunks of the next call whenever fewer than `max_in_flight` calls run: as many of the first
+  chunks as fit one token budget, whoever asked for them. So under load a call carries a whole batch, and with no other
+  call in flight a chunk goes at once.
+- A chunk is *done* when its caller has the result or an error, or has left.
+
+Interactive chunks go before bulk ones. While both classes wait, bulk is owed `bulk_share` of the tokens that are sent,
+and goes first once it is owed some. A debt is never larger than one call, so that a class that asked for little does
+not keep the other out later.
+
+A chunk whose replica died goes again, alone and marked as a retry: it may be what the replica died of. A call belongs to
+all callers whose chunks it carries, so it runs in an empty context: Ray Serve ends whatever began in the context of a
+request when that request ends.
 
 Plain asyncio on one loop. Knows nothing of Ray or of the model.
 """
@@ -22,28 +30,28 @@ from functools import partial
 from itertools import chain, islice, takewhile
 from operator import attrgetter
 
-from serve_app.messages import EmbedJob, EmbedResult
+from serve_app.messages import EmbedChunk, EmbedResult
 from serve_app.token_budget import take_batch
 
-Call = Callable[[Sequence[EmbedJob]], Awaitable[Sequence[EmbedResult]]]
+Call = Callable[[Sequence[EmbedChunk]], Awaitable[Sequence[EmbedResult]]]
 
 
-class LostCallError(Exception):
-    """A call's replica died; what it carried may be sent again."""
+class ReplicaDiedError(Exception):
+    """The replica of a call died. The chunks of the call may be sent again."""
 
 
-class NotNowError(Exception):
-    """A call's replica did not take it now; nothing is said about what it carried."""
+class ReplicaRejectedError(Exception):
+    """The replica did not take the call now, which says nothing about its chunks."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """A job's result, when it came, and the seconds that it waited: here, on its way, and in the replica.
+    """The result of a chunk, with its times.
 
     Attributes:
-        result: from the replica.
-        at: by `time.perf_counter`.
-        queue_s: from when the job was given to be sent, less the batch that held it.
+        result: the replica's.
+        at: when it arrived, by `time.perf_counter`.
+        queue_s: seconds the chunk waited: in the queue, on its way and in the replica, without its batch's inference.
     """
 
     result: EmbedResult
@@ -53,41 +61,45 @@ class Answered:
 
 @dataclass(slots=True, eq=False)
 class _Ticket:
-    job: EmbedJob
+    chunk: EmbedChunk
     answer: asyncio.Future[Answered]
-    since: float
-    turn: float
+    enqueued_at: float
+    virtual_start: float
     is_bulk: bool
-    losses: int = 0
-    put_off_since: float | None = None
+    deaths: int = 0
+    rejected_since: float | None = None
 
-    def lost(self) -> None:
-        """Note that its replica died."""
-        self.losses += 1
-        self.put_off_since = None
-        self.job = replace(self.job, is_suspect=True)
+    @property
+    def tokens(self) -> int:
+        return self.chunk.inputs.tokens
 
-    def put_off(self) -> float:
-        """Note that its replica did not take it now; return for how many seconds that has gone on."""
+    def note_death(self) -> None:
+        """Count the death of a replica that had the chunk, and mark the chunk as a retry."""
+        self.deaths += 1
+        self.rejected_since = None
+        self.chunk = replace(self.chunk, is_retry=True)
+
+    def note_rejection(self) -> float:
+        """Return the seconds since replicas began to reject the chunk."""
         now = time.perf_counter()
-        if self.put_off_since is None:
-            self.put_off_since = now
-        return now - self.put_off_since
+        if self.rejected_since is None:
+            self.rejected_since = now
+        return now - self.rejected_since
 
 
-class Sender:
-    """A queue of jobs before the calls to a model's replicas.
+class CallQueue:
+    """The chunks that wait for a model, and the calls that carry them.
 
     Args:
-        call: makes one call; raises `LostCallError` when its replica died, `NotNowError` when it should go again in
-            a moment; anything else fails the jobs.
-        budget: most tokens in a call; a job that is larger goes alone. May be set anew at any time.
-        calls_at_once: most calls under way; may be set anew at any time.
-        bulk_share: least share of the tokens that are bulk's while both lanes wait.
-        attempts: how often a job may be lost.
-        patience_s: how long a job may be put off by `NotNowError`.
-        lost: called for each job that is sent again.
-        pause: waits before a job is sent again.
+        call: makes one call. It raises `ReplicaDiedError` when the replica died and `ReplicaRejectedError` when the call
+            should go again in a moment; any other exception fails the chunks.
+        budget: most tokens in a call; a larger chunk goes alone. May change at any time.
+        max_in_flight: most calls at once. May change at any time.
+        bulk_share: bulk's least share of the tokens while both classes wait.
+        max_attempts: how many replicas may die with a chunk before it fails.
+        wait_timeout_s: how long replicas may reject a chunk before it fails.
+        on_retry: called for each chunk that is sent again after a death.
+        pause: waits before chunks are sent again.
     """
 
     def __init__(
@@ -95,105 +107,113 @@ class Sender:
         call: Call,
         *,
         budget: int,
-        calls_at_once: int,
+        max_in_flight: int,
         bulk_share: float,
-        attempts: int,
-        patience_s: float,
-        lost: Callable[[], None],
+        max_attempts: int,
+        wait_timeout_s: float,
+        on_retry: Callable[[], None],
         pause: Callable[[], Awaitable[None]],
     ) -> None:
         self.budget = budget
-        self.calls_at_once = calls_at_once
+        self.max_in_flight = max_in_flight
         self._call = call
         self._bulk_share = bulk_share
-        self._attempts = attempts
-        self._patience_s = patience_s
-        self._lost = lost
+        self._max_attempts = max_attempts
+        self._wait_timeout_s = wait_timeout_s
+        self._on_retry = on_retry
         self._pause = pause
-        self._lanes: dict[bool, list[_Ticket]] = {False: [], True: []}
+        self._interactive: list[_Ticket] = []
+        self._bulk: list[_Ticket] = []
         self._owed_to_bulk = 0.0  # tokens
-        self._under_way: dict[asyncio.Task[None], list[_Ticket]] = {}
+        self._in_flight: dict[asyncio.Task[None], list[_Ticket]] = {}
 
     async def send(
-        self, job: EmbedJob, *, is_bulk: bool = False, turn: float | None = None
+        self, chunk: EmbedChunk, *, is_bulk: bool = False, virtual_start: float | None = None
     ) -> Answered:
-        """Return a job's result; a caller that is cancelled leaves at once and holds up nobody.
+        """Return the result of a chunk. A caller that is cancelled leaves at once and delays nobody.
 
         Args:
-            job: what is sent.
-            is_bulk: whether others may overtake it.
-            turn: when it counts as come, by `time.perf_counter`; without it, now.
+            chunk: the inputs.
+            is_bulk: whether interactive chunks go first.
+            virtual_start: the chunk's place in its class, as a time of `time.perf_counter`; None for now.
 
         Raises:
-            LostCallError: every replica that was given the job died.
-            NotNowError: no replica took it for too long.
-            Exception: what the call raised, or what `give_up` was given.
+            ReplicaDiedError: every replica that was given the chunk died.
+            ReplicaRejectedError: no replica took the chunk for `wait_timeout_s`.
+            Exception: what the call raised, or what `fail_waiting` was given.
         """
         answer: asyncio.Future[Answered] = asyncio.get_running_loop().create_future()
         now = time.perf_counter()
-        ticket = _Ticket(job, answer, now, now if turn is None else turn, is_bulk)
-        self._queue(ticket)
+        start = now if virtual_start is None else virtual_start
+        self._enqueue(_Ticket(chunk, answer, now, start, is_bulk))
         self._start_calls()
         try:
             return await answer
         finally:
             if answer.cancelled():
-                self._forget_done()
+                self._drop_done()
 
-    def give_up(self, error: Exception, *, after_s: float) -> None:
-        """Fail all jobs that were given to be sent so long ago, whether they wait here or in a call."""
+    def fail_waiting(self, error: Exception, *, after_s: float) -> None:
+        """Fail every chunk that was given to `send` more than `after_s` seconds ago, also those in flight."""
         last = time.perf_counter() - after_s
-        tickets = chain(*self._lanes.values(), *self._under_way.values())
-        _fail([ticket for ticket in tickets if ticket.since <= last], error)
-        self._forget_done()
+        tickets = chain(self._interactive, self._bulk, *self._in_flight.values())
+        _fail([ticket for ticket in tickets if ticket.enqueued_at <= last], error)
+        self._drop_done()
 
-    def _queue(self, ticket: _Ticket) -> None:
-        insort(self._lanes[ticket.is_bulk], ticket, key=attrgetter("turn"))
-
-    def _start_calls(self) -> None:
-        while any(self._lanes.values()) and len(self._under_way) < self.calls_at_once:
-            tickets = self._take()
-            task = asyncio.create_task(self._run(tickets), context=Context())
-            self._under_way[task] = tickets
-            task.add_done_callback(self._call_ended)
-            for ticket in tickets:
-                ticket.answer.add_done_callback(partial(_end_if_left, task, tickets))
-
-    def _take(self) -> list[_Ticket]:
-        """Take the jobs of the next call; one that was lost before goes alone."""
-        both_wait = all(self._lanes.values())
-        bulk_first = not self._lanes[False] or (both_wait and self._owed_to_bulk > 0)
-        if next(self._in_order(bulk_first)).losses:
+    def schedule(self) -> list[_Ticket]:
+        """Take the chunks of the next call out of the queue; a chunk that met a death goes alone."""
+        do_both_wait = bool(self._interactive and self._bulk)
+        order = self._order(is_bulk_first=do_both_wait and self._owed_to_bulk > 0)
+        if next(order()).deaths:
             count = 1
         else:
-            fresh = takewhile(lambda ticket: not ticket.losses, self._in_order(bulk_first))
-            count = take_batch((t.job.inputs.tokens for t in fresh), budget=self.budget)
-        tickets = list(islice(self._in_order(bulk_first), count))
-        for is_bulk, lane in self._lanes.items():
-            del lane[: sum(ticket.is_bulk == is_bulk for ticket in tickets)]
-        if both_wait:
-            owed = self._owed_to_bulk + sum(
-                (self._bulk_share - ticket.is_bulk) * ticket.job.inputs.tokens for ticket in tickets
-            )
-            # For what was long ago neither lane has to make good more than a call.
-            self._owed_to_bulk = min(max(owed, -self.budget), self.budget)
+            fresh = takewhile(lambda ticket: not ticket.deaths, order())
+            count = take_batch((ticket.tokens for ticket in fresh), budget=self.budget)
+        tickets = list(islice(order(), count))
+        bulk = sum(ticket.is_bulk for ticket in tickets)
+        del self._bulk[:bulk]
+        del self._interactive[: count - bulk]
+        if do_both_wait:
+            self._settle_debt(tickets)
         return tickets
 
-    def _in_order(self, bulk_first: bool) -> Iterator[_Ticket]:  # noqa: FBT001  # private
-        return chain(self._lanes[bulk_first], self._lanes[not bulk_first])
+    def _order(self, *, is_bulk_first: bool) -> Callable[[], Iterator[_Ticket]]:
+        if is_bulk_first:
+            return lambda: chain(self._bulk, self._interactive)
+        return lambda: chain(self._interactive, self._bulk)
+
+    def _settle_debt(self, tickets: Sequence[_Ticket]) -> None:
+        sent = sum(ticket.tokens for ticket in tickets)
+        bulk = sum(ticket.tokens for ticket in tickets if ticket.is_bulk)
+        owed = self._owed_to_bulk + self._bulk_share * sent - bulk
+        self._owed_to_bulk = min(max(owed, -self.budget), self.budget)
+
+    def _enqueue(self, ticket: _Ticket) -> None:
+        waiting = self._bulk if ticket.is_bulk else self._interactive
+        insort(waiting, ticket, key=attrgetter("virtual_start"))
+
+    def _start_calls(self) -> None:
+        while (self._interactive or self._bulk) and len(self._in_flight) < self.max_in_flight:
+            tickets = self.schedule()
+            task = asyncio.create_task(self._run(tickets), context=Context())
+            self._in_flight[task] = tickets
+            task.add_done_callback(self._call_ended)
+            for ticket in tickets:
+                ticket.answer.add_done_callback(partial(_cancel_if_unwanted, task, tickets))
 
     def _call_ended(self, task: asyncio.Task[None]) -> None:
-        del self._under_way[task]
+        del self._in_flight[task]
         self._start_calls()
 
     async def _run(self, tickets: Sequence[_Ticket]) -> None:
         try:
-            results = await self._call([ticket.job for ticket in tickets])
-        except LostCallError as error:
-            self._note_loss(tickets, error)
+            results = await self._call([ticket.chunk for ticket in tickets])
+        except ReplicaDiedError as error:
+            self._note_death(tickets, error)
             await self._send_again(tickets)
-        except NotNowError as error:
-            _fail([ticket for ticket in tickets if ticket.put_off() > self._patience_s], error)
+        except ReplicaRejectedError as error:
+            late = [t for t in tickets if t.note_rejection() > self._wait_timeout_s]
+            _fail(late, error)
             await self._send_again(tickets)
         except Exception as error:
             _fail(tickets, error)
@@ -201,27 +221,27 @@ class Sender:
             now = time.perf_counter()
             for ticket, result in zip(tickets, results, strict=True):
                 if not ticket.answer.done():
-                    queue_s = max(now - ticket.since - result.inference_s, 0.0)
+                    queue_s = max(now - ticket.enqueued_at - result.inference_s, 0.0)
                     ticket.answer.set_result(Answered(result, now, queue_s))
 
-    def _note_loss(self, tickets: Sequence[_Ticket], error: LostCallError) -> None:
+    def _note_death(self, tickets: Sequence[_Ticket], error: ReplicaDiedError) -> None:
         for ticket in tickets:
-            ticket.lost()
-            if ticket.losses >= self._attempts:
+            ticket.note_death()
+            if ticket.deaths >= self._max_attempts:
                 _fail([ticket], error)
             elif not ticket.answer.done():
-                self._lost()
+                self._on_retry()
 
     async def _send_again(self, tickets: Sequence[_Ticket]) -> None:
-        """Put back what somebody still waits for, after a pause in which the call keeps its place."""
+        """Enqueue the chunks whose callers still wait. The call counts as in flight during the pause."""
         await self._pause()
         for ticket in tickets:
             if not ticket.answer.done():
-                self._queue(ticket)
+                self._enqueue(ticket)
 
-    def _forget_done(self) -> None:
-        for lane in self._lanes.values():
-            lane[:] = [ticket for ticket in lane if not ticket.answer.done()]
+    def _drop_done(self) -> None:
+        self._interactive = [ticket for ticket in self._interactive if not ticket.answer.done()]
+        self._bulk = [ticket for ticket in self._bulk if not ticket.answer.done()]
 
 
 def _fail(tickets: Sequence[_Ticket], error: Exception) -> None:
@@ -230,7 +250,7 @@ def _fail(tickets: Sequence[_Ticket], error: Exception) -> None:
             ticket.answer.set_exception(error)
 
 
-def _end_if_left(task: asyncio.Task[None], tickets: Sequence[_Ticket], _: object) -> None:
-    """End a call that nobody waits for any more."""
+def _cancel_if_unwanted(task: asyncio.Task[None], tickets: Sequence[_Ticket], _: object) -> None:
+    """Cancel a call once no caller waits for any of its chunks."""
     if all(ticket.answer.done() for ticket in tickets):
         task.cancel()

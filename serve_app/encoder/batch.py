@@ -1,4 +1,4 @@
-"""One batch: the inputs of several jobs joined, the forward passes they make, and what became of each.
+"""One batch: the inputs of several chunks joined, the forward passes they make, and what became of each.
 
 Buffers in, buffers out. Knows nothing of the model but the few facts that its constructor is given.
 """
@@ -36,10 +36,10 @@ class Encoded:
 
 
 class Batch:
-    """The inputs of several jobs as one buffer, and the places where their results go.
+    """The inputs of several chunks as one buffer, and the places where their results go.
 
     Args:
-        jobs: the inputs of each job.
+        chunks: the inputs of each chunk.
         dimensions: components of a vector.
         pads: inputs of a forward pass are filled up to the longest.
 
@@ -51,14 +51,14 @@ class Batch:
     """
 
     def __init__(
-        self, jobs: Sequence[TokenizedInputs], *, dimensions: int, pads: bool = True
+        self, chunks: Sequence[TokenizedInputs], *, dimensions: int, pads: bool = True
     ) -> None:
-        jobs = jobs or [NO_INPUTS]
-        self.ids = np.concatenate([job.ids for job in jobs])
-        self.lengths = np.concatenate([job.lengths for job in jobs])
+        chunks = chunks or [NO_INPUTS]
+        self.ids = np.concatenate([chunk.ids for chunk in chunks])
+        self.lengths = np.concatenate([chunk.lengths for chunk in chunks])
         self.starts = np.cumsum(self.lengths, dtype=np.intp) - self.lengths
         self.prompt_lengths = np.repeat(
-            [job.prompt_length for job in jobs], [len(job) for job in jobs]
+            [chunk.prompt_length for chunk in chunks], [len(chunk) for chunk in chunks]
         )
         self._pads = pads
         self._vectors = np.zeros((len(self.lengths), dimensions), np.float32)

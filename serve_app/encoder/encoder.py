@@ -1,4 +1,4 @@
-"""From the inputs of several jobs to their vectors, through whichever engine computes.
+"""From the inputs of several chunks to their vectors, through whichever engine computes.
 
 Inputs are padded batch by batch within a token budget, cut so that padding and passes cost least together. What fails
 is tried again in halves, until the input at fault stands alone. One thread at a time; imports no library that computes.
@@ -16,14 +16,14 @@ from serve_app.checkpoints.metadata import Checkpoint
 from serve_app.encoder.batch import Batch, Encoded, Indices
 from serve_app.encoder.engine import (
     DEFAULT_PASS_TOKENS,
-    PASSES_PER_LANE,
+    PASSES_PER_STREAM,
     EncoderBrokenError,
     Engine,
     Features,
     Pass,
     default_batch_tokens,
 )
-from serve_app.encoder.padding import gather, lane_budget
+from serve_app.encoder.padding import gather, stream_budget
 from serve_app.messages import TokenizedInputs
 
 Result = TypeVar("Result")
@@ -62,10 +62,10 @@ class Encoder:
     def encode(
         self, inputs: Sequence[TokenizedInputs], *, max_batch_tokens: int | None = None
     ) -> Encoded:
-        """Return the vectors of the inputs of several jobs, one job after the other.
+        """Return the vectors of the inputs of several chunks, one chunk after the other.
 
         Args:
-            inputs: the jobs' inputs.
+            inputs: the chunks' inputs.
             max_batch_tokens: most tokens in a forward pass, padding included, instead of the encoder's own budget.
 
         Raises:
@@ -77,23 +77,23 @@ class Encoder:
         )
         batch.fail(np.flatnonzero(unreadable), "inference_failed")
         budget = max_batch_tokens or self._max_batch_tokens
-        in_lane = lane_budget(
-            batch.lengths[~unreadable], max_batch_tokens=budget, lanes=self._engine.lanes
+        in_stream = stream_budget(
+            batch.lengths[~unreadable], max_batch_tokens=budget, streams=self._engine.streams
         )
-        # A lane takes longer over a token, but over what a pass costs as such no longer than the whole processor.
+        # A stream takes longer over a token, but over what a pass costs as such no longer than the whole processor.
         passes = batch.passes(
             ~unreadable,
-            max_batch_tokens=in_lane or budget,
-            pass_tokens=self.pass_tokens / (self._engine.lanes if in_lane else 1),
+            max_batch_tokens=in_stream or budget,
+            pass_tokens=self.pass_tokens / (self._engine.streams if in_stream else 1),
             mixes_prompts=self._includes_prompt,
         )
-        self._run(batch, deque(passes), alone=in_lane is None)
+        self._run(batch, deque(passes), alone=in_stream is None)
         return batch.encoded()
 
     def _run(self, batch: Batch, waiting: deque[Indices], *, alone: bool) -> None:
         """Compute the passes that wait, and the halves of those that fail."""
         engine = self._engine
-        at_once = engine.passes_at_once if alone else engine.lanes * PASSES_PER_LANE
+        at_once = engine.passes_at_once if alone else engine.streams * PASSES_PER_STREAM
         started: deque[tuple[Indices, Pass]] = deque()
         while waiting or started:
             if waiting and len(started) < at_once:

@@ -18,10 +18,10 @@ DEFAULT_BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}
 # What a pass costs beside its tokens, until it is measured: 1.2 ms of 0.12 ms for a token, with MiniLM on two cores.
 DEFAULT_PASS_TOKENS = 10.0
 
-# One computes and one is ready, so that no lane waits while there is work.
-PASSES_PER_LANE = 2
-# Least tokens of a full budget for a lane: below, a pass as such begins to cost.
-_TOKENS_A_LANE = 256
+# One computes and one is ready, so that no stream waits while there is work.
+PASSES_PER_STREAM = 2
+# Least tokens of a full budget for a stream: below, a pass as such begins to cost.
+_TOKENS_PER_STREAM = 256
 
 Finite = npt.NDArray[np.bool_]
 
@@ -90,8 +90,8 @@ class Engine(Protocol):
         vocabulary_size: ids that the model has a row for.
         reads_empty: an input without tokens has a vector.
         passes_at_once: how many passes that each have the whole device may be started before the first is waited for.
-        lanes: how many passes may be computed side by side, each on its part of the processor. Of those
-            `PASSES_PER_LANE` for each lane may be started before the first is waited for.
+        streams: how many passes may be computed side by side, each on its part of the processor. Of those
+            `PASSES_PER_STREAM` for each stream may be started before the first is waited for.
     """
 
     name: str
@@ -100,14 +100,14 @@ class Engine(Protocol):
     vocabulary_size: int
     reads_empty: bool
     passes_at_once: int
-    lanes: int
+    streams: int
 
     def start(self, features: Features, *, alone: bool) -> Pass:
         """Start a forward pass.
 
         Args:
             features: what it reads.
-            alone: it has the whole device; else a lane of it, beside others.
+            alone: it has the whole device; else a stream of it, beside others.
 
         Raises:
             EncoderBrokenError: the device failed, and every later pass would too.
@@ -118,13 +118,13 @@ class Engine(Protocol):
         """Give back what a failed pass left, once its error is forgotten."""
 
 
-def lanes_for(threads: int, max_batch_tokens: int) -> int:
-    """Return how many lanes a processor's threads make: one each, or several where a full budget is too small for that.
+def streams_for(threads: int, max_batch_tokens: int) -> int:
+    """Return how many streams a processor's threads make: one each, or several where a full budget is too small for that.
 
     Threads that compute one pass together wait for the last of them after every operator, hundreds of times in a pass,
-    and whatever else runs on the machine makes one of them the last. Lanes meet at the end of a batch only.
+    and whatever else runs on the machine makes one of them the last. Streams meet at the end of a batch only.
     """
-    most = max(min(threads, max_batch_tokens // _TOKENS_A_LANE), 1)
+    most = max(min(threads, max_batch_tokens // _TOKENS_PER_STREAM), 1)
     threads_each = -(-threads // most)  # rounded up, so that few threads are left over
     return threads // threads_each
 

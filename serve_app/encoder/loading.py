@@ -19,7 +19,7 @@ from serve_app.encoder.engine import (
     EncoderBrokenError,
     Engine,
     default_batch_tokens,
-    lanes_for,
+    streams_for,
 )
 from serve_app.encoder.model_check import check_model
 from serve_app.encoder.torch import TorchEngine, has_changing_positions
@@ -103,8 +103,8 @@ class _Loader:
     padding: str
 
     @property
-    def lanes(self) -> int:
-        return lanes_for(self.threads, self.max_batch_tokens)
+    def streams(self) -> int:
+        return streams_for(self.threads, self.max_batch_tokens)
 
     def torch(self, dtype: str) -> TorchEngine:
         model = _load_model(
@@ -114,7 +114,7 @@ class _Loader:
             dtype=DTYPES[dtype],
         )
         check_model(model, self.checkpoint, self.tokenizer)
-        engine = TorchEngine(model, self.checkpoint, threads=self.threads, lanes=self.lanes)
+        engine = TorchEngine(model, self.checkpoint, threads=self.threads, streams=self.streams)
         if self.device.startswith("cuda") and self.padding == "auto" and engine.pads:
             self._unpad(engine, dtype)
         return engine
@@ -123,7 +123,7 @@ class _Loader:
         """Have an engine compute no padding, if that gives the vectors that it gives with padding."""
         try:
             check_device(self.device, DTYPES[dtype])
-            verification.unpad_checked(
+            verification.pack_verified(
                 engine, self.checkpoint, verification.probes(self.tokenizer, self.max_batch_tokens)
             )
         except EncoderBrokenError as error:
@@ -131,7 +131,7 @@ class _Loader:
                 f"{self.directory}: the GPU failed without padding; set `padding: always` for this model"
             ) from error
         except Exception as error:  # nothing else is worth a model that does not start
-            engine.pad_again()
+            engine.unpack()
             logger.info("%s: inputs are padded, because %r", self.directory, error)
 
     def openvino_or_torch(self, dtype: str, *, must_be_openvino: bool) -> Engine:
@@ -161,7 +161,7 @@ class _Loader:
             try:
                 graph = load_graph(model, self.directory, anew=anew)
                 engine = OpenVinoEngine(
-                    graph, model, dtype=dtype, threads=self.threads, lanes=self.lanes
+                    graph, model, dtype=dtype, threads=self.threads, streams=self.streams
                 )
             except Exception as error:
                 problem = f"{type(error).__name__}: {error}"

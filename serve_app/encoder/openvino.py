@@ -11,7 +11,7 @@ import numpy as np
 import openvino
 import torch
 
-from serve_app.encoder.engine import PASSES_PER_LANE, Computed, Features, Finite, Pass
+from serve_app.encoder.engine import PASSES_PER_STREAM, Computed, Features, Finite, Pass
 from serve_app.encoder.openvino_export import convert, graph_path, keep
 from serve_app.encoder.torch import TorchEngine, run
 from serve_app.messages import Vectors
@@ -28,7 +28,7 @@ class OpenVinoEngine:
         model: the same model in torch.
         dtype: `float32`, `bfloat16` or `float16`; the last two where this processor has units for them.
         threads: CPU threads; as OpenVINO chooses when None.
-        lanes: how many passes are computed side by side.
+        streams: how many passes are computed side by side.
 
     Attributes:
         precision: in what it computes: `f32`, `bf16` or `f16`.
@@ -47,7 +47,7 @@ class OpenVinoEngine:
         *,
         dtype: str,
         threads: int | None = None,
-        lanes: int = 1,
+        streams: int = 1,
     ) -> None:
         self._pad_id = model.pad_id
         self.vocabulary_size = model.vocabulary_size
@@ -66,12 +66,14 @@ class OpenVinoEngine:
             options["INFERENCE_NUM_THREADS"] = threads
         whole = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
         self._request = core.compile_model(graph, "CPU", options | whole).create_infer_request()
-        self.lanes = lanes
+        self.streams = streams
         self._idle: list[openvino.InferRequest] = []
-        if lanes > 1:
-            parts = {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": lanes}
+        if streams > 1:
+            parts = {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": streams}
             compiled = core.compile_model(graph, "CPU", options | parts)
-            self._idle += [compiled.create_infer_request() for _ in range(lanes * PASSES_PER_LANE)]
+            self._idle += [
+                compiled.create_infer_request() for _ in range(streams * PASSES_PER_STREAM)
+            ]
 
     def start(self, features: Features, *, alone: bool) -> Pass:
         """Start one pass; alone, it has been computed by then."""
@@ -86,10 +88,10 @@ class OpenVinoEngine:
         except Exception:
             self._idle.append(request)
             raise
-        return _LanePass(self, request, features)
+        return _StreamPass(self, request, features)
 
     def finish(self, request: openvino.InferRequest, features: Features) -> tuple[Vectors, Finite]:
-        """Wait for a pass in a lane."""
+        """Wait for a pass in a stream."""
         try:
             request.wait()
             return self._finished(request.get_output_tensor(0).data, features)
@@ -118,7 +120,7 @@ class OpenVinoEngine:
 
 
 @dataclass(frozen=True, slots=True)
-class _LanePass:
+class _StreamPass:
     """A pass that one of OpenVINO's streams computes."""
 
     engine: OpenVinoEngine

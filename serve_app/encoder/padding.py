@@ -12,35 +12,37 @@ import numpy.typing as npt
 # than a 64th of the longest on their account.
 _LENGTH_CLASSES = 64
 
-# Least tokens for a lane. With MiniLM and two lanes, 4 inputs of 12 tokens take the same time either way; with more to
-# do, lanes are up to 8 % ahead on an idle machine, and 8 to 25 % where another process has a fifth of it.
-_LANE_TOKENS = 32
+# Least tokens for a stream. With MiniLM and two streams, 4 inputs of 12 tokens take the same time either way; with more to
+# do, streams are up to 8 % ahead on an idle machine, and 8 to 25 % where another process has a fifth of it.
+_STREAM_TOKENS = 32
 
 # A pass of fewer tokens is not halved for the sake of balance; halves of 100 tokens would cost 4 % more together.
 _SMALL_PASS_TOKENS = 256
 
 
-def lane_budget(lengths: npt.NDArray[np.int32], *, max_batch_tokens: int, lanes: int) -> int | None:
+def stream_budget(
+    lengths: npt.NDArray[np.int32], *, max_batch_tokens: int, streams: int
+) -> int | None:
     """Return the most padded tokens in a pass where several passes are computed side by side.
 
-    Two passes for each lane if they are not small: one that is held up leaves more of the work to the others.
+    Two passes for each stream if they are not small: one that is held up leaves more of the work to the others.
 
     Args:
         lengths: tokens of each input, int32 [inputs].
-        max_batch_tokens: most padded tokens in all lanes together.
-        lanes: passes that are computed side by side, each on its part of the processor.
+        max_batch_tokens: most padded tokens in all streams together.
+        streams: passes that are computed side by side, each on its part of the processor.
 
     Returns:
         None where passes go one at a time, on the whole processor: there is little to do, or one input is longer than a
-        lane's share of it or of the budget.
+        stream's share of it or of the budget.
     """
     tokens = int(lengths.sum(dtype=np.int64))
-    if lanes == 1 or tokens < lanes * _LANE_TOKENS:
+    if streams == 1 or tokens < streams * _STREAM_TOKENS:
         return None
-    if int(lengths.max()) * lanes > min(tokens, max_batch_tokens):
+    if int(lengths.max()) * streams > min(tokens, max_batch_tokens):
         return None
-    share = -(-tokens // lanes)
-    return max(min(max_batch_tokens // lanes, max(share // 2, min(share, _SMALL_PASS_TOKENS))), 1)
+    share = -(-tokens // streams)
+    return max(min(max_batch_tokens // streams, max(share // 2, min(share, _SMALL_PASS_TOKENS))), 1)
 
 
 def padded_batches(

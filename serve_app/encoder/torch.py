@@ -15,7 +15,7 @@ from torch.nn.attention.varlen import varlen_attn
 
 from serve_app.checkpoints.metadata import Checkpoint
 from serve_app.encoder.engine import EncoderBrokenError, Features, Finite
-from serve_app.encoder.varlen import Attention, CannotUnpadError, Row
+from serve_app.encoder.varlen import Attention, CannotPackError, PackedSequences
 from serve_app.messages import Vectors
 
 CUDA_OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation: the device goes on
@@ -28,7 +28,7 @@ class TorchEngine:
         model: the SentenceTransformer, on its device.
         checkpoint: what its files say.
         threads: CPU threads; those that torch has when None.
-        lanes: how many passes a CPU computes side by side, where the model is known to keep nothing between passes.
+        streams: how many passes a CPU computes side by side, where the model is known to keep nothing between passes.
 
     Attributes:
         modules: those of the model, less a Normalize at the end.
@@ -45,7 +45,7 @@ class TorchEngine:
         checkpoint: Checkpoint,
         *,
         threads: int | None = None,
-        lanes: int = 1,
+        streams: int = 1,
     ) -> None:
         self.device = str(model.device)
         self._is_cuda = self.device.startswith("cuda")
@@ -54,15 +54,15 @@ class TorchEngine:
         self.modules = _without_trailing_normalize(list(model.eval().children()))
         self.reads_empty = isinstance(self.modules[0], StaticEmbedding)
         self.pads = not self.reads_empty
-        self._row: Row | None = None
+        self._packed: PackedSequences | None = None
         first: Any = getattr(self.modules[0], "model", None)
         is_known = type(first).__module__.startswith("transformers.")  # not a model's own code
         self._keeps_nothing = is_known and not has_changing_positions(first.config)
         # Without padding there is nothing to mask. A mask would be looked at on a GPU, which waits for all before it.
         self._may_omit_mask = is_known
-        self.lanes = lanes if self._keeps_nothing and not self._is_cuda else 1
+        self.streams = streams if self._keeps_nothing and not self._is_cuda else 1
         self._threads = threads or torch.get_num_threads()
-        self._pool = ThreadPoolExecutor(self.lanes, thread_name_prefix="lane")
+        self._pool = ThreadPoolExecutor(self.streams, thread_name_prefix="stream")
         self.pad_id: int = getattr(model.tokenizer, "pad_token_id", None) or 0
         self.reads_token_types = "token_type_ids" in getattr(
             model.tokenizer, "model_input_names", ()
@@ -71,33 +71,33 @@ class TorchEngine:
         self.includes_prompt = checkpoint.include_prompt
         self.dimensions = checkpoint.dimensions
 
-    def unpad(self, attention: Attention = varlen_attn) -> None:
+    def pack(self, attention: Attention = varlen_attn) -> None:
         """Compute no padding from now on.
 
         Raises:
-            CannotUnpadError: the model reads padded inputs only.
+            CannotPackError: the model reads padded inputs only.
         """
         if not self._keeps_nothing:
-            raise CannotUnpadError(
+            raise CannotPackError(
                 "its positions depend on the lengths of the inputs, or it is code of its own"
             )
         if not self.includes_prompt and any("lasttoken" in _modes(m) for m in self.modules):
             # Of an input that is no longer than its prompt it would give the last token, and with padding zeros.
-            raise CannotUnpadError("it pools the last token and leaves prompts out")
-        self._row = Row(self.modules[0], attention=attention)
+            raise CannotPackError("it pools the last token and leaves prompts out")
+        self._packed = PackedSequences(self.modules[0], attention=attention)
         self.pads = False
 
-    def pad_again(self) -> None:
-        """Undo `unpad`."""
-        if self._row is not None:
-            self._row.pad_again()
-        self._row, self.pads = None, True
+    def unpack(self) -> None:
+        """Undo `pack`."""
+        if self._packed is not None:
+            self._packed.unpack()
+        self._packed, self.pads = None, True
 
-    def start(self, features: Features, *, alone: bool) -> "_TorchPass | _LanePass":
+    def start(self, features: Features, *, alone: bool) -> "_TorchPass | _StreamPass":
         """Start one pass; alone, a CPU has computed it by then, and a GPU has been told all that there is to do."""
         if not alone:
-            return _LanePass(
-                self._pool.submit(self._compute, features, self._threads // self.lanes)
+            return _StreamPass(
+                self._pool.submit(self._compute, features, self._threads // self.streams)
             )
         with _telling_broken_devices():
             return self._compute(features, self._threads)
@@ -119,8 +119,8 @@ class TorchEngine:
                 "offsets": self._tensor(features.starts),
             }
         tensors: dict[str, Any] = {}
-        if self._row is not None:
-            tensors |= self._row.tensors(features, self._tensor)
+        if self._packed is not None:
+            tensors |= self._packed.tensors(features, self._tensor)
         else:
             ids, mask = features.padded(self.pad_id)
             tensors["input_ids"] = self._tensor(ids)
@@ -172,7 +172,7 @@ class _TorchPass:
 
 
 @dataclass(frozen=True, slots=True)
-class _LanePass:
+class _StreamPass:
     """A pass that a thread of its own computes."""
 
     computing: Future[_TorchPass]

@@ -17,7 +17,7 @@ from transformers.masking_utils import AttentionMaskInterface
 
 from serve_app.encoder.engine import Features
 
-NAME = "unpadded"
+NAME = "packed"
 # The first generation of GPUs that have the kernel.
 _LEAST_CAPABILITY = (8, 0)
 # What reaches attention through the model, beside what its forward names.
@@ -26,7 +26,7 @@ _PASSED_ON = {"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"}
 Attention = Callable[..., Any]
 
 
-class CannotUnpadError(Exception):
+class CannotPackError(Exception):
     """This model stays with padding; the message says why."""
 
 
@@ -34,40 +34,40 @@ def check_device(device: str, dtype: torch.dtype) -> None:
     """Return if a device has the kernel for a type.
 
     Raises:
-        CannotUnpadError: it has none.
+        CannotPackError: it has none.
     """
     if dtype == torch.float32:
-        raise CannotUnpadError("float32 has no attention without padding")
+        raise CannotPackError("float32 has no attention without padding")
     if torch.cuda.get_device_capability(device) < _LEAST_CAPABILITY:
-        raise CannotUnpadError("the GPU is too old for attention without padding")
+        raise CannotPackError("the GPU is too old for attention without padding")
 
 
-class Row:
-    """A Transformer module that reads rows of inputs, until it is told to `pad_again`.
+class PackedSequences:
+    """A Transformer module that reads rows of inputs, until it is told to `unpack`.
 
     Args:
         transformer: sentence-transformers' module; changed in place.
         attention: computes what `varlen_attn` does.
 
     Raises:
-        CannotUnpadError: its model does not take another attention.
+        CannotPackError: its model does not take another attention.
     """
 
     def __init__(self, transformer: Any, *, attention: Attention = varlen_attn) -> None:
         self._model = transformer.model
         if not self._model.is_backend_compatible():
-            raise CannotUnpadError("its attention cannot be replaced")
+            raise CannotPackError("its attention cannot be replaced")
         AttentionInterface.register(NAME, _attending(attention))
         AttentionMaskInterface.register(NAME, _no_mask)
         self._padded_attention = self._model.config._attn_implementation
         self._model.set_attn_implementation(NAME)
         if self._model.config._attn_implementation != NAME:
-            raise CannotUnpadError("its attention cannot be replaced")
+            raise CannotPackError("its attention cannot be replaced")
         if transformer.model_forward_params is not None:
             transformer.model_forward_params |= _PASSED_ON
         self._first_position = _first_position(self._model)
 
-    def pad_again(self) -> None:
+    def unpack(self) -> None:
         """Give the model its own attention back."""
         self._model.set_attn_implementation(self._padded_attention)
 

@@ -12,7 +12,7 @@ from serve_app.checkpoints.metadata import Checkpoint
 from serve_app.encoder.encoder import Encoder
 from serve_app.encoder.model_check import PROBES
 from serve_app.encoder.torch import TorchEngine
-from serve_app.encoder.varlen import Attention, CannotUnpadError
+from serve_app.encoder.varlen import Attention, CannotPackError
 from serve_app.errors import ModelLoadError
 from serve_app.messages import TokenizedInputs
 from serve_app.tokenization.tokenizer import Tokenizer
@@ -37,7 +37,7 @@ def agree(found: Any, expected: Any, tolerance: float) -> bool:
     return bool((distances <= tolerance * np.linalg.norm(expected, axis=1)).all())
 
 
-def unpad_checked(
+def pack_verified(
     engine: TorchEngine,
     checkpoint: Checkpoint,
     probes: Sequence[TokenizedInputs],
@@ -47,15 +47,15 @@ def unpad_checked(
     """Have an engine compute no padding from now on.
 
     Raises:
-        CannotUnpadError: it does not give the vectors that it gives with padding, which it goes on computing.
+        CannotPackError: it does not give the vectors that it gives with padding, which it goes on computing.
         EncoderBrokenError: the GPU failed.
     """
     expected = Encoder(engine, checkpoint).encode(probes)
-    engine.unpad(attention)
+    engine.pack(attention)
     found = Encoder(engine, checkpoint).encode(probes)
     if found.failures or not agree(found.vectors, expected.vectors, TOLERANCES["f16"]):
-        engine.pad_again()
-        raise CannotUnpadError("its vectors were others without padding")
+        engine.unpack()
+        raise CannotPackError("its vectors were others without padding")
 
 
 def warm_up(encoder: Encoder, tokenizer: Tokenizer, max_batch_tokens: int) -> float:

@@ -42,7 +42,7 @@ class RequestRecord:
         return time.perf_counter() - self.started
 
 
-class RequestLog:
+class AccessLog:
     """Counts requests and writes their lines.
 
     Args:

@@ -72,10 +72,10 @@ class Metrics:
         for reason in get_args(Reason):
             self._refusals.labels(reason)
         self._tokenize = self._seconds("tokenize", "Tokenizing a request.", "model")
-        self._queue = self._seconds("queue", "What a job waited for the model.", "model")
-        self._inference = self._seconds("inference", "The batch that held a job.", "model")
+        self._queue = self._seconds("queue", "What a chunk waited for the model.", "model")
+        self._inference = self._seconds("inference", "The batch that held a chunk.", "model")
         self._batch_inputs = self._histogram(
-            "batch_inputs", "Inputs in the batch that held a job.", INPUTS, "model"
+            "batch_inputs", "Inputs in the batch that held a chunk.", INPUTS, "model"
         )
         self._inputs = self._counter("inputs", "Inputs embedded.", "model")
         self._tokens = self._counter(
@@ -86,7 +86,7 @@ class Metrics:
         )
         self._truncated = self._counter("truncated_inputs", "Inputs that were cut.", "model")
         self._retries = self._counter(
-            "job_retries", "Jobs sent again after their replica died.", "model"
+            "chunk_retries", "Chunks sent again after their replica died.", "model"
         )
         self._pending_tokens = self._gauge(
             "pending_tokens", "Tokens accepted and not answered yet.", "model"
@@ -140,8 +140,10 @@ class Metrics:
         self._tokenize.labels(model).observe(seconds)
         self._truncated.labels(model).inc(truncated)
 
-    def job_finished(self, *, model: str, tokens: int, result: EmbedResult, queue_s: float) -> None:
-        """A replica has answered a job."""
+    def chunk_finished(
+        self, *, model: str, tokens: int, result: EmbedResult, queue_s: float
+    ) -> None:
+        """A replica has answered a chunk."""
         self._queue.labels(model).observe(queue_s)
         self._inference.labels(model).observe(result.inference_s)
         self._batch_inputs.labels(model).observe(result.batch_inputs)
@@ -149,8 +151,8 @@ class Metrics:
         self._tokens.labels(model).inc(tokens)
         self._padded_tokens.labels(model).inc(result.padded_tokens)
 
-    def job_retried(self, *, model: str) -> None:
-        """A job goes to another replica because its own died."""
+    def chunk_retried(self, *, model: str) -> None:
+        """A chunk goes to another replica because its own died."""
         self._retries.labels(model).inc()
 
     def pending_changed(self, *, model: str, tokens: int) -> None:
@@ -188,7 +190,9 @@ def exposition(
 def _replica_families(models: Mapping[str, Iterable[ReplicaState]]) -> list[Metric]:
     """Describe what only a model's replicas know."""
     name, labels = "embeddings_replica", ["model", "replica"]
-    jobs = GaugeMetricFamily(f"{name}_queued_jobs", "Jobs that wait for the model.", labels=labels)
+    chunks = GaugeMetricFamily(
+        f"{name}_queued_chunks", "Chunks that wait for the model.", labels=labels
+    )
     tokens = GaugeMetricFamily(
         f"{name}_queued_tokens", "Tokens that wait for the model.", labels=labels
     )
@@ -197,11 +201,11 @@ def _replica_families(models: Mapping[str, Iterable[ReplicaState]]) -> list[Metr
     for model, states in models.items():
         for state in states:
             at = [model, state.replica]
-            jobs.add_metric(at, state.queued_jobs)
+            chunks.add_metric(at, state.queued_chunks)
             tokens.add_metric(at, state.queued_tokens)
             busy.add_metric(at, state.busy_seconds)
             memory.add_metric(at, state.memory_bytes)
-    return [jobs, tokens, busy, memory]
+    return [chunks, tokens, busy, memory]
 
 
 class _Gathered(CollectorRegistry):

@@ -45,7 +45,7 @@ _REQUEST_IDS = f"""
 """
 
 
-def complete(config: str, folder: Path, *, inside: str = "127.0.0.1") -> str:
+def patch_config(config: str, folder: Path, *, inside: str = "127.0.0.1") -> str:
     """Return Ray Serve's config of HAProxy with answers of ours, whose files `write_answers` writes.
 
     A request whose replica died before it said anything is sent again, to another: embedding can be repeated.
@@ -90,9 +90,9 @@ def _return(error: ServiceError, folder: Path) -> str:
     return f"    http-request return status {error.status} content-type application/json file {body}{wait}"
 
 
-def write_answers(folder: Path, *, error_format: ErrorFormat = "page") -> None:
+def write_answers(folder: Path, *, error_format: ErrorFormat = "flat") -> None:
     """Write the files that a completed config names; with `auto` too the page's shape goes to all."""
-    shape: ErrorFormat = "openai" if error_format == "openai" else "page"
+    shape: ErrorFormat = "openai" if error_format == "openai" else "flat"
     for status, error in _ERRORS.items():
         (folder / f"{status}.http").write_bytes(_message(error, shape))
     for error in (_NOWHERE, _UNAVAILABLE):
@@ -116,7 +116,7 @@ def main() -> None:
         config = Path(arguments[arguments.index("-f") + 1])
         write_answers(config.parent, error_format=proxy_error_format(os.environ))
         inside = os.environ.get(_INSIDE_VARIABLE, "127.0.0.1")
-        config.write_text(complete(config.read_text(), config.parent, inside=inside))
+        config.write_text(patch_config(config.read_text(), config.parent, inside=inside))
     os.execv(binary, [binary, *arguments])  # noqa: S606  # no shell, on purpose
 
 

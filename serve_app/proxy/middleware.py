@@ -52,10 +52,10 @@ _ERRORS: dict[int, ServiceError] = {
 def middlewares() -> list[Middleware]:
     """Return what Ray Serve puts around the HTTP server that it starts, which speaks `uvicorn_protocol`."""
     uvicorn_protocol.use()
-    return [Middleware(Edge, error_format=proxy_error_format(os.environ))]
+    return [Middleware(ProxyMiddleware, error_format=proxy_error_format(os.environ))]
 
 
-class Edge:
+class ProxyMiddleware:
     """Cleans what comes in and what Ray Serve itself sends out.
 
     Args:

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from serve_app.config.http import HttpConfig
-from serve_app.dispatch.admission import Backlog
+from serve_app.dispatch.admission import Admission
 from serve_app.errors import (
     BatchSizeError,
     DeadlineError,
@@ -27,7 +27,7 @@ from serve_app.messages import EmbedResponse, Failure
 from serve_app.observability.metrics import Metrics, Reason
 from serve_app.schemas.embeddings import EmbeddingRequest, Priority
 from serve_app.service.postprocess import finish, non_finite_rows
-from serve_app.service.registry import ServedModel, ServedModels
+from serve_app.service.registry import ModelRegistry, ServedModel
 from serve_app.tokenization.openai_token_ids import Cl100k
 from serve_app.tokenization.tokenizer import Tokenized, Tokenizer
 
@@ -66,10 +66,10 @@ class Service:
         max_requests: int | None = None,
         cl100k: Cl100k | None = None,
     ) -> None:
-        self.models = ServedModels(models)
+        self.models = ModelRegistry(models)
         self._limits = limits
         self._metrics = metrics
-        self.requests = Backlog(limit=max_requests, unknown_s=limits.retry_after_s)
+        self.requests = Admission(limit=max_requests, unknown_s=limits.retry_after_s)
         self._held_bytes = 0
         # Few, because each takes memory and a core, and the library spreads a large batch over cores by itself.
         self._tokenizing = ThreadPoolExecutor(_TOKENIZING_THREADS, thread_name_prefix="tokenize")
@@ -90,7 +90,7 @@ class Service:
         return [name for (name, _), is_ready in zip(embedding, ready, strict=True) if not is_ready]
 
     @contextmanager
-    def place(self) -> Iterator[Callable[[int], None]]:
+    def admit(self) -> Iterator[Callable[[int], None]]:
         """Hold one of the places that the service has for requests, from before a body is read.
 
         Yields:
@@ -104,17 +104,17 @@ class Service:
             raise self._overloaded("ingress_requests")
         own = 0
 
-        def hold(size: int) -> None:
+        def reserve_bytes(size: int) -> None:
             nonlocal own
             is_small = own + size <= _SMALL_BODY_BYTES
-            if not is_small and self._held_bytes + size > self._limits.max_held_body_bytes:
+            if not is_small and self._held_bytes + size > self._limits.body_memory_bytes:
                 raise self._overloaded("body_bytes")
             own += size
             self._held_bytes += size
 
         self.requests.add(1)
         try:
-            yield hold
+            yield reserve_bytes
         except BaseException:
             self.requests.drop(1)
             raise
@@ -156,7 +156,7 @@ class Service:
     async def _embed(
         self, request: EmbeddingRequest, request_id: str, priority: Priority | None
     ) -> EmbedResponse:
-        model = self.models.find(request.model)
+        model = self.models.resolve(request.model)
         if model.tokenizer is None or model.embedder is None:
             message = f"{model.name} is served here, but not for embeddings: {model.reason}."
             raise NotAnEmbeddingModelError(message, "not_an_embedding_model", "model")

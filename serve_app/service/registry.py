@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol, get_args
 
 from serve_app.config.models import ModelConfig
-from serve_app.dispatch.admission import Backlog
+from serve_app.dispatch.admission import Admission
 from serve_app.errors import ModelNotFoundError
 from serve_app.messages import ModelAnswer, TokenizedInputs
 from serve_app.schemas.embeddings import InputType
@@ -18,7 +18,7 @@ from serve_app.tokenization.tokenizer import Tokenizer
 class Embedder(Protocol):
     """A model's deployment, as the service sees it."""
 
-    backlog: Backlog
+    admission: Admission
 
     async def embed(
         self, inputs: TokenizedInputs, *, request_id: str, is_bulk: bool
@@ -53,7 +53,7 @@ class ServedModel:
         return self.config.name
 
 
-class ServedModels:
+class ModelRegistry:
     """All models of the configuration.
 
     Args:
@@ -72,15 +72,15 @@ class ServedModels:
         """The default model."""
         return self._models[0]
 
-    def find(self, name: str | None) -> ServedModel:
+    def resolve(self, name: str | None) -> ServedModel:
         """Return the model that a request asks for; absent, empty and the page's literal "null" mean the first.
 
         Raises:
             ModelNotFoundError: no model is served under that name.
         """
-        return self.named(name) if name and name != "null" else self.first
+        return self.get(name) if name and name != "null" else self.first
 
-    def named(self, name: str) -> ServedModel:
+    def get(self, name: str) -> ServedModel:
         """Return the model of a name or alias, which may end in what the inputs are: `name:query`.
 
         Raises:

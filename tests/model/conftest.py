@@ -16,8 +16,8 @@ from serve_app.checkpoints.metadata import read_checkpoint
 from tests.support.models import (
     ENGINES,
     OPENVINO,
+    PACKED,
     TORCH_ONLY,
-    UNPADDED,
     Loaded,
     TinyModels,
     load,
@@ -69,7 +69,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
 @pytest.fixture(
     params=[
         *((name, "torch") for name in MODELS),
-        *((name, UNPADDED) for name in MODELS if name not in TORCH_ONLY),
+        *((name, PACKED) for name in MODELS if name not in TORCH_ONLY),
         *(
             pytest.param((name, "openvino"), marks=OPENVINO.marks)
             for name in MODELS

@@ -13,7 +13,7 @@ from torch import nn
 
 from serve_app.checkpoints.metadata import Checkpoint
 from serve_app.encoder import Encoder, EncoderBrokenError, default_batch_tokens, load_encoder
-from serve_app.encoder.engine import Features, lanes_for
+from serve_app.encoder.engine import Features, streams_for
 from serve_app.encoder.torch import TorchEngine
 from serve_app.errors import ModelLoadError
 from serve_app.messages import Failure, TokenizedInputs
@@ -226,7 +226,7 @@ def test_an_input_without_tokens_is_zero_where_tokens_are_summed(
     np.testing.assert_allclose(vectors, model.expect(["日本", "the fox", "🙂"]), atol=1e-5)
 
 
-def test_no_jobs_give_no_vectors(mean: Loaded) -> None:
+def test_no_chunks_give_no_vectors(mean: Loaded) -> None:
     """An empty batch is no error."""
     encoded = mean.encoder.encode([])
 
@@ -242,13 +242,13 @@ class Afar:
 
     name, device, pads, vocabulary_size, reads_empty = "afar", "cuda", True, 100, False
     passes_at_once = 2
-    lanes = 1
+    streams = 1
 
     def __init__(self, *, fails_late: bool = False) -> None:
         self.events: list[str] = []
         self._fails_late = fails_late
 
-    def start(self, features: Features, *, alone: bool) -> "Afar.Pass":  # noqa: ARG002  # there are no lanes
+    def start(self, features: Features, *, alone: bool) -> "Afar.Pass":  # noqa: ARG002  # there are no streams
         """Start a pass."""
         self.events.append(f"start {features.lengths.sum()}")
         one = self.Pass(self, features.lengths, fails=bool((features.ids == POISON).any()))
@@ -305,12 +305,12 @@ def test_a_pass_that_fails_among_others_fails_alone(*, fails_late: bool) -> None
 
 
 class SideBySide(Afar):
-    """An engine with lanes, which notes how many passes are under way."""
+    """An engine with streams, which notes how many passes are under way."""
 
-    device, vocabulary_size, passes_at_once, lanes = "cpu", 1000, 1, 2
+    device, vocabulary_size, passes_at_once, streams = "cpu", 1000, 1, 2
 
     def start(self, features: Features, *, alone: bool) -> Afar.Pass:
-        """Start a pass, in a lane or not."""
+        """Start a pass, in a stream or not."""
         one = super().start(features, alone=alone)
         self.events[-1] += " alone" if alone else ""
         return one
@@ -322,8 +322,8 @@ class SideBySide(Afar):
         return max(accumulate(steps))
 
 
-def test_a_batch_is_shared_by_the_lanes() -> None:
-    """Two passes a lane, all under way at once, which together fit the budget; each input has its own vector."""
+def test_a_batch_is_shared_by_the_streams() -> None:
+    """Two passes a stream, all under way at once, which together fit the budget; each input has its own vector."""
     engine = SideBySide()
     lengths = [256] * 8
 
@@ -334,7 +334,7 @@ def test_a_batch_is_shared_by_the_lanes() -> None:
 
 
 @pytest.mark.parametrize("lengths", [[500], [40], [300, 20, 20], [10, 10, 10]])
-def test_what_lanes_would_slow_has_the_processor_for_itself(lengths: list[int]) -> None:
+def test_what_streams_would_slow_has_the_processor_for_itself(lengths: list[int]) -> None:
     """One input, one that is longer than all others together, or little to do."""
     engine = SideBySide()
 
@@ -344,7 +344,7 @@ def test_what_lanes_would_slow_has_the_processor_for_itself(lengths: list[int]) 
     assert engine.most_under_way == 1
 
 
-def test_an_input_that_fails_in_a_lane_fails_alone() -> None:
+def test_an_input_that_fails_in_a_stream_fails_alone() -> None:
     """The others of its pass are computed again."""
     engine = SideBySide(fails_late=True)
     lengths = [40, 39, 38, 37, 36, 35, 34, 33]
@@ -356,17 +356,17 @@ def test_an_input_that_fails_in_a_lane_fails_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("threads", "budget", "lanes"),
+    ("threads", "budget", "streams"),
     [(1, 2048, 1), (2, 2048, 2), (12, 2048, 6), (64, 2048, 8), (4, 100, 1)],
 )
-def test_a_lane_has_a_thread_and_enough_to_do(threads: int, budget: int, lanes: int) -> None:
+def test_a_stream_has_a_thread_and_enough_to_do(threads: int, budget: int, streams: int) -> None:
     """As many as there are threads, while a full budget is enough for each."""
-    assert lanes_for(threads, budget) == lanes
+    assert streams_for(threads, budget) == streams
 
 
 @pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("engine", ["torch", "openvino"])
-def test_lanes_give_the_vectors_that_the_whole_processor_gives(
+def test_streams_give_the_vectors_that_the_whole_processor_gives(
     mean: Loaded, engine: str, tmp_path: Path
 ) -> None:
     """For inputs of many lengths, in a batch that is shared, and each alone."""

@@ -22,7 +22,7 @@ from tests.support.tiny_models import MAX_SEQ_LENGTH, bert, build, static
 pytest.importorskip("openvino", reason="openvino is not installed")
 
 from serve_app.encoder import openvino, openvino_export
-from serve_app.encoder.engine import PASSES_PER_LANE, Features
+from serve_app.encoder.engine import PASSES_PER_STREAM, Features
 from serve_app.encoder.openvino import OpenVinoEngine, load_graph
 from serve_app.encoder.torch import TorchEngine
 
@@ -250,7 +250,7 @@ def engine_of(own_cache: Path) -> Callable[[Path], OpenVinoEngine]:  # noqa: ARG
         reference = SentenceTransformer(str(directory), device="cpu")
         model = TorchEngine(reference, read_checkpoint(str(directory)))
         return OpenVinoEngine(
-            load_graph(model, directory), model, dtype="float32", threads=2, lanes=2
+            load_graph(model, directory), model, dtype="float32", threads=2, streams=2
         )
 
     return make
@@ -278,7 +278,7 @@ def test_a_pass_that_fails_leaves_the_engine_well(
         engine.start(wrong, alone=alone).result()
 
     engine.recover()
-    for _ in range(2 * PASSES_PER_LANE):  # each place for a pass is there again
+    for _ in range(2 * PASSES_PER_STREAM):  # each place for a pass is there again
         np.testing.assert_array_equal(engine.start(features, alone=alone).result()[0], good)
 
 
@@ -325,7 +325,7 @@ def test_an_input_at_the_limit_has_the_vector_of_torch(saved: Path) -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_a_lane_whose_pass_cannot_be_started_is_there_for_the_next(
+def test_a_stream_whose_pass_cannot_be_started_is_there_for_the_next(
     saved: Path, engine_of: Callable[[Path], OpenVinoEngine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However often."""
@@ -337,7 +337,7 @@ def test_a_lane_whose_pass_cannot_be_started_is_there_for_the_next(
 
     with monkeypatch.context() as patch:
         patch.setattr("openvino.InferRequest.start_async", fail)
-        for _ in range(2 * PASSES_PER_LANE + 1):
+        for _ in range(2 * PASSES_PER_STREAM + 1):
             with pytest.raises(MemoryError):
                 engine.start(features, alone=False)
 

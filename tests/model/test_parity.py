@@ -92,21 +92,21 @@ def test_unit_length_and_fewer_dimensions_are_made_from_the_raw_vectors(
 def test_batches_of_any_make_up_give_the_same_vectors(
     tiny: TinyModels, engine: str, data: st.DataObject
 ) -> None:
-    """Any texts in any order, in any jobs with any prompts, within any budget: every row is its text's vector."""
+    """Any texts in any order, in any chunks with any prompts, within any budget: every row is its text's vector."""
     names = ["mean-normalize", "no-prompt-mean", "lasttoken"]
     names += ["static"] if engine == "torch" else []
     model = tiny(data.draw(st.sampled_from(names)), engine=engine)
     items = st.lists(st.integers(0, len(TEXTS) - 1), max_size=6)
-    jobs = data.draw(
+    chunks = data.draw(
         st.lists(st.tuples(st.sampled_from(["document", *PROMPTS]), items), max_size=4)
     )
     budget = data.draw(st.integers(1, 200))
 
     encoded = model.encoder.encode(
-        [ids_of(model, name, chosen) for name, chosen in jobs], max_batch_tokens=budget
+        [ids_of(model, name, chosen) for name, chosen in chunks], max_batch_tokens=budget
     )
 
-    expected = [expected_rows(model, name)[index] for name, chosen in jobs for index in chosen]
+    expected = [expected_rows(model, name)[index] for name, chosen in chunks for index in chosen]
     assert encoded.failures == ()
     assert len(encoded.vectors) == len(encoded.padded_tokens) == len(expected)
     if expected:

@@ -12,14 +12,14 @@ from transformers import ModernBertConfig, ModernBertModel
 from serve_app.checkpoints.metadata import read_checkpoint
 from serve_app.encoder import Encoder, load_encoder
 from serve_app.encoder.torch import TorchEngine
-from serve_app.encoder.varlen import CannotUnpadError
-from serve_app.encoder.verification import probes, unpad_checked
+from serve_app.encoder.varlen import CannotPackError
+from serve_app.encoder.verification import pack_verified, probes
 from serve_app.tokenization.tokenizer import Tokenizer
 from tests.support.attention import one_by_one
 from tests.support.checkpoints import byte_bpe
 from tests.support.models import (
+    PACKED,
     TEXTS,
-    UNPADDED,
     Loaded,
     TinyModels,
     assert_same,
@@ -57,7 +57,7 @@ def windowed_qwen2(directory: Path) -> Path:
 def test_a_window_is_as_wide_as_with_padding(backbone: Backbone, tmp_path: Path) -> None:
     """Forwards and backwards, or backwards alone."""
     directory = build(tmp_path, backbone, "mean")
-    model = load(directory, reference_of(directory), engine=UNPADDED)
+    model = load(directory, reference_of(directory), engine=PACKED)
 
     assert_same(model.embed(TEXTS), model.expect(TEXTS))
 
@@ -92,8 +92,8 @@ def test_a_model_whose_vectors_would_be_others_is_padded(
     engine = engine_of(model)
     inputs = probes(model.tokenizer, 100)
 
-    with pytest.raises(CannotUnpadError):
-        unpad_checked(engine, model.checkpoint, inputs, attention=attention)
+    with pytest.raises(CannotPackError):
+        pack_verified(engine, model.checkpoint, inputs, attention=attention)
 
     assert engine.pads
     encoded = Encoder(engine, model.checkpoint).encode(inputs)
@@ -104,8 +104,8 @@ def test_a_model_whose_vectors_would_be_others_is_padded(
 
 def test_a_model_that_pools_the_last_token_without_the_prompt_is_padded(tiny: TinyModels) -> None:
     """sentence-transformers pools a row otherwise where the prompt is all there is."""
-    with pytest.raises(CannotUnpadError, match="last token"):
-        engine_of(tiny("no-prompt-lasttoken")).unpad(one_by_one)
+    with pytest.raises(CannotPackError, match="last token"):
+        engine_of(tiny("no-prompt-lasttoken")).pack(one_by_one)
 
 
 def test_a_model_whose_vectors_are_the_same_is_not_padded(tiny: TinyModels) -> None:
@@ -114,7 +114,7 @@ def test_a_model_whose_vectors_are_the_same_is_not_padded(tiny: TinyModels) -> N
     engine = engine_of(model)
     inputs = probes(model.tokenizer, 100)
 
-    unpad_checked(engine, model.checkpoint, inputs, attention=one_by_one)
+    pack_verified(engine, model.checkpoint, inputs, attention=one_by_one)
 
     assert not engine.pads
     encoded = Encoder(engine, model.checkpoint).encode(inputs)
@@ -130,8 +130,8 @@ def test_a_model_with_code_of_its_own_is_padded(tiny: TinyModels) -> None:
     own_code = type("Own", (type(first.model),), {"__module__": "its.own"})
     first.model.__class__ = own_code
 
-    with pytest.raises(CannotUnpadError):
-        TorchEngine(SentenceTransformer(modules=engine.modules), model.checkpoint).unpad(one_by_one)
+    with pytest.raises(CannotPackError):
+        TorchEngine(SentenceTransformer(modules=engine.modules), model.checkpoint).pack(one_by_one)
 
 
 @pytest.mark.gpu

@@ -55,7 +55,7 @@ def test_an_input_that_kills_two_replicas_is_refused(server: Server, word: str) 
     """It is named, in the answer and in the log by its request's id; whoever came with it is answered."""
     request_id = f"id-{uuid.uuid4().hex}"
     with ThreadPoolExecutor(4) as clients:
-        deadly = clients.submit(
+        poison_pill = clients.submit(
             post,
             server.plumbing_url,
             {"input": ["fine", word]},
@@ -64,7 +64,7 @@ def test_an_input_that_kills_two_replicas_is_refused(server: Server, word: str) 
         others = [clients.submit(post, server.plumbing_url, {"input": "slow"}) for _ in range(3)]
 
         assert [other.result().status_code for other in others] == [200] * 3
-    answer = deadly.result()
+    answer = poison_pill.result()
     assert answer.status_code == 424
     assert (answer.json()["code"], answer.json()["param"]) == ("inference_failed", "input")
     assert "died twice while it had the inputs 0 to 1" in answer.json()["message"]
@@ -82,7 +82,7 @@ def test_an_input_that_kills_two_replicas_is_refused(server: Server, word: str) 
 
 @pytest.mark.slow
 def test_a_wedged_model_is_noticed_and_replaced(server: Server) -> None:
-    """A replica with a batch that computes for longer than `wedged_after_s` ends."""
+    """A replica with a batch that computes for longer than `hang_timeout_s` ends."""
     with ThreadPoolExecutor(1) as client:
         wedged = client.submit(post, server.plumbing_url, {"input": "wedge"})
 
@@ -135,7 +135,7 @@ def test_replicas_that_are_replaced_finish_what_they_have_accepted(server: Serve
             clients.submit(post, server.plumbing_url, {"input": "slow " * 30}) for _ in range(12)
         ]
         wait_for(
-            lambda: total(server.plumbing_url, "embeddings_replica_queued_jobs") > 0,
+            lambda: total(server.plumbing_url, "embeddings_replica_queued_chunks") > 0,
             timeout_s=10,
             what="requests in the queue",
         )

@@ -170,7 +170,7 @@ def test_fields_that_change_the_vector_give_what_sentence_transformers_gives(
 
 @pytest.mark.both_modes
 def test_a_full_request_comes_back_in_order(url: str, reference: SentenceTransformer) -> None:
-    """2,048 inputs are more than one job; each vector must be its own input's."""
+    """2,048 inputs are more than one chunk; each vector must be its own input's."""
     texts = [f"text number {i}" for i in range(2048)]
 
     given = vectors(post(url, {"input": texts, "encoding_format": "base64"}))

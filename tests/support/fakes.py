@@ -23,23 +23,23 @@ from tokenizers.processors import TemplateProcessing
 
 from serve_app import errors
 from serve_app.api.app import build_asgi_app
-from serve_app.api.auth import VARIABLE, Keys
+from serve_app.api.auth import VARIABLE, ApiKeys
 from serve_app.checkpoints.metadata import Checkpoint
 from serve_app.config.http import HttpConfig
 from serve_app.config.models import ModelConfig
-from serve_app.dispatch.admission import Backlog
+from serve_app.dispatch.admission import Admission
 from serve_app.errors import ServiceError
 from serve_app.messages import (
-    EmbedJob,
+    EmbedChunk,
     EmbedResult,
     Failure,
     ModelAnswer,
-    NotNow,
+    ReplicaRejected,
     ReplicaState,
     TokenizedInputs,
     Vectors,
 )
-from serve_app.observability.access_log import RequestLog
+from serve_app.observability.access_log import AccessLog
 from serve_app.observability.metrics import Metrics, exposition
 from serve_app.service.embeddings import Service
 from serve_app.service.registry import ServedModel
@@ -100,14 +100,14 @@ def vectors_of(inputs: TokenizedInputs) -> Vectors:
     return np.stack(rows)
 
 
-def result_of(job: EmbedJob) -> EmbedResult:
-    """Return what a replica gives for a job that met no difficulty."""
+def result_of(chunk: EmbedChunk) -> EmbedResult:
+    """Return what a replica gives for a chunk that met no difficulty."""
     return EmbedResult(
-        vectors=vectors_of(job.inputs),
+        vectors=vectors_of(chunk.inputs),
         failures=(),
         inference_s=0.002,
-        batch_inputs=len(job.inputs),
-        padded_tokens=job.inputs.tokens,
+        batch_inputs=len(chunk.inputs),
+        padded_tokens=chunk.inputs.tokens,
     )
 
 
@@ -125,7 +125,7 @@ class FakeEmbedder:
         bulk: whether each call was bulk.
         called: set when the first call has come.
         cancelled: calls that their caller gave up.
-        backlog: what a test puts into it.
+        admission: what a test puts into it.
     """
 
     error: Exception | None = None
@@ -137,7 +137,7 @@ class FakeEmbedder:
     bulk: list[bool] = field(default_factory=list)
     called: asyncio.Event = field(default_factory=asyncio.Event)
     cancelled: int = 0
-    backlog: Backlog = field(default_factory=lambda: Backlog(limit=1000, unknown_s=1))
+    admission: Admission = field(default_factory=lambda: Admission(limit=1000, unknown_s=1))
 
     async def embed(
         self,
@@ -218,8 +218,8 @@ def build_application(
     asgi = build_asgi_app(
         service,
         settings=settings,
-        keys=Keys(settings.api_keys_file, {VARIABLE: keys}),
-        log=RequestLog(metrics),
+        keys=ApiKeys(settings.api_keys_file, {VARIABLE: keys}),
+        log=AccessLog(metrics),
         scrape=scrape,
         adds_request_id=adds_request_id,
     )
@@ -256,17 +256,17 @@ def counted(metrics: Metrics, name: str, **labels: str) -> float:
     return found[0] if found else 0.0
 
 
-Answer = Callable[[EmbedJob], Awaitable[EmbedResult | NotNow]]
+Answer = Callable[[EmbedChunk], Awaitable[EmbedResult | ReplicaRejected]]
 
 
 class FakeCall:
     """What a handle returns for a call: to be awaited or given up."""
 
-    def __init__(self, answer: Awaitable[Sequence[EmbedResult] | NotNow]) -> None:
+    def __init__(self, answer: Awaitable[Sequence[EmbedResult] | ReplicaRejected]) -> None:
         self._answer = asyncio.ensure_future(answer)
         self.is_cancelled = False
 
-    def __await__(self) -> Generator[Any, None, Sequence[EmbedResult] | NotNow]:
+    def __await__(self) -> Generator[Any, None, Sequence[EmbedResult] | ReplicaRejected]:
         """Wait for the answer."""
         return self._answer.__await__()
 
@@ -284,7 +284,7 @@ class FakeHandle:
     """Ray Serve's handle of a model's deployment.
 
     Args:
-        answer: what a replica does with a job.
+        answer: what a replica does with a chunk.
         states: what a broadcast of `state` gives: for each replica an answer, an exception, or `LATE`.
     """
 
@@ -292,7 +292,7 @@ class FakeHandle:
         self._answer = answer
         self.states: Sequence[State] = states
         self.broadcast_error: Exception | None = None
-        self.jobs: list[EmbedJob] = []
+        self.chunks: list[EmbedChunk] = []
         self.calls: list[FakeCall] = []
         self.told: list[tuple[str, int]] = []
         self.embed = SimpleNamespace(remote=self._call)
@@ -303,17 +303,19 @@ class FakeHandle:
         self.told.append((caller, waiting_tokens))
         return SimpleNamespace(_fetch_replica_results_async=self._results)
 
-    def _call(self, jobs: Sequence[EmbedJob]) -> FakeCall:
-        call = FakeCall(self._answer_all(jobs))
-        self.jobs += jobs
+    def _call(self, chunks: Sequence[EmbedChunk]) -> FakeCall:
+        call = FakeCall(self._answer_all(chunks))
+        self.chunks += chunks
         self.calls.append(call)
         return call
 
-    async def _answer_all(self, jobs: Sequence[EmbedJob]) -> Sequence[EmbedResult] | NotNow:
+    async def _answer_all(
+        self, chunks: Sequence[EmbedChunk]
+    ) -> Sequence[EmbedResult] | ReplicaRejected:
         results: list[EmbedResult] = []
-        for job in jobs:
-            result = await self._answer(job)
-            if isinstance(result, NotNow):
+        for chunk in chunks:
+            result = await self._answer(chunk)
+            if isinstance(result, ReplicaRejected):
                 return result
             results.append(result)
         return results

@@ -14,7 +14,7 @@ from sentence_transformers.base.modules import Normalize
 from serve_app.checkpoints.metadata import Checkpoint, read_checkpoint
 from serve_app.encoder import Encoder, load_encoder
 from serve_app.encoder.torch import TorchEngine
-from serve_app.encoder.varlen import CannotUnpadError
+from serve_app.encoder.varlen import CannotPackError
 from serve_app.messages import Vectors
 from serve_app.tokenization.tokenizer import Tokenizer, TruncateDirection
 from tests.support.attention import one_by_one
@@ -28,8 +28,8 @@ OPENVINO = pytest.param(
         importlib.util.find_spec("openvino") is None, reason="openvino is not installed"
     ),
 )
-UNPADDED = "unpadded"
-ENGINES = ["torch", UNPADDED, OPENVINO]
+PACKED = "packed"
+ENGINES = ["torch", PACKED, OPENVINO]
 TORCH_ONLY = frozenset({"static", "static-normalize"})
 TinyModels = Callable[..., "Loaded"]
 
@@ -80,21 +80,21 @@ def reference_of(directory: Path) -> SentenceTransformer:
 def load(directory: Path, reference: SentenceTransformer, *, engine: str) -> Loaded:
     """Load a model for an engine."""
     checkpoint = read_checkpoint(str(directory))
-    if engine == UNPADDED:
-        encoder = unpadded(directory, checkpoint)
+    if engine == PACKED:
+        encoder = packed(directory, checkpoint)
     else:
         encoder = load_encoder(str(directory), device="cpu", engine=engine, warm_up=False)
         assert encoder.engine_name == engine
     return Loaded(directory, checkpoint, Tokenizer(checkpoint), encoder, reference)
 
 
-def unpadded(directory: Path, checkpoint: Checkpoint) -> Encoder:
+def packed(directory: Path, checkpoint: Checkpoint) -> Encoder:
     """Load a model for torch without padding, with an attention that any device has."""
     model = SentenceTransformer(str(directory), device="cpu", model_kwargs={"dtype": torch.float32})
     engine = TorchEngine(model, checkpoint)
     try:
-        engine.unpad(one_by_one)
-    except CannotUnpadError as error:
+        engine.pack(one_by_one)
+    except CannotPackError as error:
         pytest.skip(f"inputs are padded: {error}")
     return Encoder(engine, checkpoint)
 

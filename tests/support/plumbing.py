@@ -56,7 +56,9 @@ class ObedientEncoder:
         max_batch_tokens: int | None = None,  # noqa: ARG002
     ) -> Encoded:
         """Encode by arithmetic, slowly or not at all where a word says so."""
-        rows = [ids for job in inputs for ids in np.split(job.ids, np.cumsum(job.lengths)[:-1])]
+        rows = [
+            ids for chunk in inputs for ids in np.split(chunk.ids, np.cumsum(chunk.lengths)[:-1])
+        ]
         words = set(np.concatenate(rows).tolist())
         if DEATH in words:
             os._exit(1)

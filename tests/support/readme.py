@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from serve_app.config.deployments import DeploymentOptions, IngressOptions
+from serve_app.config.deployments import DeploymentOptions, IngressOptions, is_undocumented
 from serve_app.config.http import HttpConfig
 from serve_app.config.models import ModelConfig, ServerConfig
 from serve_app.messages import ReplicaState
@@ -39,6 +39,8 @@ def _settings(prefix: str, model: type[BaseModel]) -> list[str]:
         field = model.model_fields[name]
         if name == "deployment":
             continue  # told under a prefix of its own
+        if is_undocumented(field):
+            continue
         if field.description is None:
             as_in_serve.append(f"`{name}`")
             continue

@@ -4,7 +4,7 @@ from dataclasses import FrozenInstanceError
 import numpy as np
 import pytest
 
-from serve_app.messages import EmbedJob
+from serve_app.messages import EmbedChunk
 from tests.support.fakes import result_of, tokenized
 
 
@@ -16,20 +16,20 @@ def test_inputs_count_themselves_and_their_tokens() -> None:
     assert inputs.tokens == 4
 
 
-def test_a_job_and_its_result_cross_processes_as_buffers() -> None:
+def test_a_chunk_and_its_result_cross_processes_as_buffers() -> None:
     """What is pickled has the size of the numbers, not of Python objects."""
-    job = EmbedJob(tokenized(*([7] * 100 for _ in range(100))), "an-id")
+    chunk = EmbedChunk(tokenized(*([7] * 100 for _ in range(100))), "an-id")
 
-    size = len(pickle.dumps(job, protocol=5))
-    copy = pickle.loads(pickle.dumps(result_of(job)))
+    size = len(pickle.dumps(chunk, protocol=5))
+    copy = pickle.loads(pickle.dumps(result_of(chunk)))
 
-    assert size < 4 * job.inputs.tokens + 2_000
-    assert np.array_equal(copy.vectors, result_of(job).vectors)
+    assert size < 4 * chunk.inputs.tokens + 2_000
+    assert np.array_equal(copy.vectors, result_of(chunk).vectors)
 
 
-def test_a_job_cannot_be_changed() -> None:
-    """Jobs of one request share buffers, so nobody may turn one into another."""
-    job = EmbedJob(tokenized([1]), "an-id")
+def test_a_chunk_cannot_be_changed() -> None:
+    """Chunks of one request share buffers, so nobody may turn one into another."""
+    chunk = EmbedChunk(tokenized([1]), "an-id")
 
     with pytest.raises(FrozenInstanceError):
-        job.request_id = "another"  # type: ignore[misc]
+        chunk.request_id = "another"  # type: ignore[misc]

@@ -45,7 +45,7 @@ def test_splitting_covers_every_input_once_and_in_order(costs: list[int], budget
 
 @given(some_costs, budgets)
 def test_a_run_fits_the_budget_or_is_one_input(costs: list[int], budget: int) -> None:
-    """No job is larger than a token budget unless a single input is."""
+    """No chunk is larger than a token budget unless a single input is."""
     runs = split_by_budget(np.array(costs, np.int32), budget=budget)
 
     assert all(sum(costs[run]) <= budget or run.stop - run.start == 1 for run in runs)
@@ -53,7 +53,7 @@ def test_a_run_fits_the_budget_or_is_one_input(costs: list[int], budget: int) ->
 
 @given(some_costs, budgets)
 def test_no_two_neighbouring_runs_would_fit_together(costs: list[int], budget: int) -> None:
-    """A request is cut into no more jobs than its order asks for."""
+    """A request is cut into no more chunks than its order asks for."""
     runs = split_by_budget(np.array(costs, np.int32), budget=budget)
 
     firsts = [costs[right.start] for _, right in pairwise(runs)]

@@ -46,10 +46,10 @@ class EmbeddingRoutes:
     async def _embed(self, request: Request, write: Writer) -> Response:
         record = record_of(request.scope)
         record.limits = partial(rate_limit_headers, self._service.requests, None)
-        with self._service.place() as hold:
+        with self._service.admit() as reserve_bytes:
             body = await read_body(
                 request,
-                hold=hold,
+                reserve_bytes=reserve_bytes,
                 max_bytes=self._settings.max_body_bytes,
                 max_values=self._settings.max_client_batch_size + self._settings.max_request_tokens,
                 timeout_s=self._settings.body_timeout_s,
@@ -60,10 +60,10 @@ class EmbeddingRoutes:
             if "model" in request.path_params:  # Azure's deployments, and engines
                 asked = asked.model_copy(update={"model": request.path_params["model"]})
             record.inputs = len(asked.items)
-            model = self._service.models.find(asked.model)
+            model = self._service.models.resolve(asked.model)
             record.model = model.name
             if model.embedder is not None:
-                tokens = model.embedder.backlog
+                tokens = model.embedder.admission
                 record.limits = partial(rate_limit_headers, self._service.requests, tokens)
             answer = await self._service.embed(
                 asked, request_id=record.request_id, priority=priority

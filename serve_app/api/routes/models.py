@@ -35,7 +35,7 @@ class ModelRoutes:
     async def model(self, request: Request) -> Response:
         """`GET /v1/models/{id}`."""
         name = request.path_params["id"]
-        return json_response(self._card(name, self._service.models.named(name)))
+        return json_response(self._card(name, self._service.models.get(name)))
 
     def _card(self, name: str, model: ServedModel) -> ModelCard:
         tokenizer = model.tokenizer

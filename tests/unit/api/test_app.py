@@ -178,7 +178,7 @@ async def test_an_unknown_path_does_not_stay_in_the_log(
     assert MARKER not in "".join(str(vars(record)) for record in log.records)
 
 
-# Keys.
+# ApiKeys.
 
 KEYS = "ada sk-1,sk-2"
 CARRIERS = ("authorization", "api-key", "x-api-key")

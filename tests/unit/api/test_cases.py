@@ -83,11 +83,11 @@ class ExpectedError(Strict):
     param: str | None = None
     message: str | None = None
 
-    def check(self, body: Any, *, shape: Literal["page", "openai"]) -> None:
+    def check(self, body: Any, *, shape: Literal["flat", "openai"]) -> None:
         """Compare key by key; the page's two keys come first."""
         fields = body["error"] if shape == "openai" else body
         expected = {"type": self.type, "param": self.param, "code": self.code}
-        if shape == "page":
+        if shape == "flat":
             expected = {"error": self.error, "error_type": self.error_type, **expected}
             assert list(body)[:2] == ["error", "error_type"]
         message = fields.pop("message")
@@ -169,7 +169,7 @@ async def test_a_request_gets_its_answer(case: Case, tokenizer: Tokenizer) -> No
     if case.calls is not None:
         assert len(app.embedder.seen) == case.calls
     if case.error is not None:
-        case.error.check(response.json(), shape="page")
+        case.error.check(response.json(), shape="flat")
     elif response.content and response.headers["content-type"] == "application/json":
         check_answer(case, response.json())
 
@@ -211,8 +211,8 @@ async def test_an_error_keeps_its_words_in_openais_envelope(
 @pytest.mark.parametrize(
     ("error_format", "shapes"),
     [
-        ("auto", ("page", "openai")),
-        ("page", ("page", "page")),
+        ("auto", ("flat", "openai")),
+        ("flat", ("flat", "flat")),
         ("openai", ("openai", "openai")),
     ],
 )
@@ -224,7 +224,7 @@ async def test_the_shape_of_errors_is_the_setting_s_or_the_client_s(
     async with app.client(headers=headers) as client:
         response = await client.get("/nowhere")
 
-    found = "openai" if isinstance(response.json()["error"], dict) else "page"
+    found = "openai" if isinstance(response.json()["error"], dict) else "flat"
     assert found == shapes[1 if headers else 0]
     assert response.headers.get("vary") == ("x-stainless-lang" if error_format == "auto" else None)
 

@@ -54,8 +54,8 @@ def test_an_openai_sdk_gets_openai_s_envelope(name: bytes) -> None:
     assert headers[b"vary"] == b"x-stainless-lang"
 
 
-@pytest.mark.parametrize("error_format", ["page", "openai"])
-def test_a_setting_decides_for_all(error_format: Literal["page", "openai"]) -> None:
+@pytest.mark.parametrize("error_format", ["flat", "openai"])
+def test_a_setting_decides_for_all(error_format: Literal["flat", "openai"]) -> None:
     """Then nothing depends on who asks, and no cache need know."""
     error = InvalidRequestError("No.", "a_code")
 

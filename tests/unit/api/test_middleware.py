@@ -5,8 +5,8 @@ import pytest
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve_app.api.middleware import ErrorMiddleware, RequestMiddleware, record_of
-from serve_app.observability.access_log import RequestLog
+from serve_app.api.middleware import AccessLogMiddleware, ErrorMiddleware, record_of
+from serve_app.observability.access_log import AccessLog
 from serve_app.observability.metrics import Metrics
 from tests.support.fakes import counted
 
@@ -35,9 +35,9 @@ async def failing_late(_scope: Scope, _receive: Receive, send: Send) -> None:
 
 def surrounded(app: ASGIApp, metrics: Metrics, *, adds_request_id: bool = True) -> ASGIApp:
     """Put both around an app, as the server does."""
-    log = RequestLog(metrics)
+    log = AccessLog(metrics)
     inner = ErrorMiddleware(app, log=log, error_format="auto")
-    return RequestMiddleware(inner, log=log, adds_request_id=adds_request_id)
+    return AccessLogMiddleware(inner, log=log, adds_request_id=adds_request_id)
 
 
 async def get(app: ASGIApp, **headers: str) -> httpx.Response:

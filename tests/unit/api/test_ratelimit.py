@@ -11,7 +11,7 @@ BODY = b'{"input": ["a", "b"]}'
 async def test_every_answer_tells_what_there_is_room_for(tokenizer: Tokenizer) -> None:
     """Of requests from the start, of tokens once the model is known; as it is at that moment."""
     embedder = FakeEmbedder()
-    embedder.backlog.add(300)
+    embedder.admission.add(300)
     app = build_application(tokenizer, embedder=embedder, max_requests=5)
 
     async with app.client() as client:

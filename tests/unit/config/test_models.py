@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from serve_app.config.deployments import Settings
+from serve_app.config.deployments import Settings, is_undocumented
 from serve_app.config.models import BatchSettings, ModelConfig, ServerConfig
 
 SERVES_OWN = {
@@ -118,7 +118,7 @@ def test_one_says_how_to_scale_in_one_way() -> None:
 
 def test_serve_is_told_only_what_it_knows() -> None:
     """Ours, and what was set; the rest keeps Serve's default, and the name and the batch settings go other ways."""
-    options = {"name": "mine", "num_replicas": 2, "user_config": {"max_batch_size": 8}}
+    options = {"name": "mine", "num_replicas": 2, "user_config": {"max_batch_tokens": 8}}
     config = server({**MODEL, "deployment": options})
 
     given = config.models[0].deployment.given()
@@ -166,6 +166,31 @@ def test_settings_cannot_be_changed() -> None:
         config.http.max_body_bytes = 1  # type: ignore[misc]
 
 
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (
+            {"models": [{**MODEL, "wedged_after_s": 1}]},
+            "wedged_after_s is now called hang_timeout_s",
+        ),
+        (
+            {"models": [MODEL], "http": {"unavailable_after_s": 1}},
+            "unavailable_after_s is now called replica_wait_timeout_s",
+        ),
+        ({"models": [MODEL], "http": {"error_format": "page"}}, "page is now called flat"),
+        (
+            {"models": [{**MODEL, "max_batch_size": 1}]},
+            "max_batch_size was removed: it follows from deployment.max_ongoing_requests",
+        ),
+    ],
+)
+def test_a_former_name_is_refused_with_its_new_one(args: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError) as error:
+        ServerConfig.model_validate(args)
+
+    assert words in str(error.value)
+
+
 def settings_classes() -> list[type[Settings]]:
     """Every class of settings there is."""
     kinds = Settings.__subclasses__()
@@ -176,7 +201,11 @@ def settings_classes() -> list[type[Settings]]:
 
 @pytest.mark.parametrize("kind", settings_classes(), ids=lambda kind: kind.__name__)
 def test_every_setting_says_what_it_does(kind: type[Settings]) -> None:
-    """The README's table is made of these sentences; what is passed on to Ray Serve is described there."""
-    silent = {name for name, field in kind.model_fields.items() if not field.description}
+    """The table of settings is made of these sentences; what is passed on to Ray Serve is described there."""
+    silent = {
+        name
+        for name, field in kind.model_fields.items()
+        if not field.description and not is_undocumented(field)
+    }
 
     assert silent <= SERVES_OWN | {"http", "ingress"}

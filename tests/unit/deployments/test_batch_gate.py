@@ -15,7 +15,7 @@ BUDGET = 10
 
 @dataclass(eq=False)
 class Caller:
-    """One job before the gate, in it, or past it."""
+    """One chunk before the gate, in it, or past it."""
 
     tokens: int
     inside: asyncio.Event = field(default_factory=asyncio.Event)
@@ -41,7 +41,7 @@ class Street:
         self.callers: list[Caller] = []
 
     def come(self, tokens: int) -> Caller:
-        """A job comes; it moves at the next turn of the loop."""
+        """A chunk comes; it moves at the next turn of the loop."""
         caller = Caller(tokens)
         caller.task = asyncio.create_task(self._pass(caller))
         self.callers.append(caller)
@@ -77,7 +77,7 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-async def test_the_first_job_goes_straight_in() -> None:
+async def test_the_first_chunk_goes_straight_in() -> None:
     """While the model is free nobody waits for company."""
     street = Street()
 
@@ -117,7 +117,7 @@ async def test_a_full_batch_goes_one_ahead_and_a_second_one_does_not() -> None:
     await street.empty()
 
 
-async def test_a_job_over_the_budget_goes_alone() -> None:
+async def test_a_chunk_over_the_budget_goes_alone() -> None:
     """One input that is longer than the budget is embedded all the same."""
     street = Street()
     street.come(1)
@@ -140,7 +140,7 @@ async def test_a_cancelled_waiter_leaves_the_queue_at_once() -> None:
     gone.task.cancel()
     await settle()
 
-    assert (street.gate.queued_jobs, street.gate.queued_tokens) == (0, 0)
+    assert (street.gate.queued_chunks, street.gate.queued_tokens) == (0, 0)
     await street.empty()
 
 
@@ -207,7 +207,7 @@ async def test_an_error_inside_frees_the_model() -> None:
 
 
 async def test_a_smaller_budget_opens_the_gate_for_what_is_now_full() -> None:
-    """Settings change while jobs wait."""
+    """Settings change while chunks wait."""
     street = Street()
     street.come(1)
     waiting = street.come(5)
@@ -246,7 +246,7 @@ def walk(steps: list[tuple[str, int]], *, is_calm: bool, check: Check) -> None:
                 await settle()
                 check(street)
         await street.empty()
-        assert (street.gate.queued_jobs, street.gate.queued_tokens) == (0, 0)
+        assert (street.gate.queued_chunks, street.gate.queued_tokens) == (0, 0)
 
     asyncio.run(run())
 
@@ -297,7 +297,7 @@ class Reference:
 
 @given(steps)
 def test_the_gate_follows_its_rule(steps: list[tuple[str, int]]) -> None:
-    """One batch runs, one full one is ahead, each the oldest jobs that fit the budget; the rest waits."""
+    """One batch runs, one full one is ahead, each the oldest chunks that fit the budget; the rest waits."""
     reference = Reference()
 
     def check(street: Street) -> None:
@@ -318,7 +318,7 @@ def test_whatever_happens_in_one_turn_nothing_is_lost(steps: list[tuple[str, int
         assert not any(caller.inside.is_set() for caller in younger)
         assert sum(c.tokens for c in inside) <= 2 * max([BUDGET, *(c.tokens for c in inside)])
         assert inside or not waiting
-        assert street.gate.queued_jobs == len(waiting)
+        assert street.gate.queued_chunks == len(waiting)
         assert street.gate.queued_tokens == sum(c.tokens for c in waiting)
 
     walk(steps, is_calm=False, check=check)

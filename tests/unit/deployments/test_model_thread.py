@@ -31,7 +31,7 @@ def test_an_exception_reaches_its_caller_and_no_other(thread: ModelThread) -> No
 
     assert isinstance(failing.exception(5), ZeroDivisionError)
     assert next_one.result(5) == 1
-    thread.check(wedged_after_s=5)
+    thread.check(hang_timeout_s=5)
 
 
 def test_a_cancelled_function_does_not_run(thread: ModelThread) -> None:
@@ -65,13 +65,13 @@ def test_a_function_that_kills_the_thread_takes_no_other_with_it(thread: ModelTh
     with pytest.raises(ModelThreadError, match="dead"):
         thread.submit(lambda: 1)
     with pytest.raises(ModelThreadError, match="dead"):
-        thread.check(wedged_after_s=5)
+        thread.check(hang_timeout_s=5)
 
 
 def test_a_thread_that_has_not_started_is_not_healthy() -> None:
     """The constructor starts nothing."""
     with pytest.raises(ModelThreadError):
-        ModelThread().check(wedged_after_s=5)
+        ModelThread().check(hang_timeout_s=5)
 
 
 def test_stopping_lets_what_was_given_run_to_its_end(thread: ModelThread) -> None:
@@ -97,9 +97,9 @@ def test_a_batch_that_computes_too_long_is_noticed(thread: ModelThread) -> None:
     running = thread.submit(compute)
     assert began.wait(5)
 
-    thread.check(wedged_after_s=60)
+    thread.check(hang_timeout_s=60)
     with pytest.raises(ModelThreadError, match="more than 0 s"):
-        thread.check(wedged_after_s=0)
+        thread.check(hang_timeout_s=0)
     may_end.set()
     running.result(5)
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_app.deployments.replica_router import FewestCallsRouter
+from serve_app.deployments.replica_router import LeastOutstandingRouter
 
 pytestmark = pytest.mark.anyio
 
@@ -24,7 +24,7 @@ REPLICAS = [Replica(name) for name in "abc"]
 
 def router() -> Any:
     """Make a router without Ray Serve's state, whose queue lengths are not kept."""
-    made = object.__new__(FewestCallsRouter)
+    made = object.__new__(LeastOutstandingRouter)
     made._use_replica_queue_len_cache = False
     made.initialize_state()
     return made

@@ -20,7 +20,14 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from serve_app.dispatch.client import ClientSettings, ModelClient
 from serve_app.errors import InferenceError, OverloadedError, UnavailableError
-from serve_app.messages import EmbedJob, EmbedResult, Failure, NotNow, ReplicaState, TokenizedInputs
+from serve_app.messages import (
+    EmbedChunk,
+    EmbedResult,
+    Failure,
+    ReplicaRejected,
+    ReplicaState,
+    TokenizedInputs,
+)
 from serve_app.observability.metrics import Metrics
 from tests.support.fakes import (
     LATE,
@@ -37,7 +44,7 @@ pytestmark = pytest.mark.anyio
 
 STATE = ReplicaState(
     "r1",
-    queued_jobs=0,
+    queued_chunks=0,
     queued_tokens=0,
     busy_seconds=0,
     memory_bytes=0,
@@ -54,9 +61,9 @@ def client_of(
     """Make a client with small limits."""
     defaults = {
         "model": "m",
-        "job_tokens": 10,
+        "chunk_tokens": 10,
         "max_queued_tokens": 100,
-        "unavailable_after_s": 60,
+        "replica_wait_timeout_s": 60,
         "retry_after_s": 7,
         "bulk_share": 0.25,
         "retry_pause_s": 0,
@@ -66,25 +73,25 @@ def client_of(
     )
 
 
-async def answer(job: EmbedJob) -> EmbedResult:
+async def answer(chunk: EmbedChunk) -> EmbedResult:
     """Do what a replica does that meets no difficulty."""
-    return result_of(job)
+    return result_of(chunk)
 
 
-async def never(job: EmbedJob) -> EmbedResult:
-    """Keep a job for ever."""
+async def never(chunk: EmbedChunk) -> EmbedResult:
+    """Keep a chunk for ever."""
     await asyncio.Event().wait()
-    return result_of(job)
+    return result_of(chunk)
 
 
 def raising(*errors: Exception) -> Answer:
     """Raise one error after the other, then answer."""
     left = list(errors)
 
-    async def answer(job: EmbedJob) -> EmbedResult:
+    async def answer(chunk: EmbedChunk) -> EmbedResult:
         if left:
             raise left.pop(0)
-        return result_of(job)
+        return result_of(chunk)
 
     return answer
 
@@ -99,21 +106,21 @@ async def test_a_small_request_is_one_call() -> None:
 
     result = await client_of(handle).embed(inputs, request_id="an-id")
 
-    assert [job.inputs for job in handle.jobs] == [inputs]
-    assert [job.request_id for job in handle.jobs] == ["an-id"]
+    assert [chunk.inputs for chunk in handle.chunks] == [inputs]
+    assert [chunk.request_id for chunk in handle.chunks] == ["an-id"]
     assert np.array_equal(result.vectors, vectors_of(inputs))
 
 
 @given(st.lists(st.lists(st.integers(0, 99), max_size=12), min_size=1, max_size=40))
 def test_a_request_in_many_calls_gives_each_input_its_own_vector(inputs: list[list[int]]) -> None:
     """Whatever the lengths, and whichever call is answered first."""
-    jobs_left = [0]
+    chunks_left = [0]
 
-    async def answer_late(job: EmbedJob) -> EmbedResult:
-        jobs_left[0] += 1
-        for _ in range(7 - jobs_left[0] % 7):
+    async def answer_late(chunk: EmbedChunk) -> EmbedResult:
+        chunks_left[0] += 1
+        for _ in range(7 - chunks_left[0] % 7):
             await asyncio.sleep(0)
-        return result_of(job)
+        return result_of(chunk)
 
     handle = FakeHandle(answer_late)
     packed = tokenized(*inputs, prompt_length=2)
@@ -123,16 +130,16 @@ def test_a_request_in_many_calls_gives_each_input_its_own_vector(inputs: list[li
     )
 
     assert np.array_equal(result.vectors, vectors_of(packed))
-    assert all(job.inputs.tokens <= 5 or len(job.inputs) == 1 for job in handle.jobs)
-    assert {job.inputs.prompt_length for job in handle.jobs} == {2}
+    assert all(chunk.inputs.tokens <= 5 or len(chunk.inputs) == 1 for chunk in handle.chunks)
+    assert {chunk.inputs.prompt_length for chunk in handle.chunks} == {2}
 
 
 async def test_failures_are_counted_within_the_request() -> None:
     """The second call's first input is not the request's first."""
 
-    async def fail_first(job: EmbedJob) -> EmbedResult:
+    async def fail_first(chunk: EmbedChunk) -> EmbedResult:
         failures = (Failure(0, "inference_failed"),)
-        return EmbedResult(vectors_of(job.inputs), failures, 0.001, 1, 1)
+        return EmbedResult(vectors_of(chunk.inputs), failures, 0.001, 1, 1)
 
     inputs = tokenized([1] * 2, [2] * 2, [3] * 2, [4] * 2)
 
@@ -142,16 +149,16 @@ async def test_failures_are_counted_within_the_request() -> None:
 
 
 async def test_a_large_request_has_two_calls_under_way_at_most() -> None:
-    """It neither floods the replicas' queues nor waits for its own jobs one by one."""
+    """It neither floods the replicas' queues nor waits for its own chunks one by one."""
     under_way: set[int] = set()
     most = []
 
-    async def watch(job: EmbedJob) -> EmbedResult:
-        under_way.add(id(job))
+    async def watch(chunk: EmbedChunk) -> EmbedResult:
+        under_way.add(id(chunk))
         most.append(len(under_way))
         await asyncio.sleep(0)
-        under_way.discard(id(job))
-        return result_of(job)
+        under_way.discard(id(chunk))
+        return result_of(chunk)
 
     inputs = tokenized(*([i] * 10 for i in range(9)))
 
@@ -165,12 +172,12 @@ async def test_calls_follow_the_number_of_replicas() -> None:
     under_way: set[int] = set()
     most = []
 
-    async def watch(job: EmbedJob) -> EmbedResult:
-        under_way.add(id(job))
+    async def watch(chunk: EmbedChunk) -> EmbedResult:
+        under_way.add(id(chunk))
         most.append(len(under_way))
         await turns()
-        under_way.discard(id(job))
-        return result_of(job)
+        under_way.discard(id(chunk))
+        return result_of(chunk)
 
     client = client_of(FakeHandle(watch, states=[STATE] * 3), max_queued_tokens=1000)
     await client.embed(tokenized([1]), request_id="an-id")
@@ -184,7 +191,7 @@ async def test_calls_that_hang_with_their_replica_take_no_place_from_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It counts as long as it lives, whether it says that it cannot embed or says nothing."""
-    monkeypatch.setattr("serve_app.dispatch.replica_monitor._LOOK_S", 0.02)
+    monkeypatch.setattr("serve_app.dispatch.replica_monitor._POLL_S", 0.02)
     has_looked = asyncio.Event()
 
     class LookedAt(FakeHandle):
@@ -225,7 +232,7 @@ async def test_calls_and_the_queue_follow_what_the_replicas_take() -> None:
     large = asyncio.create_task(client.embed(tokenized(*[[1] * 10] * 8), request_id="an-id"))
     await asyncio.sleep(0)
 
-    assert [job.inputs.tokens for job in handle.jobs] == [1, 10, 10, 5]
+    assert [chunk.inputs.tokens for chunk in handle.chunks] == [1, 10, 10, 5]
     with pytest.raises(OverloadedError):
         await client.embed(tokenized([1] * 11), request_id="an-id")
     await client.embed(tokenized([1] * 10), request_id="an-id")
@@ -258,7 +265,7 @@ async def test_ingress_replicas_share_the_limit() -> None:
     fitting = asyncio.create_task(client.embed(tokenized([1] * 20), request_id="an-id"))
     await turns()
 
-    assert client.backlog.units == 50
+    assert client.admission.units == 50
     for task in (waiting, fitting):
         task.cancel()
 
@@ -271,7 +278,7 @@ async def test_who_has_nothing_to_do_has_the_whole_queue_again() -> None:
     await client.embed(tokenized([1]), request_id="an-id")
     await asyncio.sleep(1)  # two looks come within half of it
 
-    assert client.backlog.remaining == 100
+    assert client.admission.remaining == 100
 
 
 # Fairness.
@@ -285,24 +292,24 @@ class Clockwork(FakeHandle):
         self.now = 0
         self._computing = asyncio.Lock()
 
-    async def _answer_all(self, jobs: Sequence[EmbedJob]) -> Sequence[EmbedResult]:
+    async def _answer_all(self, chunks: Sequence[EmbedChunk]) -> Sequence[EmbedResult]:
         async with self._computing:
             await turns()  # those whose call has ended come back first
-            tokens = sum(job.inputs.tokens for job in jobs)
+            tokens = sum(chunk.inputs.tokens for chunk in chunks)
             self.now += tokens
-            return [replace(result_of(job), inference_s=tokens) for job in jobs]
+            return [replace(result_of(chunk), inference_s=tokens) for chunk in chunks]
 
 
 @pytest.mark.parametrize(("inference_s", "is_soon"), [(0.0, True), (60.0, False)])
-async def test_the_later_jobs_of_a_request_have_the_place_that_it_could_have_come_to_alone(
+async def test_the_later_chunks_of_a_request_have_the_place_that_it_could_have_come_to_alone(
     inference_s: float,
     is_soon: bool,  # noqa: FBT001
 ) -> None:
     """Else each would wait behind all that came since; and if all came with the first, others behind all of it."""
 
-    async def compute(job: EmbedJob) -> EmbedResult:
+    async def compute(chunk: EmbedChunk) -> EmbedResult:
         await asyncio.sleep(0)
-        return replace(result_of(job), inference_s=inference_s)
+        return replace(result_of(chunk), inference_s=inference_s)
 
     handle = FakeHandle(compute, states=[STATE])
     client = client_of(handle)
@@ -311,7 +318,7 @@ async def test_the_later_jobs_of_a_request_have_the_place_that_it_could_have_com
 
     await asyncio.gather(large, *others)
 
-    last = max(number for number, job in enumerate(handle.jobs) if job.inputs.ids[0] == 1)
+    last = max(number for number, chunk in enumerate(handle.chunks) if chunk.inputs.ids[0] == 1)
     assert (last < 6) is is_soon
 
 
@@ -322,7 +329,7 @@ async def test_nobody_is_answered_two_budgets_after_one_that_came_later() -> Non
     """
     budget = 64
     handle = Clockwork(replace(STATE, max_batch_tokens=budget, max_queued_tokens=100_000))
-    client = client_of(handle, job_tokens=budget, max_queued_tokens=100_000)
+    client = client_of(handle, chunk_tokens=budget, max_queued_tokens=100_000)
     lengths = random.Random(1)
     answered: list[int] = []  # by the replica's clock, in the order in which the requests came
 
@@ -361,11 +368,11 @@ async def test_a_requests_times_are_those_of_its_batches_and_of_its_waiting(
     assert (answer.inference_s, answer.queue_s) == (9 + 9 + 7, 8)
 
 
-async def test_a_batch_that_held_several_jobs_of_a_request_counts_once() -> None:
-    """On a GPU many jobs make one batch, and come back together."""
+async def test_a_batch_that_held_several_chunks_of_a_request_counts_once() -> None:
+    """On a GPU many chunks make one batch, and come back together."""
 
-    async def take(job: EmbedJob) -> EmbedResult:
-        return replace(result_of(job), inference_s=1000)
+    async def take(chunk: EmbedChunk) -> EmbedResult:
+        return replace(result_of(chunk), inference_s=1000)
 
     inputs = tokenized(*([i] * 9 for i in range(6)))
 
@@ -390,7 +397,7 @@ async def test_a_batch_that_held_several_jobs_of_a_request_counts_once() -> None
     ],
     ids=["died", "unavailable", "replaced", "replaced, in Ray's wrapping", "memory", "grpc"],
 )
-async def test_a_job_whose_replica_dies_goes_to_another(error: Exception) -> None:
+async def test_a_chunk_whose_replica_dies_goes_to_another(error: Exception) -> None:
     """Embedding twice does no harm; the request's sender sees nothing."""
     metrics = Metrics()
     handle = FakeHandle(raising(error))
@@ -399,7 +406,7 @@ async def test_a_job_whose_replica_dies_goes_to_another(error: Exception) -> Non
     result = await client_of(handle, metrics=metrics).embed(inputs, request_id="an-id")
 
     assert np.array_equal(result.vectors, vectors_of(inputs))
-    assert counted(metrics, "embeddings_job_retries_total", model="m") == 1
+    assert counted(metrics, "embeddings_chunk_retries_total", model="m") == 1
     assert counted(metrics, "embeddings_inputs_total", model="m") == 1
 
 
@@ -407,7 +414,7 @@ async def test_a_job_whose_replica_dies_goes_to_another(error: Exception) -> Non
     ("inputs", "param", "words"),
     [(tokenized([1]), "input[0]", "had input[0]"), (tokenized([1], [2]), "input", "inputs 0 to 1")],
 )
-async def test_a_job_that_is_there_at_two_deaths_is_their_cause(
+async def test_a_chunk_that_is_there_at_two_deaths_is_their_cause(
     inputs: TokenizedInputs, param: str, words: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It is not sent a third time, and the log says whose it was."""
@@ -416,35 +423,35 @@ async def test_a_job_that_is_there_at_two_deaths_is_their_cause(
     with pytest.raises(InferenceError) as error:
         await client_of(handle).embed(inputs, request_id="an-id")
 
-    assert [job.is_suspect for job in handle.jobs] == [False, True]
+    assert [chunk.is_retry for chunk in handle.chunks] == [False, True]
     assert (error.value.code, error.value.param) == ("inference_failed", param)
     assert words in error.value.message
     assert [record.__dict__["request_id"] for record in caplog.records] == ["an-id"]
 
 
 async def test_a_call_that_is_not_taken_now_goes_again() -> None:
-    """As often as it takes; that says nothing about the job."""
-    answers = iter([NotNow()] * 5)
+    """As often as it takes; that says nothing about the chunk."""
+    answers = iter([ReplicaRejected()] * 5)
 
-    async def later(job: EmbedJob) -> EmbedResult | NotNow:
-        return next(answers, None) or result_of(job)
+    async def later(chunk: EmbedChunk) -> EmbedResult | ReplicaRejected:
+        return next(answers, None) or result_of(chunk)
 
     handle = FakeHandle(later)
     result = await client_of(handle).embed(tokenized([1]), request_id="an-id")
 
     assert np.array_equal(result.vectors, vectors_of(tokenized([1])))
-    assert [job.is_suspect for job in handle.jobs] == [False] * 6
+    assert [chunk.is_retry for chunk in handle.chunks] == [False] * 6
 
 
 async def test_a_call_that_somebody_else_cancels_goes_again() -> None:
     """Those whose inputs it carried still wait."""
-    cancelled: list[EmbedJob] = []
+    cancelled: list[EmbedChunk] = []
 
-    async def cancel_first(job: EmbedJob) -> EmbedResult:
+    async def cancel_first(chunk: EmbedChunk) -> EmbedResult:
         if not cancelled:
-            cancelled.append(job)
+            cancelled.append(chunk)
             raise asyncio.CancelledError
-        return result_of(job)
+        return result_of(chunk)
 
     handle = FakeHandle(cancel_first, states=[STATE])
 
@@ -459,9 +466,9 @@ async def test_calls_run_in_no_requests_context() -> None:
     request: ContextVar[str] = ContextVar("request", default="none")
     seen: list[str] = []
 
-    async def look(job: EmbedJob) -> EmbedResult:
+    async def look(chunk: EmbedChunk) -> EmbedResult:
         seen.append(request.get())
-        return result_of(job)
+        return result_of(chunk)
 
     request.set("an-id")
     await client_of(FakeHandle(look, states=[STATE])).embed(tokenized([1]), request_id="an-id")
@@ -472,11 +479,11 @@ async def test_calls_run_in_no_requests_context() -> None:
 async def test_calls_that_are_never_taken_end_as_unavailable() -> None:
     """After as long as a call waits for there to be a replica."""
 
-    async def never_now(_job: EmbedJob) -> NotNow:
-        return NotNow()
+    async def never_now(_chunk: EmbedChunk) -> ReplicaRejected:
+        return ReplicaRejected()
 
     with pytest.raises(UnavailableError, match="do not take it"):
-        await client_of(FakeHandle(never_now, states=[STATE]), unavailable_after_s=0.01).embed(
+        await client_of(FakeHandle(never_now, states=[STATE]), replica_wait_timeout_s=0.01).embed(
             tokenized([1]), request_id="an-id"
         )
 
@@ -495,16 +502,16 @@ async def test_back_pressure_is_overload() -> None:
     assert error.value.code == "overloaded"
     assert error.value.retry_after_s == pytest.approx(7, rel=0.25)
     assert counted(metrics, "embeddings_overload_refusals_total", reason="serve_queue") == 1
-    assert len(handle.jobs) == 1
+    assert len(handle.chunks) == 1
 
 
 async def test_tokens_that_are_not_answered_yet_are_bounded() -> None:
     """Beyond the limit nothing is sent; with the answers comes room."""
     metrics, may_answer = Metrics(), asyncio.Event()
 
-    async def wait(job: EmbedJob) -> EmbedResult:
+    async def wait(chunk: EmbedChunk) -> EmbedResult:
         await may_answer.wait()
-        return result_of(job)
+        return result_of(chunk)
 
     handle = FakeHandle(wait)
     client = client_of(handle, metrics=metrics, max_queued_tokens=8)
@@ -519,7 +526,7 @@ async def test_tokens_that_are_not_answered_yet_are_bounded() -> None:
     may_answer.set()
     await asyncio.gather(first, fitting)
 
-    assert [job.request_id for job in handle.jobs] == ["first", "third"]
+    assert [chunk.request_id for chunk in handle.chunks] == ["first", "third"]
     assert pending == 8
     assert counted(metrics, "embeddings_pending_tokens", model="m") == 0
     assert counted(metrics, "embeddings_overload_refusals_total", reason="pending_tokens") == 1
@@ -536,7 +543,7 @@ async def test_bulk_is_refused_first() -> None:
     fitting = asyncio.create_task(client.embed(tokenized([2] * 6), request_id="third"))
     await asyncio.sleep(0)
 
-    assert client.backlog.units == 76
+    assert client.admission.units == 76
     for task in (waiting, fitting):
         task.cancel()
 
@@ -552,7 +559,7 @@ async def test_bulk_that_is_done_or_left_gives_its_room_back() -> None:
     waiting.cancel()
     await turns()
 
-    assert (client.backlog.remaining, left.backlog.remaining) == (100, 100)
+    assert (client.admission.remaining, left.admission.remaining) == (100, 100)
 
 
 async def test_one_request_always_fits() -> None:
@@ -572,7 +579,9 @@ async def test_without_any_replica_a_call_is_given_up() -> None:
     handle = FakeHandle(never, states=[])
 
     with pytest.raises(UnavailableError) as error:
-        await client_of(handle, unavailable_after_s=0.01).embed(tokenized([1]), request_id="an-id")
+        await client_of(handle, replica_wait_timeout_s=0.01).embed(
+            tokenized([1]), request_id="an-id"
+        )
 
     await turns()
 
@@ -582,18 +591,18 @@ async def test_without_any_replica_a_call_is_given_up() -> None:
 
 async def test_all_that_wait_without_a_replica_are_told_in_time() -> None:
     """And not only those that the first calls carry."""
-    client = client_of(FakeHandle(never, states=[]), unavailable_after_s=0.01)
+    client = client_of(FakeHandle(never, states=[]), replica_wait_timeout_s=0.01)
     embeddings = [client.embed(tokenized([n] * 9), request_id="an-id") for n in range(1, 9)]
 
     outcomes = await asyncio.wait_for(asyncio.gather(*embeddings, return_exceptions=True), 5)
 
     assert {type(outcome) for outcome in outcomes} == {UnavailableError}
-    assert client.backlog.units == 0
+    assert client.admission.units == 0
 
 
 async def test_each_that_comes_without_a_replica_is_told() -> None:
     """Also one that comes just after another was."""
-    client = client_of(FakeHandle(never, states=[]), unavailable_after_s=0.05)
+    client = client_of(FakeHandle(never, states=[]), replica_wait_timeout_s=0.05)
 
     for _ in range(3):
         with pytest.raises(UnavailableError):
@@ -613,13 +622,13 @@ async def test_while_there_is_a_replica_a_call_waits() -> None:
                 may_answer.set()
             return super().broadcast(method, caller, waiting_tokens)
 
-    async def wait(job: EmbedJob) -> EmbedResult:
+    async def wait(chunk: EmbedChunk) -> EmbedResult:
         await may_answer.wait()
-        return result_of(job)
+        return result_of(chunk)
 
     handle = Patient(wait, states=[STATE])
 
-    result = await client_of(handle, unavailable_after_s=0.01).embed(
+    result = await client_of(handle, replica_wait_timeout_s=0.01).embed(
         tokenized([1]), request_id="an-id"
     )
 
@@ -636,9 +645,9 @@ async def test_an_answer_that_comes_while_one_looks_for_replicas_counts() -> Non
             may_answer.set()
             return super().broadcast(method, caller, waiting_tokens)
 
-    async def wait(job: EmbedJob) -> EmbedResult:
+    async def wait(chunk: EmbedChunk) -> EmbedResult:
         await may_answer.wait()
-        return result_of(job)
+        return result_of(chunk)
 
     result = await client_of(Leaving(wait)).embed(tokenized([1]), request_id="an-id")
 
@@ -669,7 +678,7 @@ async def test_a_model_is_ready_when_one_replica_is_well(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Whatever the others say, or if they say nothing for too long."""
-    monkeypatch.setattr("serve_app.dispatch.replica_monitor._LOOK_S", 0.02)
+    monkeypatch.setattr("serve_app.dispatch.replica_monitor._POLL_S", 0.02)
     client = client_of(FakeHandle(answer, states=states))
 
     assert await client.is_ready() is is_ready
@@ -679,7 +688,7 @@ async def test_replicas_are_told_what_waits_while_something_does(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Again and again, for how many there should be depends on it; at the end that nothing does."""
-    monkeypatch.setattr("serve_app.dispatch.replica_monitor._LOOK_S", 0.001)
+    monkeypatch.setattr("serve_app.dispatch.replica_monitor._POLL_S", 0.001)
     may_answer, nothing_waits = asyncio.Event(), asyncio.Event()
 
     class Listening(FakeHandle):
@@ -690,9 +699,9 @@ async def test_replicas_are_told_what_waits_while_something_does(
                 nothing_waits.set()
             return super().broadcast(method, caller, waiting_tokens)
 
-    async def wait(job: EmbedJob) -> EmbedResult:
+    async def wait(chunk: EmbedChunk) -> EmbedResult:
         await may_answer.wait()
-        return result_of(job)
+        return result_of(chunk)
 
     handle = Listening(wait, states=[STATE])
     await client_of(handle).embed(tokenized([1, 2, 3]), request_id="an-id")
@@ -704,7 +713,7 @@ async def test_replicas_are_told_what_waits_while_something_does(
 
 async def test_a_model_that_may_rest_is_ready_without_a_replica() -> None:
     """Whoever keeps requests away while `/ready` is 503 would never let the one through that wakes it."""
-    client = client_of(FakeHandle(answer, states=[]), may_rest=True)
+    client = client_of(FakeHandle(answer, states=[]), scales_to_zero=True)
 
     assert await client.is_ready()
 
@@ -743,10 +752,10 @@ async def test_a_client_that_leaves_cancels_its_calls() -> None:
 async def test_the_first_failure_ends_the_other_calls() -> None:
     """The request has failed; nobody needs their vectors, and those not sent stay at home."""
 
-    async def fail_second(job: EmbedJob) -> EmbedResult:
-        if job.inputs.ids[0] == 2:
+    async def fail_second(chunk: EmbedChunk) -> EmbedResult:
+        if chunk.inputs.ids[0] == 2:
             raise BackPressureError(num_queued_requests=9, max_queued_requests=8)
-        return await never(job)
+        return await never(chunk)
 
     handle = FakeHandle(fail_second, states=[STATE])
     inputs = tokenized(*([i] * 9 for i in range(1, 8)))
@@ -755,8 +764,8 @@ async def test_the_first_failure_ends_the_other_calls() -> None:
         await client_of(handle).embed(inputs, request_id="an-id")
     await turns()
 
-    cancelled = {int(job.inputs.ids[0]): call.is_cancelled
-                 for job, call in zip(handle.jobs, handle.calls, strict=True)}  # fmt: skip
+    cancelled = {int(chunk.inputs.ids[0]): call.is_cancelled
+                 for chunk, call in zip(handle.chunks, handle.calls, strict=True)}  # fmt: skip
     assert cancelled == {1: True, 2: False}
 
 
@@ -765,13 +774,13 @@ async def test_a_call_that_is_given_up_and_fails_is_not_written_about() -> None:
     complaints: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, told: complaints.append(told))
 
-    async def fail_when_cancelled(job: EmbedJob) -> EmbedResult:
+    async def fail_when_cancelled(chunk: EmbedChunk) -> EmbedResult:
         try:
-            return await never(job)
+            return await never(chunk)
         except asyncio.CancelledError:
             raise RuntimeError("as Ray does") from None
 
-    client = client_of(FakeHandle(fail_when_cancelled, states=[]), unavailable_after_s=0.01)
+    client = client_of(FakeHandle(fail_when_cancelled, states=[]), replica_wait_timeout_s=0.01)
     with pytest.raises(UnavailableError):
         await client.embed(tokenized([1]), request_id="an-id")
     await turns()

@@ -10,8 +10,8 @@ from serve_app.messages import Failure, TokenizedInputs
 LENGTHS = st.lists(st.integers(0, 30), max_size=12)
 
 
-def job(*inputs: list[int], prompt_length: int = 0) -> TokenizedInputs:
-    """Return a job's inputs."""
+def chunk(*inputs: list[int], prompt_length: int = 0) -> TokenizedInputs:
+    """Return a chunk's inputs."""
     ids = np.array([number for ids in inputs for number in ids], np.int32)
     return TokenizedInputs(ids, np.array([len(ids) for ids in inputs], np.int32), prompt_length)
 
@@ -24,16 +24,16 @@ def passes(batch: Batch, *, budget: int, mixes_prompts: bool = True) -> list[Ind
     )
 
 
-def test_jobs_are_joined_in_their_order() -> None:
-    """The second job's inputs follow the first's."""
-    batch = Batch([job([1, 2], [3]), job([4, 5, 6])], dimensions=2)
+def test_chunks_are_joined_in_their_order() -> None:
+    """The second chunk's inputs follow the first's."""
+    batch = Batch([chunk([1, 2], [3]), chunk([4, 5, 6])], dimensions=2)
 
     assert batch.ids.tolist() == [1, 2, 3, 4, 5, 6]
     assert batch.lengths.tolist() == [2, 1, 3]
     assert batch.starts.tolist() == [0, 2, 3]
 
 
-def test_no_jobs_have_no_results() -> None:
+def test_no_chunks_have_no_results() -> None:
     """An empty batch is no error."""
     batch = Batch([], dimensions=2)
 
@@ -44,10 +44,12 @@ def test_no_jobs_have_no_results() -> None:
     assert encoded.failures == ()
 
 
-@given(jobs=st.lists(LENGTHS, max_size=4), budget=st.integers(1, 60))
-def test_passes_hold_every_input_once_within_the_budget(jobs: list[list[int]], budget: int) -> None:
+@given(chunks=st.lists(LENGTHS, max_size=4), budget=st.integers(1, 60))
+def test_passes_hold_every_input_once_within_the_budget(
+    chunks: list[list[int]], budget: int
+) -> None:
     """Longest first; more than the budget only where one input alone is longer."""
-    batch = Batch([job(*([7] * n for n in lengths)) for lengths in jobs], dimensions=1)
+    batch = Batch([chunk(*([7] * n for n in lengths)) for lengths in chunks], dimensions=1)
 
     cut = passes(batch, budget=budget)
 
@@ -60,8 +62,12 @@ def test_passes_hold_every_input_once_within_the_budget(jobs: list[list[int]], b
 
 def test_inputs_with_prompts_of_other_lengths_do_not_share_a_pass_where_it_matters() -> None:
     """Poolings without the prompt take one length for a whole pass."""
-    jobs = [job([1], [2], prompt_length=0), job([3], prompt_length=4), job([4], prompt_length=0)]
-    batch = Batch(jobs, dimensions=1)
+    chunks = [
+        chunk([1], [2], prompt_length=0),
+        chunk([3], prompt_length=4),
+        chunk([4], prompt_length=0),
+    ]
+    batch = Batch(chunks, dimensions=1)
 
     apart = passes(batch, budget=100, mixes_prompts=False)
     together = passes(batch, budget=100, mixes_prompts=True)
@@ -75,7 +81,7 @@ def test_inputs_that_no_model_could_read_are_told(
     *, may_be_empty: bool, expected: list[int]
 ) -> None:
     """An id without a row, a negative id, and no ids at all where some are needed."""
-    batch = Batch([job([0, 9], [10, 1], [], [1, -1], [3])], dimensions=1)
+    batch = Batch([chunk([0, 9], [10, 1], [], [1, -1], [3])], dimensions=1)
 
     unreadable = batch.unreadable(vocabulary_size=10, may_be_empty=may_be_empty)
 
@@ -84,7 +90,7 @@ def test_inputs_that_no_model_could_read_are_told(
 
 def test_results_go_to_their_places() -> None:
     """Vectors in the order of the inputs; a failed input's is zero; each has the width of its pass."""
-    batch = Batch([job([1], [2, 2], [3, 3, 3])], dimensions=2)
+    batch = Batch([chunk([1], [2, 2], [3, 3, 3])], dimensions=2)
     vectors = np.array([[3, 3], [np.nan, 1]], np.float32)
 
     batch.keep(np.array([2, 0]), vectors, np.array([True, False]))
@@ -102,7 +108,7 @@ def test_inputs_are_gathered_and_put_under_each_other(
 ) -> None:
     """Any inputs of a buffer in any order: their ids from the left, the padding id after them, and the mask."""
     inputs = [[10 * n + m for m in range(length)] for n, length in enumerate(lengths)]
-    batch = Batch([job(*inputs)], dimensions=1)
+    batch = Batch([chunk(*inputs)], dimensions=1)
     chosen = np.array(
         data.draw(st.lists(st.sampled_from(range(len(lengths))), min_size=1, unique=True))
     )
@@ -122,7 +128,7 @@ def test_inputs_are_gathered_and_put_under_each_other(
 
 def test_inputs_that_are_not_filled_up_are_cut_by_their_own_tokens() -> None:
     """In their order; what was computed for each is its length."""
-    batch = Batch([job([1] * 9, [2], [3], [4] * 9, [5])], dimensions=1, pads=False)
+    batch = Batch([chunk([1] * 9, [2], [3], [4] * 9, [5])], dimensions=1, pads=False)
 
     runs = passes(batch, budget=11)
     for run in runs:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_app.encoder.padding import lane_budget, pad, padded_batches
+from serve_app.encoder.padding import pad, padded_batches, stream_budget
 from tests.support.strategies import budgets, costs, pass_costs, some_costs
 
 
@@ -23,17 +23,19 @@ def cut(lengths: list[int], *, budget: int, pass_tokens: float) -> list[list[int
     st.integers(1, 4096),
     st.integers(1, 16),
 )
-def test_lanes_share_a_batch_within_its_budget(lengths: list[int], budget: int, lanes: int) -> None:
-    """Together they are no larger than one pass may be, and each lane has a pass."""
-    in_lane = lane_budget(np.array(lengths, np.int32), max_batch_tokens=budget, lanes=lanes)
+def test_streams_share_a_batch_within_its_budget(
+    lengths: list[int], budget: int, streams: int
+) -> None:
+    """Together they are no larger than one pass may be, and each stream has a pass."""
+    in_stream = stream_budget(np.array(lengths, np.int32), max_batch_tokens=budget, streams=streams)
 
-    if in_lane is None:
-        is_small = lanes == 1 or sum(lengths) < lanes * 32
-        assert is_small or max(lengths) * lanes > min(sum(lengths), budget)
+    if in_stream is None:
+        is_small = streams == 1 or sum(lengths) < streams * 32
+        assert is_small or max(lengths) * streams > min(sum(lengths), budget)
     else:
-        assert max(lengths) * lanes <= budget
-        assert 1 <= in_lane <= max(budget // lanes, 1)
-        assert in_lane * lanes <= sum(lengths) + lanes
+        assert max(lengths) * streams <= budget
+        assert 1 <= in_stream <= max(budget // streams, 1)
+        assert in_stream * streams <= sum(lengths) + streams
 
 
 @given(costs, budgets, pass_costs)

@@ -5,7 +5,7 @@ import pytest
 
 from serve_app.errors import InvalidRequestError
 from serve_app.observability.access_log import (
-    RequestLog,
+    AccessLog,
     WithoutTracebacks,
     hide_expected_tracebacks,
 )
@@ -17,7 +17,7 @@ MARKER = "xyzzy"
 
 def test_a_request_is_one_line_with_fields(log: pytest.LogCaptureFixture) -> None:
     """A person reads the line, a program the fields; both know the request's id."""
-    requests = RequestLog(Metrics())
+    requests = AccessLog(Metrics())
     record = requests.begin("an-id", method="POST", route="/v1/embeddings")
     record.model, record.inputs, record.tokens = "acme/tiny", 2, 9
 
@@ -36,7 +36,7 @@ def test_a_request_is_one_line_with_fields(log: pytest.LogCaptureFixture) -> Non
 def test_a_request_is_counted_while_it_runs_and_when_it_ends() -> None:
     """In flight until its answer, then under its route, model and status."""
     metrics = Metrics()
-    requests = RequestLog(metrics)
+    requests = AccessLog(metrics)
 
     record = requests.begin("an-id", method="POST", route="/v1/embeddings")
     while_running = counted(metrics, "embeddings_requests_in_flight")
@@ -52,7 +52,7 @@ def test_a_request_is_counted_while_it_runs_and_when_it_ends() -> None:
 def test_an_error_of_ours_passes_as_it_is(log: pytest.LogCaptureFixture) -> None:
     """It is counted by its code, and the request's line names it."""
     metrics = Metrics()
-    requests = RequestLog(metrics)
+    requests = AccessLog(metrics)
     record = requests.begin("an-id", method="POST")
     error = InvalidRequestError("No.", "a_code")
 
@@ -69,7 +69,7 @@ def test_an_unforeseen_error_is_told_by_kind_and_place_alone(
     log: pytest.LogCaptureFixture,
 ) -> None:
     """Its message can hold an input; whoever mends it needs the line of code."""
-    requests = RequestLog(Metrics())
+    requests = AccessLog(Metrics())
     record = requests.begin("an-id", method="POST")
 
     try:

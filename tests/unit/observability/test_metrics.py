@@ -4,13 +4,13 @@ from typing import get_args
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from serve_app.messages import EmbedJob, ReplicaState
+from serve_app.messages import EmbedChunk, ReplicaState
 from serve_app.observability.metrics import Metrics, Reason, Snapshot, exposition
 from tests.support.fakes import counted, result_of, tokenized
 
 STATE = ReplicaState(
     "r1",
-    queued_jobs=3,
+    queued_chunks=3,
     queued_tokens=40,
     busy_seconds=1.5,
     memory_bytes=1000,
@@ -23,14 +23,14 @@ STATE = ReplicaState(
 def used() -> Metrics:
     """Count one of everything."""
     metrics = Metrics()
-    job = EmbedJob(tokenized([1, 2], [3]), "an-id")
+    chunk = EmbedChunk(tokenized([1, 2], [3]), "an-id")
     metrics.model_served(model="m", embeds=True, dtype="float32", dimensions=8)
     metrics.request_started()
     metrics.request_started()
     metrics.inputs_tokenized(model="m", truncated=1, seconds=0.001)
     metrics.pending_changed(model="m", tokens=3)
-    metrics.job_finished(model="m", tokens=3, result=result_of(job), queue_s=0.02)
-    metrics.job_retried(model="m")
+    metrics.chunk_finished(model="m", tokens=3, result=result_of(chunk), queue_s=0.02)
+    metrics.chunk_retried(model="m")
     metrics.overloaded(reason="pending_tokens")
     metrics.request_failed(route="/v1/embeddings", code="overloaded")
     metrics.request_finished(model="m", route="/v1/embeddings", status=429, key="ada", seconds=0.03)
@@ -62,7 +62,7 @@ def test_each_event_is_counted_under_its_labels() -> None:
         "embeddings_tokens_total": ({"model": "m"}, 3),
         "embeddings_padded_tokens_total": ({"model": "m"}, 3),
         "embeddings_pending_tokens": ({"model": "m"}, 3),
-        "embeddings_job_retries_total": ({"model": "m"}, 1),
+        "embeddings_chunk_retries_total": ({"model": "m"}, 1),
         "embeddings_model_info": (
             {"model": "m", "embeds": "true", "dtype": "float32", "dimensions": "8"}, 1),
     }  # fmt: skip
@@ -78,7 +78,7 @@ def test_what_an_alarm_waits_for_is_there_from_the_start() -> None:
 
     families = parsed(exposition({"i1": metrics.snapshot()}, {}))
 
-    retries = families["embeddings_job_retries"].samples
+    retries = families["embeddings_chunk_retries"].samples
     assert [(s.labels["model"], s.value) for s in retries] == [("m", 0)]
     refusals = families["embeddings_overload_refusals"].samples
     assert {s.labels["reason"]: s.value for s in refusals} == dict.fromkeys(get_args(Reason), 0)
@@ -88,7 +88,7 @@ def test_two_objects_count_apart() -> None:
     """There is no registry that all share."""
     used()
 
-    assert counted(Metrics(), "embeddings_job_retries_total", model="m") == 0
+    assert counted(Metrics(), "embeddings_chunk_retries_total", model="m") == 0
 
 
 def test_a_scrape_holds_the_series_of_all_replicas_side_by_side() -> None:
@@ -96,7 +96,7 @@ def test_a_scrape_holds_the_series_of_all_replicas_side_by_side() -> None:
     quiet, busy = Metrics().snapshot(), used().snapshot()
     other = ReplicaState(
         "r2",
-        queued_jobs=0,
+        queued_chunks=0,
         queued_tokens=0,
         busy_seconds=9,
         memory_bytes=2000,
@@ -124,7 +124,7 @@ def test_a_replica_tells_its_queue_and_its_memory() -> None:
 
     values = {name: [s.value for s in family.samples] for name, family in families.items()}
     assert values == {
-        "embeddings_replica_queued_jobs": [3],
+        "embeddings_replica_queued_chunks": [3],
         "embeddings_replica_queued_tokens": [40],
         "embeddings_replica_busy_seconds": [1.5],
         "embeddings_replica_memory_bytes": [1000],

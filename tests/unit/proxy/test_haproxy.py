@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from serve_app.proxy.environment import haproxy_binary
-from serve_app.proxy.haproxy import complete, write_answers
+from serve_app.proxy.haproxy import patch_config, write_answers
 
 # As Ray Serve writes it, less what is not touched.
 STARTING = """global
@@ -49,7 +49,7 @@ needs_haproxy = pytest.mark.skipif(
 def test_haproxy_takes_the_completed_config(tmp_path: Path, config: str) -> None:
     """With every file that it names."""
     write_answers(tmp_path)
-    (tmp_path / "haproxy.cfg").write_text(complete(config, tmp_path))
+    (tmp_path / "haproxy.cfg").write_text(patch_config(config, tmp_path))
 
     done = subprocess.run(
         [haproxy_binary({}) or "", "-c", "-f", tmp_path / "haproxy.cfg"],
@@ -80,7 +80,7 @@ def test_a_path_that_nobody_has_is_404_only_where_there_is_an_application(
     """Before that it may still come."""
     write_answers(tmp_path)
 
-    completed = complete(config, tmp_path)
+    completed = patch_config(config, tmp_path)
 
     (line,) = (line for line in completed.splitlines() if "http-request return" in line)
     assert f"status {status} content-type application/json" in line
@@ -104,7 +104,7 @@ def test_a_replica_that_is_gone_is_503_with_the_time_to_wait(tmp_path: Path) -> 
 
 def test_what_ray_has_written_is_kept(tmp_path: Path) -> None:
     """All lines but those that are replaced."""
-    completed = complete(RUNNING, tmp_path).splitlines()
+    completed = patch_config(RUNNING, tmp_path).splitlines()
 
     replaced = ("errorfile", "retry-on", "http-request return", "bind :", "bind *")
     kept = [n for n in RUNNING.splitlines() if not n.strip().startswith(replaced)]
@@ -116,7 +116,7 @@ def test_haproxy_s_own_pages_are_for_this_machine(tmp_path: Path) -> None:
     binds = {
         inside: [
             line.strip()
-            for line in complete(RUNNING, tmp_path, inside=inside).splitlines()
+            for line in patch_config(RUNNING, tmp_path, inside=inside).splitlines()
             if "bind" in line
         ]
         for inside in ("127.0.0.1", "10.0.0.5")

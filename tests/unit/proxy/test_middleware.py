@@ -4,7 +4,7 @@ import httpx
 import pytest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve_app.proxy.middleware import Edge, middlewares
+from serve_app.proxy.middleware import ProxyMiddleware, middlewares
 
 pytestmark = pytest.mark.anyio
 
@@ -28,7 +28,7 @@ def serving(
         await send({"type": "http.response.body", "body": body[:3], "more_body": True})
         await send({"type": "http.response.body", "body": body[3:]})
 
-    return Edge(app) if is_edged else app
+    return ProxyMiddleware(app) if is_edged else app
 
 
 async def get(app: ASGIApp, path: str = "/v1/embeddings", **headers: str) -> httpx.Response:
@@ -159,7 +159,7 @@ async def test_what_is_no_request_passes_through() -> None:
     async def send(message: Message) -> None:
         seen.append(message)
 
-    await Edge(app)({"type": "lifespan"}, receive, send)
+    await ProxyMiddleware(app)({"type": "lifespan"}, receive, send)
 
     assert seen == [{"type": "lifespan"}]
 
@@ -180,7 +180,7 @@ async def test_a_request_whose_replica_died_is_503_with_its_id() -> None:
     async def app(_scope: Scope, _receive: Receive, _send: Send) -> None:
         raise RuntimeError("the actor died")
 
-    response = await get(Edge(app), x_request_id="mine")
+    response = await get(ProxyMiddleware(app), x_request_id="mine")
 
     assert response.status_code == 503
     assert response.json()["code"] == "model_unavailable"
@@ -195,7 +195,7 @@ async def test_a_request_that_nobody_answered_is_503() -> None:
     async def app(_scope: Scope, _receive: Receive, _send: Send) -> None:
         return
 
-    response = await get(Edge(app))
+    response = await get(ProxyMiddleware(app))
 
     assert response.status_code == 503
     assert response.json()["code"] == "model_unavailable"
@@ -209,7 +209,7 @@ async def test_an_answer_that_has_begun_is_not_begun_again() -> None:
         raise RuntimeError("too late")
 
     with pytest.raises(RuntimeError, match="too late"):
-        await get(Edge(app))
+        await get(ProxyMiddleware(app))
 
 
 async def test_a_proxy_writes_errors_in_the_shape_that_its_environment_names(

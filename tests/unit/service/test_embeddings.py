@@ -225,14 +225,14 @@ async def test_the_first_model_is_meant_by_its_names_and_by_none(
     build: Build, name: str | None
 ) -> None:
     """Absent, empty and the page's literal "null" are the default."""
-    assert build().models.find(name).name == MODEL
+    assert build().models.resolve(name).name == MODEL
 
 
 @pytest.mark.parametrize("name", ["null", "", "acme", "ACME/TINY"])
 async def test_a_model_is_called_by_a_name_it_has(build: Build, name: str) -> None:
     """What stands for the default in a request is no model's name elsewhere."""
     with pytest.raises(ModelNotFoundError):
-        build().models.named(name)
+        build().models.get(name)
 
 
 async def test_a_model_that_cannot_embed_now_is_not_ready(
@@ -246,7 +246,7 @@ async def test_a_model_that_cannot_embed_now_is_not_ready(
 
     assert ready == []
     assert await service.not_ready() == [MODEL]
-    assert service.models.named(RANKER).embedder is None
+    assert service.models.get(RANKER).embedder is None
 
 
 async def test_a_place_is_free_again_after_whatever_happened(
@@ -255,9 +255,9 @@ async def test_a_place_is_free_again_after_whatever_happened(
     """Requests beyond the places are refused while all are taken, and not after."""
     service = build(max_requests=1, retry_after_s=5)
 
-    with pytest.raises(OverloadedError) as refusal, service.place(), service.place():
+    with pytest.raises(OverloadedError) as refusal, service.admit(), service.admit():
         pytest.fail("there was no second place")
-    with service.place():
+    with service.admit():
         entered = True
 
     assert entered
@@ -271,7 +271,7 @@ async def test_bodies_of_all_requests_hold_so_much_memory_at_most(
     """A large one that comes when the others hold it is refused, a small one is not."""
     service = build(max_body_bytes=100_000, max_held_body_bytes=200_000)
 
-    with service.place() as first, service.place() as second, service.place() as third:
+    with service.admit() as first, service.admit() as second, service.admit() as third:
         first(100_000)
         second(100_000)
         third(60_000)
@@ -279,7 +279,7 @@ async def test_bodies_of_all_requests_hold_so_much_memory_at_most(
             third(10_000)
         first(-70_000)
         third(10_000)
-    with service.place() as first:
+    with service.admit() as first:
         first(200_000)
 
     assert counted(metrics, "embeddings_overload_refusals_total", reason="body_bytes") == 1
