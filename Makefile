@@ -1,4 +1,4 @@
-# The commands of this project. `make` alone lists them.
+# The commands of this project. `make` without arguments lists them.
 
 SHELL := /bin/bash
 
@@ -11,76 +11,83 @@ BIN    := $(VENV)/bin
 PIP     = $(BIN)/python -m pip install --disable-pip-version-check --constraint requirements.lock
 UV     := 0.13.9
 
-# Of what pip says, the large downloads (5 MB and more) and that it unpacks; its errors are on the other stream.
+# Reduces pip's output to downloads of 5 MB or more and the final unpacking. Errors go to stderr and stay visible.
 CALMLY  = awk '/(Downloading|Using cached).*\(([5-9]|[0-9][0-9]+)(\.[0-9]+)? MB\)/ { sub(/^ +/, ""); print "      " $$0; fflush() } \
 	/^Installing collected/ { print "      unpacking"; fflush() }'
 
-# The first call of pip takes torch alone: nothing else gets to choose another build of it. TORCH_INDEX adds an index to
-# that call; a build that is made for one kind of machine (2.13.0+cpu) is preferred where it is found.
+# The first pip call installs only torch, so that no other requirement selects a different build of it. TORCH_INDEX adds
+# an index to that call. pip prefers a build for one kind of machine (2.13.0+cpu) if the index has one.
 TORCH   = $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
 
-# The clients of the README's table, each kind in an environment of its own, with versions pinned beside its tests. What
-# cannot be installed is done without, and its tests say so.
+# The clients that the tests run, in several environments, with versions pinned next to the tests. If a client cannot be
+# installed, its tests are skipped with that reason.
 CLIENTS       := tests/serve/clients
 CLIENT_STAMPS := .venv-clients/openai-1/stamp .venv-clients/frameworks/stamp \
 	$(CLIENTS)/scripts/node_modules/stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-all clients lint fuzz bench simulate soak lock clean
+.PHONY: help install serve test test-all clients lint docs fuzz bench simulate soak lock clean
 
-help: ## list the commands
-	@echo 'make COMMAND, where COMMAND is one of'
+help: ## list all commands
+	@echo 'Usage: make COMMAND [NAME=value ...]'
+	@echo
+	@echo 'Commands:'
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{printf "%-10s %s\n", $$1, $$2}'
 	@echo
-	@echo 'Settings, as NAME=value after the command:'
-	@echo '  CONFIG       the Serve config file of `make serve`, instead of serve_config.yaml; more in configs/'
-	@echo '  ARGS         what `make test` gives to pytest, `make lock` to the resolver (--upgrade), `make bench` and `make fuzz` to theirs'
-	@echo '  EXTRAS       what is installed beyond the core, of pyproject.toml: minilm,openvino,cl100k'
-	@echo '  QUICK, ONLY  `make bench QUICK=1` measures one short round; ONLY="throughput infinity short" leaves parts out'
-	@echo '  BASE         another checkout of this project, with its own `make install`, as one more server in `make bench`'
-	@echo '  URL          where the server is that `make fuzz` calls: http://127.0.0.1:8000'
-	@echo '  PYTHON       the Python (3.11 or later) that makes .venv, instead of the one on the PATH'
-	@echo '  TORCH_INDEX  an index with another build of torch. On Linux the default build brings gigabytes of CUDA; on a'
-	@echo '               machine without a GPU: make install TORCH_INDEX=https://download.pytorch.org/whl/cpu'
+	@echo 'Settings:'
+	@echo '  CONFIG       Serve config file for `make serve` (default: serve_config.yaml; more are in configs/)'
+	@echo '  ARGS         extra arguments for the tool that the command runs, such as ARGS=--upgrade for `make lock`'
+	@echo '  EXTRAS       optional dependencies to install (default: $(EXTRAS))'
+	@echo '  QUICK        with `make bench`, QUICK=1 measures one short round'
+	@echo '  ONLY         with `make bench`, the parts to measure, such as ONLY="throughput infinity short"'
+	@echo '  BASE         with `make bench`, another installed checkout of this project to compare with'
+	@echo '  URL          server that `make fuzz` sends requests to (default: http://127.0.0.1:8000)'
+	@echo '  PYTHON       Python 3.11 or later that creates .venv (default: the one on the PATH)'
+	@echo '  TORCH_INDEX  package index with another build of torch. On Linux, the default build includes gigabytes of CUDA'
+	@echo '               libraries. Without a GPU, use TORCH_INDEX=https://download.pytorch.org/whl/cpu'
 
-install: $(VENV)/runtime.stamp ## make .venv with what serving needs (serve and test do so by themselves)
+install: $(VENV)/runtime.stamp ## install the server into .venv (other commands do this when needed)
 
-serve: $(VENV)/runtime.stamp ## start the server, with the settings of throughput.env; Ctrl-C stops it
+serve: $(VENV)/runtime.stamp ## start the server with the environment of throughput.env; Ctrl-C stops it
 	@exec $(BIN)/python -m serve_app.cli.serve --config $(CONFIG) --env throughput.env
 
-test: $(VENV)/dev.stamp ## run the tests of every module, of small models and of one server: a few minutes
+test: $(VENV)/dev.stamp ## run the unit tests, small models and one served application: a few minutes
 	@$(BIN)/python -m pytest -m 'not slow and not clients' $(ARGS)
 
-test-all: test $(CLIENT_STAMPS) ## and all others: both proxy modes, clients, kills, rollouts, scaling
+test-all: test $(CLIENT_STAMPS) ## run all tests, including both proxy modes, clients, kills, rollouts and scaling
 	@$(BIN)/python -m pytest -m 'slow or clients' $(ARGS)
 
-clients: $(CLIENT_STAMPS) .venv-clients/more/stamp ## install all clients that the tests can run, also those that `make test-all` does without
+clients: $(CLIENT_STAMPS) .venv-clients/more/stamp ## install all clients for the tests, including those that `make test-all` skips
 
-lint: $(VENV)/dev.stamp ## check style, types and imports
+lint: $(VENV)/dev.stamp ## check style, types, import contracts and the documentation's links
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --site-dir build/site
 
-fuzz: $(VENV)/dev.stamp ## send a running server what schemathesis makes of its /openapi.json
+docs: $(VENV)/dev.stamp ## serve the documentation at http://127.0.0.1:8001
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --dev-addr 127.0.0.1:8001
+
+fuzz: $(VENV)/dev.stamp ## test a running server with requests generated from its /openapi.json
 	@$(BIN)/st run $(URL)/openapi.json --url $(URL) --max-examples 500 $(ARGS)
 
-bench: $(VENV)/dev.stamp benchmarks/.venv-infinity/stamp ## measure speed here beside other servers; QUICK=1 in five minutes
+bench: $(VENV)/dev.stamp benchmarks/.venv-infinity/stamp ## measure the speed in comparison with other servers; QUICK=1 takes five minutes
 	@$(BIN)/python -m benchmarks.compare $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY)) $(if $(BASE),--base $(BASE)) $(ARGS)
 
-simulate: $(VENV)/dev.stamp ## draw how replicas follow a day's traffic within minutes, and plan a cluster
+simulate: $(VENV)/dev.stamp ## plot autoscaling over a simulated day of traffic, and size a cluster
 	@$(BIN)/python -m benchmarks.capacity.simulate $(ARGS)
 
-soak: $(VENV)/dev.stamp ## half an hour of mixed traffic, kills and rollouts; ARGS="--minutes 5" for less
+soak: $(VENV)/dev.stamp ## run mixed traffic, kills and rollouts for half an hour; ARGS="--minutes 5" is shorter
 	@$(BIN)/python -m benchmarks.capacity.soak $(ARGS)
 
-lock: ## resolve all dependencies anew into requirements.lock
+lock: ## resolve all dependencies and write requirements.lock
 	$(MAKE) --no-print-directory $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV)
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --no-header --no-annotate \
 		$(ARGS) pyproject.toml --output-file requirements.lock
-	@{ echo '# Pins everything that pyproject.toml asks for, for Linux and macOS; made by `make lock`. Torch stands first,'; \
-	   echo '# as it is installed first: `pip install --constraint requirements.lock torch`, then the rest.'; \
+	@{ echo '# All dependencies of pyproject.toml, pinned for Linux and macOS by `make lock`. Torch comes first because it'; \
+	   echo '# is installed first: `pip install --constraint requirements.lock torch`, then the rest.'; \
 	   grep '^torch==' requirements.lock; grep -v -e '^torch==' -e '^#' requirements.lock; } > requirements.new
 	@mv requirements.new requirements.lock
 	@for kind in openai-1 frameworks more; do \
@@ -88,19 +95,19 @@ lock: ## resolve all dependencies anew into requirements.lock
 			$(CLIENTS)/$$kind.in --output-file $(CLIENTS)/$$kind.lock; done
 	cd $(CLIENTS)/scripts && npm install --package-lock-only --no-fund --no-audit
 
-clean: ## remove .venv and everything else that was made here
+clean: ## delete .venv and all other generated files
 	rm -rf $(VENV) .venv-clients $(CLIENTS)/scripts/node_modules benchmarks/.venv-infinity build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .schemathesis .import_linter_cache
 	find serve_app tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" && "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-		echo 'Python 3.11 or later is needed and was not found. Install it, or name it: make install PYTHON=/path/to/python3.11' >&2; \
+		echo 'Python 3.11 or later was not found. Install it, or set its path: make install PYTHON=/path/to/python3.11' >&2; \
 		exit 1; }
 	@"$(PYTHON)" -m venv $(VENV) || { rm -rf $(VENV); \
-		echo 'The venv module of $(PYTHON) does not work; on Debian and Ubuntu: apt install python3-venv' >&2; exit 1; }
+		echo 'The venv module of $(PYTHON) does not work. On Debian and Ubuntu, run: apt install python3-venv' >&2; exit 1; }
 
 $(VENV)/runtime.stamp: requirements.lock pyproject.toml | $(VENV)/bin/python
-	@echo 'Installing into $(VENV); the first time this takes some minutes.'
+	@echo 'Installing into $(VENV). The first time takes a few minutes.'
 	@echo '  1/2 torch'
 	@set -o pipefail; $(PIP) $(TORCH) | $(CALMLY)
 	@echo '  2/2 Ray Serve, sentence-transformers, OpenVINO, the default model and this project'
@@ -108,29 +115,30 @@ $(VENV)/runtime.stamp: requirements.lock pyproject.toml | $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/dev.stamp: $(VENV)/runtime.stamp
-	@echo 'Installing the tools for tests and checks'
+	@echo 'Installing the tools for tests and lint'
 	@set -o pipefail; $(PIP) --no-build-isolation --editable '.[$(EXTRAS),dev]' | $(CALMLY)
 	@touch $@
 
 .venv-clients/%/stamp: $(CLIENTS)/%.lock | $(VENV)/bin/python
-	@echo 'Installing clients into .venv-clients/$*, for the tests'
+	@echo 'Installing clients for the tests into .venv-clients/$*'
 	@mkdir -p build
 	@if { $(BIN)/python -m venv .venv-clients/$* && \
 		.venv-clients/$*/bin/python -m pip install --disable-pip-version-check --requirement $<; } \
 		> build/clients-$*.log 2>&1; then touch $@; else rm -rf .venv-clients/$*; fi
 
 $(CLIENTS)/scripts/node_modules/stamp: $(CLIENTS)/scripts/package-lock.json
-	@echo 'Installing the clients for Node, for the tests'
+	@echo 'Installing the Node clients for the tests'
 	@mkdir -p build
 	@if (cd $(CLIENTS)/scripts && npm ci --no-fund --no-audit) > build/clients-node.log 2>&1; then touch $@; fi
 
-# What `make bench` compares with, in a venv of its own because it needs older versions of almost everything. It is done
-# without where it cannot be installed, and then tried again the next time. Torch comes first, and the same as ours.
+# infinity is one of the servers in `make bench`. It has its own venv because it needs older versions of almost all
+# packages. If it cannot be installed, `make bench` skips it, and the next run tries again. Torch is installed first, in
+# the same version as in .venv.
 INFINITY     := infinity-emb[server,torch]==0.0.78
 INFINITY_PIP := benchmarks/.venv-infinity/bin/python -m pip install --disable-pip-version-check --constraint benchmarks/compare/infinity.lock
 
 benchmarks/.venv-infinity/stamp: benchmarks/compare/infinity.lock | $(VENV)/bin/python
-	@echo 'Installing infinity into benchmarks/.venv-infinity, to compare with'
+	@echo 'Installing infinity into benchmarks/.venv-infinity for comparison'
 	@mkdir -p build
 	@if { $(BIN)/python -m venv benchmarks/.venv-infinity && $(INFINITY_PIP) $(TORCH) && $(INFINITY_PIP) '$(INFINITY)'; } \
 		> build/infinity.log 2>&1; then touch $@; else rm -rf benchmarks/.venv-infinity; fi

@@ -1,1 +1,1 @@
-"""Where speed is judged: what `make bench` starts, loads, compares and writes down."""
+"""Benchmarks: start servers, send load, compare them and record the results."""

@@ -1,7 +1,8 @@
-"""The encoder without Ray: `python -m benchmarks.encoder --device cuda`.
+"""Benchmark the encoder without Ray: `python -m benchmarks.encoder --device cuda`.
 
-Compares, for models of bge's sizes with random weights: the bare forward pass on a batch that lies on the device
-already (the ceiling), this project's encoder, and `SentenceTransformer.encode`. Imports no Ray and downloads nothing.
+For models of well-known sizes with random weights, it compares the bare forward pass on batches that are already on the
+device (the ceiling), this project's encoder, and `SentenceTransformer.encode`. It imports no Ray and downloads
+nothing.
 """
 
 import argparse
@@ -34,16 +35,16 @@ _REPEATS = 3
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """What one way of encoding reached with texts of one kind; medians of the repeats.
+    """The speed of one method on one kind of texts; medians of the repeats.
 
     Attributes:
-        model: the size.
+        model: the name of the model's size.
         texts: the kind of texts.
-        way: who encoded them, in which type.
-        texts_per_s: texts a second.
-        tokens_per_s: tokens of texts a second, padding not counted.
-        tflops: 10^12 useful multiplications and additions a second, padding not counted.
-        least_cosine: to the vectors of `SentenceTransformer.encode` in float32; None for the bare forward pass.
+        way: the method and its dtype.
+        tokens_per_s: tokens per second, excluding padding.
+        tflops: useful TFLOP/s, excluding padding.
+        least_cosine: lowest cosine similarity to `SentenceTransformer.encode` in float32. None for the bare
+            forward pass.
     """
 
     model: str
@@ -83,7 +84,7 @@ class _Case:
 
 
 class _Bench:
-    """One model on one device, in one type beside float32."""
+    """Measures one model on one device, in one dtype and in float32."""
 
     def __init__(self, directory: Path, *, device: str, dtype: str) -> None:
         self._device, self._dtype = device, dtype
@@ -94,7 +95,7 @@ class _Bench:
         self._encoder: Encoder = load_encoder(str(directory), device=device, dtype=dtype)
 
     def run(self, case: _Case) -> list[Figure]:
-        """Measure each way with the same texts."""
+        """Measure each method with the same texts."""
         expected, library_s = self._timed(lambda: self._encode_with_library(self._library, case))
         half, half_s = self._timed(lambda: self._encode_with_library(self._half, case))
         inputs = TokenizedInputs(
@@ -113,16 +114,16 @@ class _Bench:
         ]
 
     def _timed(self, work: Callable[[], Any]) -> tuple[Any, float]:
-        """Return what the work gives, and its median seconds; once before without being counted."""
+        """Return the work's result and its median duration in seconds, after one warm-up call."""
         work()
-        taken = []
+        durations = []
         for _ in range(_REPEATS):
             self._synchronize()
-            begun = time.perf_counter()
+            start = time.perf_counter()
             result = work()
             self._synchronize()
-            taken.append(time.perf_counter() - begun)
-        return result, float(np.median(taken))
+            durations.append(time.perf_counter() - start)
+        return result, float(np.median(durations))
 
     def _synchronize(self) -> None:
         if self._device.startswith("cuda"):
@@ -133,7 +134,7 @@ class _Bench:
         return model.encode(list(case.sentences), batch_size=_BATCH).astype(np.float32)
 
     def _batch_sizes(self, case: _Case) -> set[int]:
-        """Return batch sizes to try: the library's, and what fills a token budget with the longest text."""
+        """Return the batch sizes to try: the library's, and the one that fills a token budget with the longest text."""
         budget = default_batch_tokens(self._device) // max(case.lengths)
         return {_BATCH, max(budget, 1)}
 
@@ -142,7 +143,7 @@ class _Bench:
         return self._timed(lambda: self._bare_forward(batches))[1]
 
     def _batches_on_device(self, case: _Case, texts: int) -> list[dict[str, torch.Tensor]]:
-        """Pad batches of texts of like length, so that the ceiling computes little padding."""
+        """Pad batches of texts of similar length, so that the ceiling computes little padding."""
         ordered = sorted(case.ids, key=len)
         batches = []
         for start in range(0, len(ordered), texts):
@@ -150,12 +151,14 @@ class _Bench:
             longest = max(map(len, rows))
             ids = torch.zeros(len(rows), longest, dtype=torch.int64)
             mask = torch.zeros_like(ids)
-            for place, row in enumerate(rows):
-                ids[place, : len(row)] = torch.tensor(row)
-                mask[place, : len(row)] = 1
-            # Without padding there is nothing to mask, and attention has its fastest way.
-            given = {"input_ids": ids} | ({} if bool(mask.all()) else {"attention_mask": mask})
-            batches.append({name: tensor.to(self._device) for name, tensor in given.items()})
+            for index, row in enumerate(rows):
+                ids[index, : len(row)] = torch.tensor(row)
+                mask[index, : len(row)] = 1
+            tensors = {"input_ids": ids}
+            # Attention takes its fastest path without a mask, so the mask is left out if there is no padding.
+            if not bool(mask.all()):
+                tensors["attention_mask"] = mask
+            batches.append({name: tensor.to(self._device) for name, tensor in tensors.items()})
         return batches
 
     def _bare_forward(self, batches: Sequence[Mapping[str, torch.Tensor]]) -> None:
@@ -206,28 +209,29 @@ def _row(model: str, texts: str, way: str, *figures: str) -> str:
 
 
 def main() -> None:
-    """Measure and print a table; `--json FILE` keeps the figures."""
+    """Measure and print a table. `--json FILE` also writes the figures to a file."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.encoder")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1")
     parser.add_argument("--dtype", choices=list(DTYPES), default="bfloat16")
     parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=list(SIZES))
     parser.add_argument(
-        "--texts", type=int, help="512-token texts; of the shorter ones 2 and 4 times as many"
+        "--texts",
+        type=int,
+        help="number of 512-token texts; mixed texts are 2 times and 12-token texts 4 times as many",
     )
-    parser.add_argument("--json", type=Path, help="a file for the figures")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
     arguments = parser.parse_args()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     on_gpu = arguments.device.startswith("cuda")
-    place = (
+    hardware = (
         torch.cuda.get_device_name(arguments.device)
         if on_gpu
         else f"{torch.get_num_threads()} threads"
     )
-    print(
-        f"{arguments.device}: {place}; torch {torch.__version__}, Python {sys.version.split()[0]}\n"
-    )
-    print(_row("model", "texts", "way", "texts/s", "tokens/s", "TFLOP/s", "cosine"))
+    versions = f"torch {torch.__version__}, Python {sys.version.split()[0]}"
+    print(f"{arguments.device}: {hardware}; {versions}\n")
+    print(_row("model", "texts", "method", "texts/s", "tokens/s", "TFLOP/s", "cosine"))
     print(_row("-----", "-----", "---", "------:", "-------:", "------:", "-----:"))
     figures: list[Figure] = []
     for name in arguments.sizes:
@@ -235,9 +239,9 @@ def main() -> None:
             directory = build(SIZES[name], Path(folder))
             bench = _Bench(directory, device=arguments.device, dtype=arguments.dtype)
             for case in _cases(name, directory, count=arguments.texts or (512 if on_gpu else 8)):
-                found = bench.run(case)
-                print("\n".join(map(_line, found)), flush=True)
-                figures += found
+                measured = bench.run(case)
+                print("\n".join(map(_line, measured)), flush=True)
+                figures += measured
     if arguments.json:
         arguments.json.write_text(json.dumps([asdict(figure) for figure in figures], indent=1))
 

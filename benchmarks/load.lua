@@ -1,6 +1,6 @@
--- What wrk runs: sends the bodies of a file in turn, and counts the answers that fall into a window of time, so that
--- neither the first answers of an idle server nor the broken-off last ones distort the rate.
--- Arguments: the file (one body a line), the path, and the window's begin and end in seconds after the start.
+-- The script for wrk. It sends the bodies of a file in a cycle and counts only responses within a time window, so that
+-- neither the warm-up nor the requests abandoned at the end distort the rate.
+-- Arguments: the file (one body per line), the URL path, and the window's begin and end in seconds after the start.
 
 local ffi = require("ffi")
 ffi.cdef [[
@@ -42,14 +42,14 @@ function response(status)
 end
 
 function done(summary, latency)
-  local answers, failures = 0, 0
+  local responses, failures = 0, 0
   for _, thread in ipairs(threads) do
-    answers = answers + thread:get("answered")
+    responses = responses + thread:get("answered")
     failures = failures + thread:get("failed")
   end
   local errors = summary.errors
   print(string.format(
     '{"answered": %d, "failed": %d, "p50_ms": %.3f, "p99_ms": %.3f, "max_ms": %.3f}',
-    answers, failures + errors.connect + errors.read + errors.write + errors.timeout,
+    responses, failures + errors.connect + errors.read + errors.write + errors.timeout,
     latency:percentile(50) / 1000, latency:percentile(99) / 1000, latency.max / 1000))
 end

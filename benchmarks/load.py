@@ -1,7 +1,8 @@
-"""The clients: send a workload's requests to a server for some seconds, and count what comes back.
+"""The load generators: send a workload's requests to a server for a fixed time and measure the responses.
 
-wrk where it is installed and requests are short; else asyncio, which counts parts of requests. Each connection has one
-request under way at any time. Knows nothing of what it talks to.
+wrk is used if it is installed and requests are fast. Otherwise an asyncio client is used, which counts a request
+in part if it lies partly within the measurement. Each connection has one request in flight at any time. This
+module does not know which server it talks to.
 """
 
 import asyncio
@@ -21,17 +22,17 @@ from benchmarks.workloads import Requests
 
 HOST = "127.0.0.1"
 PATH = "/v1/embeddings"
-# The longest that is waited for an answer: a plain server may need a minute for 2,048 texts.
+# The timeout of a request. A plain server may need a minute for 2,048 texts.
 PATIENCE_S = 180.0
 
 
 class LoadError(Exception):
-    """A server gave something else than an answer, so that its rate means nothing."""
+    """Requests failed, so the measured rate is meaningless."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """What a load brought: requests a second, the time of one, and how many were not answered with 200."""
+    """The result of a load: throughput, latency, and the number of requests without a 200 response."""
 
     requests_per_s: float
     p50_ms: float
@@ -40,32 +41,32 @@ class Rate:
     failed: int
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the fields, for JSON."""
+        """Return the fields as a JSON-serializable dict."""
         return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
 class _Exchange:
-    begun: float
-    ended: float
+    start: float
+    end: float
     status: int
 
-    def share(self, begin: float, end: float) -> float:
-        """Return how much of it lies between two times, as a part of the whole."""
-        overlap = min(self.ended, end) - max(self.begun, begin)
-        return max(overlap, 0.0) / (self.ended - self.begun)
+    def fraction_within(self, begin: float, end: float) -> float:
+        """Return the fraction of the exchange's duration that lies between two times."""
+        overlap = min(self.end, end) - max(self.start, begin)
+        return max(overlap, 0.0) / (self.end - self.start)
 
 
 def has_wrk() -> bool:
-    """Whether the load generator that is written in C is installed."""
+    """Return whether the load generator wrk is installed."""
     return shutil.which("wrk") is not None
 
 
 def send(requests: Requests, port: int, *, warm_s: float, seconds: float) -> Rate:
-    """Load a server: some seconds to come up to speed, then those that are counted.
+    """Send a workload to a server: a warm-up first, then the measurement.
 
     Raises:
-        LoadError: not every request was answered with 200, or none was in time.
+        LoadError: A request failed or got a status other than 200, or no request completed in time.
     """
     workload = requests.workload
     generator = send_with_asyncio if workload.is_slow or not has_wrk() else send_with_wrk
@@ -94,8 +95,8 @@ def send_with_wrk(
     seconds: float,
     background: Sequence[Sequence[bytes]] = (),
 ) -> Rate:
-    """Load a server with wrk; one thread of it serves all connections."""
-    assert not any(background), "wrk's clients are all alike"
+    """Send load with wrk, which serves all connections from one thread."""
+    assert not any(background), "wrk cannot send background requests"
     with tempfile.NamedTemporaryFile(suffix=".jsonl") as file:
         file.write(b"\n".join(bodies))
         file.flush()
@@ -119,20 +120,20 @@ def send_with_asyncio(
     seconds: float,
     background: Sequence[Sequence[bytes]] = (),
 ) -> Rate:
-    """Load a server from this process; a request that lies partly in the counted seconds counts in part.
+    """Send load from this process. A request that lies partly within the measurement counts in part.
 
-    With a background, one more client for each of its items sends that, and is not counted.
+    Each item of `background` adds a client that sends its bodies and is not measured.
     """
     begin = time.monotonic() + warm_s
     end = begin + seconds
     exchanges = asyncio.run(_send(bodies, background, port, clients=clients, until=end))
-    taken_ms = [1000 * (e.ended - e.begun) for e in exchanges]
+    latencies_ms = [1000 * (e.end - e.start) for e in exchanges]
     return Rate(
-        requests_per_s=sum(e.share(begin, end) for e in exchanges) / seconds,
-        p50_ms=float(np.percentile(taken_ms, 50)),
-        p99_ms=float(np.percentile(taken_ms, 99)),
-        max_ms=max(taken_ms),
-        failed=sum(e.status != 200 for e in exchanges),
+        requests_per_s=sum(e.fraction_within(begin, end) for e in exchanges) / seconds,
+        p50_ms=float(np.percentile(latencies_ms, 50)),
+        p99_ms=float(np.percentile(latencies_ms, 99)),
+        max_ms=max(latencies_ms),
+        failed=len([e for e in exchanges if e.status != 200]),
     )
 
 
@@ -159,21 +160,21 @@ async def _client(messages: Iterator[bytes], port: int, *, until: float) -> list
     reader, writer = await asyncio.open_connection(HOST, port, limit=1 << 20)
     exchanges = []
     try:
-        while (begun := time.monotonic()) < until:
+        while (start := time.monotonic()) < until:
             writer.write(next(messages))
-            status = await _read_answer(reader)
-            exchanges.append(_Exchange(begun, time.monotonic(), status))
+            status = await _read_response(reader)
+            exchanges.append(_Exchange(start, time.monotonic(), status))
     finally:
         writer.close()
     return exchanges
 
 
 async def request(body: bytes, port: int) -> int:
-    """Send one request over a connection of its own and return the status of the answer."""
+    """Send one request over a new connection and return the response's status."""
     reader, writer = await asyncio.open_connection(HOST, port, limit=1 << 20)
     try:
         writer.write(_message(body))
-        return await _read_answer(reader)
+        return await _read_response(reader)
     finally:
         writer.close()
 
@@ -183,8 +184,8 @@ def _message(body: bytes) -> bytes:
     return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 
-async def _read_answer(reader: asyncio.StreamReader) -> int:
-    """Read one answer to its end and return its status."""
+async def _read_response(reader: asyncio.StreamReader) -> int:
+    """Read one complete response and return its status."""
     head = (await reader.readuntil(b"\r\n\r\n")).lower()
     length = head.partition(b"content-length:")[2].partition(b"\r\n")[0]
     if length:

@@ -1,4 +1,4 @@
-"""What a figure depends on: the machine, the versions, the command."""
+"""Describe the environment of a benchmark run: machine, package versions and command."""
 
 import os
 import platform
@@ -25,7 +25,7 @@ _INFINITY_PACKAGES = ("infinity_emb", "torch", "transformers", "sentence-transfo
 
 
 def describe() -> dict[str, Any]:
-    """Return all of it, for JSON."""
+    """Return the description as a JSON-serializable dict."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": " ".join(["python", *sys.orig_argv[1:]]),
@@ -42,8 +42,8 @@ def describe() -> dict[str, Any]:
     }
 
 
-def place(about: dict[str, Any]) -> str:
-    """Return where and when that was, in a line."""
+def summary_line(about: dict[str, Any]) -> str:
+    """Return the processor, the number of cores and the date in one line."""
     return f"{about['processor']}, {about['cores']} cores, {about['date']}"
 
 

@@ -1,6 +1,6 @@
-"""English prose of any wanted length: sentences put together from written parts, cut by a model's own tokenizer.
+"""Generate English prose of exact token lengths by combining sentence parts and cutting with the model's tokenizer.
 
-Texts are distinct, and no word is repeated to fill them up: tokenizers and caches meet what they meet in real use.
+All texts are distinct and none is padded by repeating a word, so tokenizers and caches behave as with real texts.
 """
 
 import random
@@ -99,11 +99,11 @@ in exchange for a barrel of pickled herring
 
 
 class Prose:
-    """Texts of exact lengths, the same in every run with the same seed.
+    """A generator of texts of exact token lengths. The same seed gives the same texts in every run.
 
     Args:
-        tokenizer: the model's own; its truncation and padding are turned off.
-        seed: chooses the texts.
+        tokenizer: the model's tokenizer. Truncation and padding are turned off on it.
+        seed: the seed of the random choices.
     """
 
     def __init__(self, tokenizer: Tokenizer, *, seed: int) -> None:
@@ -114,7 +114,7 @@ class Prose:
         self._used: set[str] = set()
 
     def text(self, tokens: int) -> str:
-        """Return a text that was not given before, of this many tokens, special tokens included."""
+        """Return a new text of `tokens` tokens, including special tokens."""
         while True:
             candidate = self._cut(self._passage(2 * tokens), tokens)
             if candidate not in self._used and self._length(candidate) == tokens:
@@ -122,11 +122,11 @@ class Prose:
                 return candidate
 
     def texts(self, lengths: Sequence[int]) -> list[str]:
-        """Return a text of each length."""
+        """Return one text for each token length."""
         return [self.text(tokens) for tokens in lengths]
 
     def _passage(self, words: int) -> str:
-        """Return at least so many words, beginning anywhere in a sentence."""
+        """Return at least `words` words, starting at a random word in the first half of a sentence."""
         sentences = self._sentences()
         passage = next(sentences).split()
         passage = passage[self._random.randrange(len(passage) // 2) :]
@@ -142,7 +142,11 @@ class Prose:
             yield f"{opening}, {subject} {action}, {ending}."
 
     def _cut(self, passage: str, tokens: int) -> str:
-        """Cut behind a token; where that is inside a word, the rest may be read as other tokens than before."""
+        """Cut the passage after a token.
+
+        If the cut falls inside a word, the tokenizer may split the remaining part differently, so the caller
+        checks the length.
+        """
         encoding = self._tokenizer.encode(passage, add_special_tokens=False)
         special = self._tokenizer.num_special_tokens_to_add(is_pair=False)
         return passage[: encoding.offsets[tokens - special - 1][1]]
@@ -152,6 +156,6 @@ class Prose:
 
 
 def all_words() -> list[str]:
-    """Return every word that the prose is made of, in lower case and without punctuation, once."""
+    """Return the distinct words of the prose in lower case, without punctuation."""
     parts = " ".join([*_OPENINGS, *_SUBJECTS, *_ACTIONS, *_ENDINGS]).lower()
     return sorted(set(re.findall(r"\w+", parts)))

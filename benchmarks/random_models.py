@@ -1,6 +1,7 @@
-"""Models of well-known sizes with random weights: as fast as the real ones, built on the spot, nothing downloaded.
+"""Build models of well-known sizes with random weights.
 
-A BERT with a word-piece tokenizer, a pooling and a Normalize, saved as sentence-transformers saves a model.
+They are as fast as the real models and need no download. Each is a BERT with a WordPiece tokenizer,
+a pooling module and a Normalize module, saved in the sentence-transformers format.
 """
 
 import string
@@ -25,9 +26,9 @@ class Size:
     """The shape of a BERT.
 
     Attributes:
-        layers: its layers.
-        width: components of a token between them.
-        heads: attention heads.
+        layers: number of layers.
+        width: hidden size.
+        heads: attention heads per layer.
     """
 
     layers: int
@@ -36,14 +37,15 @@ class Size:
 
     @property
     def feed_forward(self) -> int:
-        """Components inside a layer's second half."""
+        """The intermediate size of a layer's feed-forward block."""
         return 4 * self.width
 
     def flops(self, lengths: list[int]) -> int:
-        """Return the multiplications and additions that texts need at least, padding not counted.
+        """Return the FLOPs needed to encode texts of these token lengths, excluding padding.
 
-        Per token and layer: 2 for each weight of the matrices (4 of width by width for attention, 2 of width by
-        feed_forward), and 2 for each component of each pair of tokens, once for the scores and once for the sums.
+        Each token costs 2 FLOPs per weight in each layer: attention has four matrices of width x width,
+        the feed-forward block two of width x feed_forward. Each pair of tokens costs 2 FLOPs per component
+        twice: once for the attention scores and once for the weighted sums.
         """
         weights = 4 * self.width**2 + 2 * self.width * self.feed_forward
         return self.layers * sum(
@@ -51,7 +53,7 @@ class Size:
         )
 
 
-# Of all-MiniLM-L6-v2, and of BAAI's bge-small, bge-base and bge-large, version 1.5, by their config.json.
+# From the config.json of all-MiniLM-L6-v2 and of BAAI's bge-small, bge-base and bge-large, version 1.5.
 SIZES = {
     "minilm": Size(layers=6, width=384, heads=12),
     "small": Size(layers=12, width=384, heads=12),
@@ -61,13 +63,14 @@ SIZES = {
 
 
 def build(size: Size, folder: Path, *, spread: float = 0.02, pooling: str = "cls") -> Path:
-    """Write a model into a folder and return the directory to load it from.
+    """Write a model and return the directory to load it from.
 
     Args:
-        size: its shape.
-        folder: an empty one.
-        spread: the standard deviation of its weights. With BERT's own 0.02 all texts have nearly the same vector.
-        pooling: how tokens become a vector, in sentence-transformers' words.
+        size: the model's shape.
+        folder: an empty folder.
+        spread: the standard deviation of the weights. With BERT's default of 0.02, all texts get nearly
+            the same vector.
+        pooling: the pooling mode, as named by sentence-transformers.
     """
     bare, finished = folder / "bare", folder / "model"
     torch.manual_seed(0)
@@ -90,7 +93,7 @@ def build(size: Size, folder: Path, *, spread: float = 0.02, pooling: str = "cls
 
 
 def _vocabulary() -> list[str]:
-    """Return special tokens, every character, and the words of the benchmark's prose, filled up to BERT's size."""
+    """Return the special tokens, all characters and the words of the prose, padded to BERT's vocabulary size."""
     characters = list(string.ascii_lowercase + string.digits + string.punctuation)
     pieces = [f"##{character}" for character in characters]
     known = [*_SPECIAL, *characters, *pieces, *all_words()]

@@ -1,6 +1,6 @@
-"""The workloads: who sends what, how many at a time. Data, and the bodies that it stands for.
+"""The workloads: number of clients, texts per request and token lengths, and the request bodies made from them.
 
-Knows nothing of servers or clocks.
+This module does not know about servers or clocks.
 """
 
 import json
@@ -14,7 +14,7 @@ from benchmarks.prose import Prose
 SEED = 20
 SHORT = 12  # tokens
 _MEDIUM, _MEDIAN, _SPREAD, _LEAST, _MOST = 32, 40, 0.8, 6, 256
-LARGE_TOKENS = 2048 * _MEDIUM  # of one request of the workload `large`
+LARGE_TOKENS = 2048 * _MEDIUM  # tokens per request of the workload `large`
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,16 +22,17 @@ class Workload:
     """One kind of load.
 
     Attributes:
-        name: what it is called in tables and files, and what ONLY takes.
-        title: what a reader of the table reads.
-        clients: connections, each with one request under way at any time.
-        inputs: texts in a request.
-        distinct: requests that differ; then they begin anew.
-        length: draws the tokens of one text, special tokens included.
-        background: texts in each request of other clients, which are not counted but only in the way.
-        background_clients: how many of these.
-        is_slow: a request takes so long that few fit a measurement: parts of requests have to be counted.
-        sleeping: it is for models that sleep, and not for those that compute.
+        name: the identifier in result files and for --only.
+        title: the label in tables and charts.
+        clients: number of connections. Each has one request in flight at any time.
+        inputs: texts per request.
+        distinct: number of distinct requests, which are sent in a cycle.
+        length: draws the token length of one text, including special tokens.
+        background: texts per request of the background clients, which add load but are not measured.
+        background_clients: number of background clients, if `background` is set.
+        is_slow: whether requests are so slow that only few fit into a measurement. Requests that lie partly
+            within it are then counted in part.
+        sleeping: whether the workload is for sleeping models instead of real ones.
     """
 
     name: str
@@ -47,13 +48,19 @@ class Workload:
 
     @property
     def in_flight(self) -> int:
-        """Texts that the server has to work on at any time."""
+        """Texts in flight at any time."""
         return self.clients * self.inputs
 
 
 @dataclass(frozen=True, slots=True)
 class Requests:
-    """A workload's texts, by request, the same as bodies, and what the client in the background sends."""
+    """The requests of a workload.
+
+    Attributes:
+        texts: the texts of each request.
+        bodies: the JSON body of each request.
+        background: the JSON bodies that each background client sends.
+    """
 
     workload: Workload
     texts: Sequence[Sequence[str]]
@@ -66,9 +73,9 @@ def _constant(tokens: int, _: random.Random) -> int:
 
 
 def log_normal(generator: random.Random) -> int:
-    """Draw around a median of 40 tokens, as lengths of search texts lie; 6 to 256."""
-    drawn = round(_MEDIAN * generator.lognormvariate(0, _SPREAD))
-    return min(max(drawn, _LEAST), _MOST)
+    """Draw a token length typical of search texts: log-normal, median 40, clipped to 6 to 256."""
+    tokens = round(_MEDIAN * generator.lognormvariate(0, _SPREAD))
+    return min(max(tokens, _LEAST), _MOST)
 
 
 WORKLOADS = (
@@ -84,7 +91,7 @@ WORKLOADS = (
     ),
     Workload(
         "many",
-        "4 clients, 32 texts of 32 tokens a request",
+        "4 clients, 32 texts of 32 tokens per request",
         4,
         32,
         48,
@@ -94,7 +101,7 @@ WORKLOADS = (
     Workload("one", "1 client, one 12-token text", 1, 1, 512, partial(_constant, SHORT)),
     Workload(
         "large",
-        "1 client, 2,048 texts of 32 tokens a request",
+        "1 client, 2,048 texts of 32 tokens per request",
         1,
         2048,
         2,
@@ -112,7 +119,7 @@ WORKLOADS = (
         is_slow=True,
     ),
     Workload(
-        "lanes",
+        "priorities",
         "1 client, one 12-token text, while 8 others send 256 of 32 tokens",
         1,
         1,
@@ -124,7 +131,7 @@ WORKLOADS = (
     ),
     Workload(
         "scale",
-        "64 clients, one text each, a model that sleeps 10 ms a text",
+        "64 clients, one text each, a model that sleeps 10 ms per text",
         64,
         1,
         2048,
@@ -135,7 +142,7 @@ WORKLOADS = (
 
 
 def make_requests(workload: Workload, prose: Prose, *, model: str) -> Requests:
-    """Write a workload's requests; base64, as OpenAI's own clients ask for."""
+    """Build a workload's requests. They ask for base64, as OpenAI's own clients do."""
     generator = random.Random(SEED)
     texts = [
         prose.texts([workload.length(generator) for _ in range(workload.inputs)])
@@ -144,12 +151,12 @@ def make_requests(workload: Workload, prose: Prose, *, model: str) -> Requests:
     bodies = [body(request, model=model) for request in texts]
     if not workload.background:
         return Requests(workload, texts, bodies)
-    behind = prose.texts([_MEDIUM] * workload.background)
-    return Requests(workload, texts, bodies, [body(behind, model=model)])
+    background = prose.texts([_MEDIUM] * workload.background)
+    return Requests(workload, texts, bodies, [body(background, model=model)])
 
 
 def body(texts: Sequence[str], *, model: str) -> bytes:
-    """Return the body of a request: one text as a string, several as a list."""
+    """Return a request body. A single text is sent as a string, several texts as a list."""
     request = {
         "model": model,
         "input": texts[0] if len(texts) == 1 else list(texts),

@@ -1,3 +1,6 @@
-"""An OpenAI-compatible embeddings server on Ray Serve. Import from its modules; nothing is re-exported."""
+"""An OpenAI-compatible embeddings server on Ray Serve.
 
-__version__ = "0.1.0"
+The package re-exports nothing: import from its modules.
+"""
+
+__version__ = "0.2.0"

@@ -1,6 +1,6 @@
 """The composition root: `build` turns the settings into a Ray Serve application.
 
-`import_path: serve_app.app:build` of a Serve config file names it.
+A Serve config file refers to it as `import_path: serve_app.app:build`.
 """
 
 from ray import serve
@@ -16,8 +16,8 @@ from serve_app.deployments.ingress import Ingress
 from serve_app.deployments.replica import EmbeddingReplica
 from serve_app.deployments.replica_router import LeastOutstandingRouter
 
-# A call that waits for a replica is polled for, not woken. Serve's own pauses (25 ms, doubled up to 500 ms) are longer
-# than a batch takes.
+# Ray Serve polls for a free replica on behalf of a waiting call. Its default pauses (25 ms, doubled
+# up to 500 ms) are longer than a batch takes.
 _PAUSES = {"initial_backoff_s": 0.005, "backoff_multiplier": 1.5, "max_backoff_s": 0.05}
 
 
@@ -25,15 +25,15 @@ def build(config: ServerConfig) -> Application:
     """Build the application from the `args:` of a Serve config file.
 
     Raises:
-        ModelLoadError: a model's files are not there or not of a kind that can be served.
-        ValueError: an autoscaling option does not exist, or there are no API keys where they should be.
+        ModelLoadError: a model's files are missing, or the model cannot be served.
+        ValueError: an autoscaling option is unknown, or the API keys cannot be read.
     """
     return compose(config, replica=EmbeddingReplica)
 
 
 def compose(config: ServerConfig, *, replica: type) -> Application:
-    """Put together the ingress, and for each model that embeds a deployment of `replica`."""
-    # Here, and not only in an ingress that cannot start once what serves now has been stopped for it.
+    """Combine the ingress with a deployment of `replica` for each embedding model."""
+    # Fails a deploy early. Otherwise the running ingress is stopped for one that cannot start.
     ApiKeys(config.http.api_keys_file)
     models = {
         model.name: _model(model, replica, config.http)
@@ -65,10 +65,10 @@ def _policy(model: ModelConfig) -> dict[str, object]:
 
 
 def _ingress(config: ServerConfig) -> serve.Deployment:
-    """Make the ingress deployment, with limits of Serve's that are never met.
+    """Make the ingress deployment, with Serve limits so high that they are never reached.
 
-    What Serve refuses it refuses in plain text and before our code runs. So the ingress keeps its limits itself
-    (`Service.admit`), and Serve lets through so much more that every refusal finds a place to be written in.
+    Serve refuses requests in plain text, before our code runs. The ingress therefore enforces its
+    limits itself (`Service.admit`), and Serve's limit leaves room for the refusals.
     """
     router = RequestRouterConfig(**_PAUSES)
     options = {"request_router_config": router, **_options(config.ingress, config.http)}
@@ -79,12 +79,12 @@ def _ingress(config: ServerConfig) -> serve.Deployment:
 
 def _options(options: DeploymentOptions, http: HttpConfig) -> dict[str, object]:
     unknown = set(options.autoscaling_config or {}) - set(AutoscalingConfig.model_fields)
-    if unknown:  # Ray Serve would take no notice of them
-        raise ValueError(f"autoscaling_config: Ray Serve knows no {', '.join(sorted(unknown))}")
+    if unknown:  # Ray Serve ignores them silently
+        raise ValueError(f"autoscaling_config: unknown options {', '.join(sorted(unknown))}")
     refusal = BackpressureConfig(status_code=429, retry_after_s=http.retry_after_s)
     defaults = {
         "backpressure_config": refusal,
-        # A replica that goes may finish what it has accepted; one that has nothing goes at once.
+        # The time a stopping replica has to finish its requests. An idle replica stops at once.
         "graceful_shutdown_timeout_s": http.request_timeout_s,
     }
     return defaults | options.given()

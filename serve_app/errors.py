@@ -1,24 +1,25 @@
-"""The exception tree: everything that can go wrong with a request, each with its place on the wire.
+"""The exceptions of this project, one class for each kind of failed request.
 
-Fields, not formatting: `status`, `error` and `error_type` are the page's words, `openai_type` and `code` are
-OpenAI's, `param` names the field (`input[3]` the item). Every class can be pickled, so an error that is raised in a
-replica arrives whole at a `DeploymentHandle`. Knows nothing of HTTP frameworks, Ray or pydantic.
+Errors carry fields: `status` is the HTTP status, `error` and `error_type` appear in the flat error shape,
+`openai_type` and `code` are OpenAI's, and `param` names the field (`input[3]` for an item). All classes can be
+pickled, so an error raised in a replica reaches a `DeploymentHandle` caller with all its fields. This module knows
+nothing of HTTP frameworks, Ray or pydantic.
 
-No message may hold an input's text, a key or a path: messages are sent to clients and written to logs.
+A message must never contain an input's text, an API key or a path: messages go to clients and logs.
 """
 
 from typing import ClassVar, Self, SupportsIndex
 
 
 class ServiceError(Exception):
-    """What every error of this project is; never raised itself."""
+    """Base class of all errors that clients receive. Never raised directly."""
 
     status: ClassVar[int] = 500
     error: ClassVar[str] = "Internal error"
     error_type: ClassVar[str] = "internal"
     openai_type: ClassVar[str] = "server_error"
-    # Whether a client that sends the same request again may be answered. OpenAI's SDKs retry 408, 409, 429 and 5xx
-    # unless `x-should-retry: false` says not to.
+    # Whether the same request may succeed if it is sent again. OpenAI's SDKs retry 408, 409, 429 and 5xx unless the
+    # response has `x-should-retry: false`.
     may_retry: ClassVar[bool] = True
 
     def __init__(
@@ -38,7 +39,7 @@ class ServiceError(Exception):
         return self.message
 
     def __reduce_ex__(self, _protocol: SupportsIndex) -> tuple[type[Self], tuple[object, ...]]:
-        """Pickle as the class of this module, also where Ray raises a subclass that it has just made for a caller."""
+        """Pickle as the class in this module, even if the object is of a subclass that Ray created at run time."""
         kind = next(kind for kind in type(self).__mro__ if kind.__module__ == __name__)
         return kind, self._arguments()
 
@@ -47,7 +48,7 @@ class ServiceError(Exception):
 
 
 class InvalidRequestError(ServiceError):
-    """400: malformed JSON, a wrong or missing field, an empty input, an unknown prompt."""
+    """400: malformed JSON, an invalid or missing field, an empty input, or an unknown prompt."""
 
     status = 400
     error = "Invalid request"
@@ -56,7 +57,7 @@ class InvalidRequestError(ServiceError):
 
 
 class UnauthorizedError(ServiceError):
-    """401: keys are configured, and none of them was sent."""
+    """401: API keys are configured, and the request has none of them."""
 
     status = 401
     error = "Unauthorized"
@@ -65,7 +66,7 @@ class UnauthorizedError(ServiceError):
 
 
 class NotFoundError(ServiceError):
-    """404: no such path."""
+    """404: the path does not exist."""
 
     status = 404
     error = "Not found"
@@ -74,13 +75,13 @@ class NotFoundError(ServiceError):
 
 
 class ModelNotFoundError(NotFoundError):
-    """404: no such model."""
+    """404: the model does not exist."""
 
     error = "Model not found"
 
 
 class MethodNotAllowedError(ServiceError):
-    """405: the path exists, for another method; `allow` is the value of the header that says which."""
+    """405: the path does not support this method. `allow` is the value of the `Allow` header."""
 
     status = 405
     error = "Method not allowed"
@@ -88,7 +89,7 @@ class MethodNotAllowedError(ServiceError):
     openai_type = "invalid_request_error"
 
     def __init__(self, allow: str) -> None:
-        super().__init__(f"This path takes {allow}.", "method_not_allowed")
+        super().__init__(f"Method not allowed. Allowed: {allow}.", "method_not_allowed")
         self.allow = allow
 
     def _arguments(self) -> tuple[object, ...]:
@@ -105,7 +106,7 @@ class RequestTimeoutError(ServiceError):
 
 
 class BatchSizeError(ServiceError):
-    """413: too many inputs, or too many tokens in all."""
+    """413: the request has too many inputs or too many tokens in total."""
 
     status = 413
     error = "Batch size error"
@@ -114,7 +115,7 @@ class BatchSizeError(ServiceError):
 
 
 class PayloadTooLargeError(ServiceError):
-    """413: the body is over the limit."""
+    """413: the body is larger than the limit."""
 
     status = 413
     error = "Payload too large"
@@ -123,7 +124,7 @@ class PayloadTooLargeError(ServiceError):
 
 
 class TokenizationError(ServiceError):
-    """422: an input is longer than the model reads, or cannot be tokenized."""
+    """422: an input exceeds the model's context length or cannot be tokenized."""
 
     status = 422
     error = "Tokenization error"
@@ -132,7 +133,7 @@ class TokenizationError(ServiceError):
 
 
 class InferenceError(ServiceError):
-    """424: the model raised on an input, ran out of memory on it alone, or gave a vector that is not finite."""
+    """424: on one input, the model raised, ran out of memory, or returned a non-finite vector."""
 
     status = 424
     error = "Inference failed"
@@ -149,7 +150,7 @@ class NotAnEmbeddingModelError(ServiceError):
 
 
 class OverloadedError(ServiceError):
-    """429: no room, whichever limit was met."""
+    """429: a limit on concurrent requests, request memory or queued work is reached."""
 
     status = 429
     error = "Model is overloaded"
@@ -158,13 +159,13 @@ class OverloadedError(ServiceError):
 
 
 class InternalError(ServiceError):
-    """500: our bug."""
+    """500: a bug in this server."""
 
     may_retry = False
 
 
 class UnavailableError(ServiceError):
-    """503: no replica answers: it starts, failed, or was scaled to zero."""
+    """503: no replica answers, because they are starting, have failed, or are scaled to zero."""
 
     status = 503
     error = "Model is unavailable"
@@ -172,7 +173,7 @@ class UnavailableError(ServiceError):
 
 
 class DeadlineError(ServiceError):
-    """504: the server's own deadline passed."""
+    """504: the request exceeded the server's own deadline."""
 
     status = 504
     error = "Deadline exceeded"
@@ -180,4 +181,4 @@ class DeadlineError(ServiceError):
 
 
 class ModelLoadError(Exception):
-    """A model cannot be loaded; the message says which file or setting is at fault. Never sent to a client."""
+    """A model cannot be loaded. The message names the file or setting at fault; it is never sent to a client."""

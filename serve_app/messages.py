@@ -1,7 +1,7 @@
-"""What crosses the handle between the ingress and a model's replica.
+"""The messages between the ingress and a model's replicas.
 
-Frozen, small, and made of buffers: token ids travel as one int32 array and vectors as one float32 array, never as lists
-of numbers. Knows nothing of tensors, JSON or Ray.
+Messages are frozen and made of buffers: token ids travel as one int32 array and vectors as one float32 array, never as
+lists of numbers. This module knows nothing of tensors, JSON or Ray.
 """
 
 from dataclasses import dataclass
@@ -18,14 +18,13 @@ FailureCode = Literal["inference_failed", "non_finite_embedding"]
 
 @dataclass(frozen=True, slots=True)
 class TokenizedInputs:
-    """The token ids of some inputs, one after the other in one buffer.
+    """The token ids of several inputs, concatenated in one buffer.
 
     Attributes:
-        ids: all ids, special tokens and prompt included, int32 [sum(lengths)].
-        lengths: ids of each input, int32 [inputs].
-        prompt_length: how many leading ids of every input belong to the prompt, as
-            `sentence_transformers.models.Transformer` counts them for poolings with `include_prompt: false`; 0 without
-            a prompt.
+        ids: the ids of all inputs, with special tokens and prompt, int32 [sum(lengths)].
+        lengths: the number of ids in each input, int32 [inputs].
+        prompt_length: the number of leading ids of each input that pooling skips with `include_prompt: false`, counted
+            as in `sentence_transformers.models.Transformer`; 0 without a prompt.
     """
 
     ids: TokenIds
@@ -34,7 +33,7 @@ class TokenizedInputs:
 
     @property
     def tokens(self) -> int:
-        """All tokens, without padding."""
+        """The total number of tokens, without padding."""
         return len(self.ids)
 
     def __len__(self) -> int:
@@ -43,13 +42,13 @@ class TokenizedInputs:
 
 @dataclass(frozen=True, slots=True)
 class EmbedChunk:
-    """Inputs of one request that go to a replica together, at most half a token budget of them.
+    """Inputs of one request that go to a replica together: at most half a token budget, or one longer input.
 
     Attributes:
-        inputs: what is embedded.
-        request_id: the request's.
-        first_input: which input of the request is the first of these.
-        is_retry: whether a replica died that had it, so that it may be what the replica died of.
+        inputs: the inputs to embed.
+        request_id: the id of the request.
+        first_input: the position of the chunk's first input in the request.
+        is_retry: a replica died while it held this chunk, which may therefore be a poison pill.
     """
 
     inputs: TokenizedInputs
@@ -60,7 +59,7 @@ class EmbedChunk:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """One input that has no vector: `index` counts within its chunk."""
+    """One input that has no vector. `index` is its position in the chunk."""
 
     index: int
     code: FailureCode
@@ -68,15 +67,15 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class EmbedResult:
-    """A chunk's answer.
+    """The result of one chunk.
 
     Attributes:
-        vectors: what the model's modules give before any trailing Normalize, float32 [inputs, dimensions]; the rows of
-            failed inputs are not meaningful.
+        vectors: the model's output before any trailing Normalize module, float32 [inputs, dimensions]. Rows of failed
+            inputs are meaningless.
         failures: the inputs without a vector, in order.
-        inference_s: seconds that the batch which held the chunk took.
-        batch_inputs: inputs in the batch that held this chunk.
-        padded_tokens: this chunk's share of the tokens that the model computed, padding included.
+        inference_s: the duration of the batch that contained this chunk, in seconds.
+        batch_inputs: the number of inputs in that batch.
+        padded_tokens: the tokens computed for this chunk, padding included.
     """
 
     vectors: Vectors
@@ -88,26 +87,26 @@ class EmbedResult:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaRejected:
-    """A call that a replica does not take now, though it or another soon may.
+    """A replica's answer to a call that it rejects for now. The caller sends it again, to this replica or another.
 
-    It is about to be replaced; or the call is a suspect and there is one inside already. Two that die together would
-    both look guilty.
+    A replica rejects calls when it is about to be replaced. It also rejects a retry while it holds another one: if it
+    died with both, either could be the poison pill.
     """
 
 
 @dataclass(frozen=True, slots=True)
 class ReplicaState:
-    """What only a replica knows of itself, asked for at a scrape and by those who send to it.
+    """The state of one replica. Ingress replicas poll it, also to answer a metrics scrape.
 
     Attributes:
-        replica: the replica's id within the cluster.
-        queued_chunks: chunks that wait for the model.
-        queued_tokens: their tokens.
-        busy_seconds: seconds the model has computed since the replica started.
-        memory_bytes: resident memory of the replica's process.
-        max_batch_tokens: its token budget at the moment.
-        max_queued_tokens: what it adds to the most tokens that may wait, at the moment.
-        others_waiting: in how many ingress replicas something waits, besides the one that asks.
+        replica: the replica's id, unique in the cluster.
+        queued_chunks: the number of chunks that wait for the model.
+        queued_tokens: the number of tokens in those chunks.
+        busy_seconds: the seconds the model has computed since the replica started.
+        memory_bytes: the resident memory of the replica's process.
+        max_batch_tokens: the replica's current token budget.
+        max_queued_tokens: the replica's current share of the model's limit on queued tokens.
+        others_waiting: the number of ingress replicas with pending work, not counting the caller.
     """
 
     replica: str
@@ -122,13 +121,14 @@ class ReplicaState:
 
 @dataclass(frozen=True, slots=True)
 class ModelAnswer:
-    """All of a request's vectors, put together from its chunks.
+    """The vectors of a whole request, joined from its chunks.
 
     Attributes:
         vectors: as in `EmbedResult`, float32 [inputs, dimensions].
-        failures: the inputs without a vector; `index` counts within the request.
-        queue_s: seconds in which none of its chunks was being computed, the ways to the replica and back included.
-        inference_s: seconds in which the model computed a batch that held a chunk of it.
+        failures: the inputs without a vector; `index` is the position in the request.
+        queue_s: the seconds during which no chunk of the request was computed, including transfer to and from the
+            replica.
+        inference_s: the seconds during which at least one chunk of the request was in a running batch.
     """
 
     vectors: Vectors
@@ -139,16 +139,17 @@ class ModelAnswer:
 
 @dataclass(frozen=True, slots=True)
 class EmbedResponse:
-    """What a caller from Python gets.
+    """The response to one request, as Python callers receive it.
 
     Attributes:
-        embeddings: float32 [inputs, dimensions], in input order.
+        embeddings: one vector per input, in input order, float32 [inputs, dimensions].
         model: the served model's name.
-        prompt_tokens: tokens that the model read: after truncation, with special and prompt tokens, without padding.
-        truncated_inputs: how many inputs were cut.
-        tokenization_s: seconds spent on turning text into ids.
-        queue_s: seconds in which it waited for the model.
-        inference_s: seconds in which the model computed a batch that held some of it.
+        prompt_tokens: the number of tokens the model read: after truncation, with special and prompt tokens, without
+            padding.
+        truncated_inputs: the number of truncated inputs.
+        tokenization_s: the duration of tokenization, in seconds.
+        queue_s: as in `ModelAnswer`.
+        inference_s: as in `ModelAnswer`.
     """
 
     embeddings: Vectors

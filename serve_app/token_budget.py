@@ -1,4 +1,4 @@
-"""The arithmetic of token budgets, which the queue, the gate and the chunks of a request share.
+"""Token budget arithmetic shared by the queue, the gate and chunking.
 
 Pure functions over lengths.
 """
@@ -10,7 +10,11 @@ import numpy.typing as npt
 
 
 def take_batch(costs: Iterable[int], *, budget: int) -> int:
-    """Return how many leading costs fit the budget together; at least one, so that a queue always moves."""
+    """Return how many leading costs fit the budget together.
+
+    The first cost always counts as fitting, so that a queue never stalls. Reads no further than the
+    first cost that does not fit.
+    """
     count = total = 0
     for cost in costs:
         total += cost
@@ -21,11 +25,11 @@ def take_batch(costs: Iterable[int], *, budget: int) -> int:
 
 
 def split_by_budget(lengths: npt.NDArray[np.int32], *, budget: int) -> list[slice]:
-    """Cut inputs, in their order, into runs whose tokens fit the budget; a longer input stands alone.
+    """Split inputs into consecutive runs that fit the budget; a longer input is a run of its own.
 
     Args:
         lengths: tokens of each input, int32 [inputs].
-        budget: most tokens in a run.
+        budget: maximum tokens in a run.
 
     Returns:
         Slices that cover every input once, in order.
@@ -34,8 +38,8 @@ def split_by_budget(lengths: npt.NDArray[np.int32], *, budget: int) -> list[slic
     runs: list[slice] = []
     start = 0
     while start < len(lengths):
-        taken = int(ends[start - 1]) if start else 0
-        stop = int(np.searchsorted(ends, taken + budget, side="right"))
+        tokens_before = int(ends[start - 1]) if start else 0
+        stop = int(np.searchsorted(ends, tokens_before + budget, side="right"))
         stop = max(stop, start + 1)
         runs.append(slice(start, stop))
         start = stop

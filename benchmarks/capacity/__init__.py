@@ -1,1 +1,1 @@
-"""How much a cluster takes: a day's load, a long run, memory."""
+"""Capacity benchmarks: a simulated day of traffic, a soak test, and memory use."""

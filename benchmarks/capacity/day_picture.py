@@ -1,26 +1,47 @@
-"""The picture of a day: load, replicas, queue and refusals over the hours, one below the other, as an SVG."""
+"""Draw a simulated day as an SVG: load, replicas, queue and refusals over the hours.
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+`draw` uses the colours of `LIGHT`. `python -m benchmarks.capacity.day_picture PICTURE FOLDER` converts a chart to every
+theme, for pages that follow the reader's colour scheme.
+"""
+
+import argparse
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass, replace
 from html import escape
+from pathlib import Path
+from typing import Final
 
 _WIDTH, _LEFT, _HEIGHT, _GAP = 900, 60, 110, 42
-_STYLE = "font-family:sans-serif;font-size:12px"
-_BLUE, _GREY, _RED = "#2f6fb2", "#8a8a8a", "#c0392b"
+
+
+@dataclass(frozen=True, slots=True)
+class Theme:
+    """The colours of a chart in SVG notation. The colours of one theme must all differ."""
+
+    background: str
+    text: str
+    frame: str
+    grey: str
+    blue: str
+    red: str
+
+
+LIGHT: Final = Theme("#ffffff", "#1f2328", "#dddddd", "#8a8a8a", "#2f6fb2", "#c0392b")
+DARK: Final = Theme("#0d1117", "#e6edf3", "#3d444d", "#9198a1", "#58a6ff", "#ff7b72")
+THEMES: Final[Mapping[str, Theme]] = {"light": LIGHT, "dark": DARK}
+_STYLE = f"font-family:sans-serif;font-size:13px;fill:{LIGHT.text}"
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A second of the day.
+    """One second of the run. `sent`, `answered`, `refused` and `failed` count texts.
 
     Attributes:
-        hour: of the simulated day, 0 to 24.
-        sent: texts.
-        answered: texts.
-        refused: texts, with 429.
-        failed: texts that were answered otherwise.
-        replicas: of the model.
-        waiting_s: what waits, in seconds of one replica's work.
+        hour: the hour of the simulated day, 0 to 24.
+        refused: texts rejected with 429.
+        failed: texts with any status other than 200 and 429.
+        replicas: number of replicas of the model.
+        waiting_s: queued work, in seconds of one replica's work.
     """
 
     hour: float
@@ -36,14 +57,23 @@ Value = Callable[[Sample], float]
 
 
 def draw(samples: Sequence[Sample], *, title: str, most: int) -> str:
-    """Return the picture; `most` is how many replicas there may be."""
+    """Return the chart as SVG text.
+
+    Args:
+        samples: one sample per second.
+        title: the chart's title.
+        most: the maximum number of replicas, which is the top of the panel's scale.
+    """
     smooth = _means(samples)
-    load: list[tuple[str, Value]] = [(_GREY, lambda s: s.sent), (_BLUE, lambda s: s.answered)]
+    load: list[tuple[str, Value]] = [
+        (LIGHT.grey, lambda s: s.sent),
+        (LIGHT.blue, lambda s: s.answered),
+    ]
     panels: list[tuple[str, list[tuple[str, Value]], Sequence[Sample], float | None]] = [
         ("texts/s: sent (grey), answered (blue)", load, smooth, None),
-        ("replicas", [(_BLUE, lambda s: s.replicas)], samples, most),
-        ("what waits, in seconds of one replica's work", [(_BLUE, lambda s: s.waiting_s)], samples, None),
-        ("texts/s: refused with 429", [(_RED, lambda s: s.refused)], smooth, None),
+        ("replicas", [(LIGHT.blue, lambda s: s.replicas)], samples, most),
+        ("queued work, in seconds of one replica", [(LIGHT.blue, lambda s: s.waiting_s)], samples, None),
+        ("texts/s: refused with 429", [(LIGHT.red, lambda s: s.refused)], smooth, None),
     ]  # fmt: skip
     parts = [_text(10, 20, title, weight="bold")]
     y = 30
@@ -52,17 +82,27 @@ def draw(samples: Sequence[Sample], *, title: str, most: int) -> str:
         parts += _panel(name, curves, shown, y + _GAP - 12, top)
         y += _HEIGHT + _GAP
     parts += [_text(_x(hour), y + 14, f"{hour}:00", anchor="middle") for hour in range(0, 25, 4)]
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{y + 24}" style="{_STYLE}">'
-    return "\n".join(
-        [head, '<rect width="100%" height="100%" fill="white"/>', *parts, "</svg>", ""]
+    height = y + 24
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" '
+        f'width="{_WIDTH}" height="{height}" style="{_STYLE}">'
     )
+    background = f'<rect width="100%" height="100%" fill="{LIGHT.background}"/>'
+    return "\n".join([head, background, *parts, "</svg>", ""])
+
+
+def in_theme(picture: str, theme: Theme) -> str:
+    """Convert a chart made by `draw` to another theme."""
+    for old, new in zip(astuple(LIGHT), astuple(theme), strict=True):
+        picture = picture.replace(old, new)
+    return picture
 
 
 def _means(samples: Sequence[Sample], reach: int = 2) -> list[Sample]:
-    """Return each second's counts as the mean over a few around it."""
+    """Smooth the counts with a moving average over `reach` seconds on each side."""
     smooth = []
-    for place, sample in enumerate(samples):
-        near = samples[max(place - reach, 0) : place + reach + 1]
+    for index, sample in enumerate(samples):
+        near = samples[max(index - reach, 0) : index + reach + 1]
 
         def mean(value: Callable[[Sample], int], near: Sequence[Sample] = near) -> int:
             return round(sum(map(value, near)) / len(near))
@@ -89,7 +129,10 @@ def _panel(
     most = f"{scale:,.0f}" if scale >= 100 else f"{scale:.3g}"
     yield _text(_LEFT - 6, top + 10, most, anchor="end")
     yield _text(_LEFT - 6, top + _HEIGHT, "0", anchor="end")
-    yield f'<rect x="{_LEFT}" y="{top}" width="{_WIDTH - _LEFT - 20}" height="{_HEIGHT}" fill="none" stroke="#ddd"/>'
+    yield (
+        f'<rect x="{_LEFT}" y="{top}" width="{_WIDTH - _LEFT - 20}" height="{_HEIGHT}" '
+        f'fill="none" stroke="{LIGHT.frame}"/>'
+    )
     for colour, value in curves:
         points = " ".join(
             f"{_x(s.hour):.1f},{top + _HEIGHT * (1 - min(value(s) / scale, 1)):.1f}"
@@ -106,3 +149,19 @@ def _text(
     x: float, y: float, content: str, *, anchor: str = "start", weight: str = "normal"
 ) -> str:
     return f'<text x="{x:.1f}" y="{y}" text-anchor="{anchor}" font-weight="{weight}">{escape(content)}</text>'
+
+
+def main() -> None:
+    """Write the chart in every theme, as `day-light.svg` and `day-dark.svg`."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.capacity.day_picture")
+    parser.add_argument("picture", type=Path, help="an SVG written by `make simulate`")
+    parser.add_argument("folder", type=Path, help="the folder for the themed charts")
+    arguments = parser.parse_args()
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    chart = arguments.picture.read_text()
+    for name, theme in THEMES.items():
+        Path(arguments.folder, f"day-{name}.svg").write_text(in_theme(chart, theme))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,7 +1,7 @@
-"""Memory under many requests: `python -m benchmarks.capacity.memory` starts the server and sends 100,000 short ones.
+"""Measure memory use over many requests: `python -m benchmarks.capacity.memory`.
 
-Prints the resident memory of an ingress replica and of the model's replica as they grow, or not, and that of a process
-that holds the same model and nothing else.
+It starts the server, sends 100,000 short requests, and prints the resident memory of an ingress replica and of a model
+replica over time. For comparison it prints the memory of a process that only holds the same model.
 """
 
 import argparse
@@ -31,7 +31,7 @@ _METRICS = {
     "ingress": "embeddings_ingress_process_resident_memory_bytes",
     "model": "embeddings_replica_memory_bytes",
 }
-# What a process with the encoder and nothing of Ray holds, loaded and warmed up as a replica does.
+# Prints the memory of a process without Ray that loads and warms up the encoder as a replica does.
 _ALONE = """
 import psutil, sys
 from serve_app.encoder import load_encoder
@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=100_000)
     most = parser.parse_args().requests
     stop_in_order()
-    print(f"a process with the encoder alone: {_alone_bytes() / 1e6:.0f} MB")
+    print(f"process with only the encoder: {_alone_bytes() / 1e6:.0f} MB")
     contender = next(one for one in CONTENDERS if one.name == "throughput")
     with running(contender) as port:
         print("\n| requests | " + " | ".join(f"{name} replica, MB" for name in _METRICS) + " |")
@@ -79,12 +79,12 @@ def _answered(port: int) -> int:
 
 
 def _values(scrape: str, metric: str) -> list[float]:
-    found = re.findall(rf"^{metric}(?:{{.*}})? (\S+)$", scrape, re.MULTILINE)
-    return [float(value) for value in found]
+    values = re.findall(rf"^{metric}(?:{{.*}})? (\S+)$", scrape, re.MULTILINE)
+    return [float(value) for value in values]
 
 
 def _scrape(port: int) -> str:
-    """Return a scrape that has the model's replica in it."""
+    """Scrape the metrics until they include the model replica."""
     while True:
         with urllib.request.urlopen(f"http://{HOST}:{port}/metrics") as answer:  # our own server
             scrape: str = answer.read().decode()

@@ -1,7 +1,7 @@
-"""A long run under mixed traffic, kills and rollouts: `python -m benchmarks.capacity.soak`, or `make soak`.
+"""Soak test: a long run with mixed traffic, killed processes and rollouts.
 
-In the end three tables: what each kind of client was answered, what each event cost, and the memory of each kind of
-process at start and end.
+Run it with `make soak` or `python -m benchmarks.capacity.soak`. It reports three tables: the responses that each kind
+of client got, the failures after each kind of event, and the memory of each kind of process at start and end.
 """
 
 import argparse
@@ -46,13 +46,13 @@ SERVER = Contender(
     throughput=True,
 )
 _SETTLE_S = 30.0
-# Ray's processes by how their command lines begin.
+# The role of each process by the prefix of its command line.
 _ROLES = {
     "ray::ServeReplica:embeddings:ingress": "ingress replica",
-    "ray::ServeReplica:embeddings": "model's replica",
+    "ray::ServeReplica:embeddings": "model replica",
     "ray::ServeController": "controller",
-    "ray::HAProxyManager": "manager of HAProxy",
-    "ray::ProxyActor": "Ray's proxy",
+    "ray::HAProxyManager": "HAProxy manager",
+    "ray::ProxyActor": "Ray proxy",
     "haproxy": "HAProxy",
     "raylet": "raylet",
     "gcs_server": "gcs_server",
@@ -64,11 +64,11 @@ class Kind:
     """One kind of client.
 
     Attributes:
-        name: in the table.
-        clients: how many.
-        content: the body of their requests.
-        pause_s: between an answer and the next request.
-        expected: the status of an answer that is right.
+        name: the label in the table.
+        clients: number of concurrent clients.
+        content: the request body.
+        pause_s: seconds between a response and the next request.
+        expected: the expected status.
     """
 
     name: str
@@ -81,17 +81,17 @@ class Kind:
 _TEXT = "the quick brown fox jumps over the lazy dog"
 _LONG = json.dumps({"input": f"{_TEXT} " * 200, "truncate": True}).encode()
 KINDS = (
-    Kind("a short text", 6, body([_TEXT], model=MODEL["name"]), 0.02),
+    Kind("short text", 6, body([_TEXT], model=MODEL["name"]), 0.02),
     Kind("64 texts", 2, body([_TEXT] * 64, model=MODEL["name"]), 0.2),
-    Kind("1,000 texts at once, often too much", 2, body([_TEXT] * 1000, model=MODEL["name"]), 5.0),
-    Kind("a text that is cut", 1, _LONG, 0.1),
-    Kind("a mistake", 1, b'{"input": ["a", ""]}', 0.2, 400),
+    Kind("1,000 texts, often over the limit", 2, body([_TEXT] * 1000, model=MODEL["name"]), 5.0),
+    Kind("truncated text", 1, _LONG, 0.1),
+    Kind("invalid request", 1, b'{"input": ["a", ""]}', 0.2, 400),
 )
 
 
-async def _ask(kind: Kind, port: int, tally: Tally, costs: Costs, until: float) -> None:
+async def _send_requests(kind: Kind, port: int, tally: Tally, costs: Costs, until: float) -> None:
     while time.monotonic() < until:
-        begun = time.monotonic()
+        start = time.monotonic()
         try:
             status = await request(kind.content, port)
         except (OSError, EOFError):
@@ -99,14 +99,14 @@ async def _ask(kind: Kind, port: int, tally: Tally, costs: Costs, until: float) 
             costs.failures[costs.last, LOST] += 1
             await asyncio.sleep(0.1)
         else:
-            tally.note(status, time.monotonic() - begun, kind.expected)
+            tally.record(status, time.monotonic() - start, kind.expected)
             if status not in (kind.expected, 429):
                 costs.failures[costs.last, str(status)] += 1
         await asyncio.sleep(kind.pause_s)
 
 
-async def _leave(port: int, until: float) -> None:
-    """Send requests and close the connection before the answer."""
+async def _disconnect_early(port: int, until: float) -> None:
+    """Send requests and close each connection before the response."""
     head = (
         f"POST {PATH} HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: {len(KINDS[1].content)}\r\n\r\n"
     )
@@ -120,8 +120,8 @@ async def _leave(port: int, until: float) -> None:
 
 
 def roles(server: Started) -> dict[str, list[psutil.Process]]:
-    """Return the server's processes by what they are."""
-    found: dict[str, list[psutil.Process]] = defaultdict(list)
+    """Return the server's processes by role."""
+    by_role: dict[str, list[psutil.Process]] = defaultdict(list)
     for pid in session_members(server.session.process.pid):
         with contextlib.suppress(psutil.Error):
             process = psutil.Process(pid)
@@ -129,12 +129,12 @@ def roles(server: Started) -> dict[str, list[psutil.Process]]:
             name = command[0] if command[0].startswith("ray::") else Path(command[0]).name
             role = next((role for begin, role in _ROLES.items() if name.startswith(begin)), "")
             if role:
-                found[role].append(process)
-    return found
+                by_role[role].append(process)
+    return by_role
 
 
 def memory(server: Started) -> dict[str, int]:
-    """Return the resident bytes of the largest process of each role."""
+    """Return the resident memory, in bytes, of the largest process of each role."""
     sizes = {}
     for role, processes in roles(server).items():
         with contextlib.suppress(psutil.Error):
@@ -143,7 +143,7 @@ def memory(server: Started) -> dict[str, int]:
 
 
 def kill(role: str) -> Callable[[Started], None]:
-    """Return an event: a process of a role is killed."""
+    """Return an event that kills one process of a role."""
 
     def event(server: Started) -> None:
         victims = roles(server)[role]
@@ -155,7 +155,7 @@ def kill(role: str) -> Callable[[Started], None]:
 
 
 def rollout(server: Started) -> None:
-    """Deploy other limits, which replaces every replica."""
+    """Deploy different limits, which replaces every replica."""
     config = yaml.safe_load(server.config.read_text())
     model = config["applications"][0]["args"]["models"][0]
     model["max_input_tokens"] = 256 if model.get("max_input_tokens") == 255 else 255
@@ -173,7 +173,7 @@ def rollout(server: Started) -> None:
 
 
 EVENTS = (
-    kill("model's replica"),
+    kill("model replica"),
     rollout,
     kill("ingress replica"),
     kill("controller"),
@@ -181,10 +181,10 @@ EVENTS = (
 )
 
 
-async def _happen(server: Started, costs: Costs, until: float, every_s: float) -> None:
-    """Have one event after the other happen."""
+async def _trigger_events(server: Started, costs: Costs, until: float, every_s: float) -> None:
+    """Trigger the events in a cycle."""
     events = itertools.cycle(EVENTS)
-    while time.monotonic() < until - 1.5 * every_s:  # so that the end finds all well again
+    while time.monotonic() < until - 1.5 * every_s:  # leaves time to recover before the end
         await asyncio.sleep(every_s)
         event = next(events)
         costs.begin(event.__name__)
@@ -195,14 +195,14 @@ async def _happen(server: Started, costs: Costs, until: float, every_s: float) -
 async def soak(
     server: Started, *, seconds: float, every_s: float
 ) -> tuple[dict[str, Tally], Costs]:
-    """Run all clients and events for some time."""
+    """Run all clients and events for `seconds`, with `every_s` seconds between events."""
     until = time.monotonic() + seconds
     tallies, costs = {kind.name: Tally() for kind in KINDS}, Costs()
     await asyncio.gather(
-        _happen(server, costs, until, every_s),
-        _leave(server.port, until),
+        _trigger_events(server, costs, until, every_s),
+        _disconnect_early(server.port, until),
         *(
-            _ask(kind, server.port, tallies[kind.name], costs, until)
+            _send_requests(kind, server.port, tallies[kind.name], costs, until)
             for kind in KINDS
             for _ in range(kind.clients)
         ),
@@ -211,7 +211,7 @@ async def soak(
 
 
 def main() -> None:
-    """Run it and write the tables down."""
+    """Run the soak test and write the tables to a file."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.capacity.soak")
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--every-s", type=float, default=60, help="seconds between two events")
@@ -224,7 +224,7 @@ def main() -> None:
             soak(server, seconds=60 * arguments.minutes, every_s=arguments.every_s)
         )
         after = memory(server)
-    head = f"{arguments.minutes:g} minutes through HAProxy, two replicas of the model."
+    head = f"{arguments.minutes:g} minutes through HAProxy, two model replicas."
     tables = (answers_table(tallies), costs_table(costs), memory_table(before, after))
     text = "\n\n".join([head, *tables, ""])
     path = ROOT / "benchmarks" / "results" / f"{datetime.now(UTC):%Y-%m-%d}-soak.md"

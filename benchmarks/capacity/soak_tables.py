@@ -1,4 +1,4 @@
-"""What a soak counts, and the tables that come of it."""
+"""The counters of a soak test and the tables made from them."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -11,13 +11,12 @@ LOST = "connection lost"
 
 @dataclass(slots=True)
 class Costs:
-    """What went wrong after which event.
+    """Failed requests after each event.
 
     Attributes:
-        last: the event that was last.
-        happened: how often each did.
-        failures: requests that were neither answered as expected nor refused with 429, by the event before them and
-            what they were answered.
+        last: the most recent event.
+        happened: number of times that each event happened.
+        failures: requests with neither the expected status nor 429, by the preceding event and the status.
     """
 
     last: str = "before any event"
@@ -25,49 +24,49 @@ class Costs:
     failures: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     def begin(self, event: str) -> None:
-        """Note an event."""
+        """Record that an event happens now."""
         self.last = event
         self.happened[event] += 1
 
 
 @dataclass(slots=True)
 class Tally:
-    """What one kind of client was answered.
+    """The responses that one kind of client got.
 
     Attributes:
-        answers: by status, and those that never came.
-        seconds: of the answers that were as expected.
+        answers: number of responses by status; LOST counts broken connections.
+        seconds: latencies of the responses with the expected status.
     """
 
     answers: Counter[str] = field(default_factory=Counter)
     seconds: list[float] = field(default_factory=list)
 
-    def note(self, status: int, seconds: float, expected: int) -> None:
-        """Count an answer."""
+    def record(self, status: int, seconds: float, expected: int) -> None:
+        """Count a response."""
         self.answers[str(status)] += 1
         if status == expected:
             self.seconds.append(seconds)
 
 
 def answers_table(tallies: Mapping[str, Tally]) -> str:
-    """Return what each kind of client was answered."""
+    """Return the table of the responses by kind of client."""
     lines = [
-        "| client | requests | answered | 429 | 503 | other | lost | p50, ms | p99, ms |",
+        "| client | requests | as expected | 429 | 503 | other | lost | p50, ms | p99, ms |",
         "|---" + "|---:" * 8 + "|",
     ]
     for name, tally in tallies.items():
         answers, seconds = tally.answers, tally.seconds
-        right = len(seconds)
-        named = right + answers["429"] + answers["503"] + answers[LOST]
+        expected = len(seconds)
+        other = answers.total() - expected - answers["429"] - answers["503"] - answers[LOST]
         p50, p99 = (f"{1000 * np.percentile(seconds, q):.0f}" if seconds else "-" for q in (50, 99))
-        counts = (answers.total(), right, answers["429"], answers["503"])
-        cells = (name, *counts, answers.total() - named, answers[LOST], p50, p99)
+        counts = (answers.total(), expected, answers["429"], answers["503"])
+        cells = (name, *counts, other, answers[LOST], p50, p99)
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
 
 
 def memory_table(start: Mapping[str, int], end: Mapping[str, int]) -> str:
-    """Return the resident bytes of each kind of process at start and end."""
+    """Return the table of the resident memory by kind of process, from bytes at start and end."""
     lines = ["| process | MB at start | MB at end |", "|---|---:|---:|"]
     lines += [
         f"| {role} | {start.get(role, 0) / 1e6:.0f} | {end.get(role, 0) / 1e6:.0f} |"
@@ -77,7 +76,7 @@ def memory_table(start: Mapping[str, int], end: Mapping[str, int]) -> str:
 
 
 def costs_table(costs: Costs) -> str:
-    """Return what went wrong after each kind of event."""
+    """Return the table of the failures by kind of event."""
     kinds = sorted({kind for _, kind in costs.failures})
     lines = [
         f"| event | times | {' | '.join(f'requests: {kind}' for kind in kinds) or 'failures'} |",

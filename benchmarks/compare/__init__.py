@@ -1,1 +1,1 @@
-"""`make bench`: this server beside others, in the same run and in turn."""
+"""`make bench`: compare this server with others in the same run."""

@@ -1,7 +1,7 @@
-"""The encoder alone: what the model gives in a process of its own, without HTTP, queues or a tokenizer in the way.
+"""Measure the ceiling: the encoder alone, without HTTP, queues or tokenization.
 
-Reads its work as JSON on standard input and writes its answer as JSON; see `measure` for both. One process for one run,
-so that every run has a fresh one, as the servers do.
+Run as a program, this module reads its work as JSON from standard input and writes its results as JSON to
+standard output; `measure` describes both. Each run gets a fresh process, as each server does.
 """
 
 import contextlib
@@ -22,30 +22,31 @@ from benchmarks.workloads import Requests
 from serve_app.encoder import Encoder, load_encoder
 from serve_app.messages import TokenizedInputs
 
-# In one call; far more than a token budget, so that a larger request would gain nothing by being given whole.
+# Texts per call. This is far more than a token budget holds, so larger calls would not be faster.
 _TEXTS = 256
 BUDGETS = (512, 1024, 2048, 4096, 8192)
 _TRIAL_S = 0.4
 
 
 class CeilingError(Exception):
-    """The encoder could not be measured; the message ends with what its process said."""
+    """The encoder could not be measured. The message ends with the process's output."""
 
 
 def measure(
     source: str, model: Mapping[str, Any], workloads: Sequence[Mapping[str, Any]], *, threads: int
 ) -> dict[str, Any]:
-    """Measure one encoder with the texts of some workloads.
+    """Measure one encoder with the texts of each workload.
 
     Args:
-        source: where the model is.
-        model: arguments of `load_encoder` beside source and threads.
-        workloads: of each the `name`, the `calls` (lists of texts, each given to the encoder in one call), the texts
-            in a request (`inputs`) and the `seconds` to measure.
-        threads: as many as the servers may use.
+        source: the model's directory.
+        model: more keyword arguments for `load_encoder`.
+        workloads: a mapping per workload with its `name`, its `calls` (lists of texts, one list per encoder
+            call), the number of texts per request (`inputs`) and the `seconds` to measure.
+        threads: the same number of threads as the servers use.
 
     Returns:
-        By name: the rate in requests, and the token budget that was the best of `BUDGETS`.
+        A mapping per workload name with the `rate` in requests and `best_batch_tokens`, the fastest token
+        budget of `BUDGETS`.
     """
     encoder = load_encoder(source, threads=threads, device="cpu", **model)
     tokenizer = Tokenizer.from_file(str(Path(source) / "tokenizer.json"))
@@ -58,12 +59,12 @@ def _measure_one(encoder: Encoder, tokenizer: Tokenizer, work: Mapping[str, Any]
     calls = cycle([_tokenized(tokenizer, texts) for texts in work["calls"]])
     trials = {budget: _encode(encoder, calls, budget, seconds=_TRIAL_S) for budget in BUDGETS}
     best = max(trials, key=lambda budget: trials[budget][0])
-    texts_per_s, taken_ms = _encode(encoder, calls, best, seconds=work["seconds"])
+    texts_per_s, durations_ms = _encode(encoder, calls, best, seconds=work["seconds"])
     rate = Rate(
         requests_per_s=texts_per_s / work["inputs"],
-        p50_ms=float(np.percentile(taken_ms, 50)),
-        p99_ms=float(np.percentile(taken_ms, 99)),
-        max_ms=max(taken_ms),
+        p50_ms=float(np.percentile(durations_ms, 50)),
+        p99_ms=float(np.percentile(durations_ms, 99)),
+        max_ms=max(durations_ms),
         failed=0,
     )
     return {"rate": rate.as_dict(), "best_batch_tokens": best}
@@ -78,18 +79,22 @@ def _tokenized(tokenizer: Tokenizer, texts: Sequence[str]) -> TokenizedInputs:
 def _encode(
     encoder: Encoder, calls: Iterator[TokenizedInputs], budget: int, *, seconds: float
 ) -> tuple[float, list[float]]:
-    """Return texts a second, and the milliseconds of each call; at least one call."""
-    taken_ms: list[float] = []
+    """Call the encoder until the time is up, at least once.
+
+    Returns:
+        Texts per second, and the milliseconds of each call.
+    """
+    durations_ms: list[float] = []
     texts = 0
-    begun = now = time.perf_counter()
-    while now - begun < seconds:
+    start = now = time.perf_counter()
+    while now - start < seconds:
         inputs = next(calls)
         failures = encoder.encode([inputs], max_batch_tokens=budget).failures
         assert not failures, failures
         texts += len(inputs)
         then, now = now, time.perf_counter()
-        taken_ms.append(1000 * (now - then))
-    return texts / (now - begun), taken_ms
+        durations_ms.append(1000 * (now - then))
+    return texts / (now - start), durations_ms
 
 
 def in_another_process(
@@ -100,7 +105,11 @@ def in_another_process(
     threads: int,
     seconds: float,
 ) -> dict[str, Any]:
-    """Run `measure` in a process of its own; each call has what the workload's clients have under way."""
+    """Run `measure` in a separate process. Each call holds as many texts as the workload has in flight.
+
+    Raises:
+        CeilingError: The process failed.
+    """
     workloads = [
         {
             "name": one.workload.name,
@@ -120,7 +129,7 @@ def in_another_process(
         check=False,
     )
     if done.returncode:
-        raise CeilingError(f"the encoder in process failed: {done.stderr[-2000:]}")
+        raise CeilingError(f"the in-process encoder failed: {done.stderr[-2000:]}")
     answer: dict[str, Any] = json.loads(done.stdout)
     return answer
 

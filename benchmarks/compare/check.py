@@ -1,6 +1,6 @@
-"""Whether the vectors that come back are those that sentence-transformers gives for the same texts.
+"""Check that a server returns the same vectors as sentence-transformers for the same texts.
 
-Asks while many other requests are under way, so that batches and their order are checked too.
+Many requests are in flight at once, so the check also covers batching and the order of results.
 """
 
 import base64
@@ -23,24 +23,24 @@ from benchmarks.workloads import Requests, body
 Vectors = npt.NDArray[np.float32]
 
 SAMPLE = 48
-_INPUTS = (1, 1, 1, 5)  # inputs of a request, in turn
-# Least cosine to sentence-transformers in float32.
+_INPUTS = (1, 1, 1, 5)  # inputs per request, repeated
+# Minimum cosine similarity to sentence-transformers in float32, by dtype.
 LEAST_COSINE = {"float32": 0.99999, "bfloat16": 0.999}
 
 
 class WrongVectorsError(Exception):
-    """A server is fast, and wrong."""
+    """A server returned wrong vectors, so its speed is meaningless."""
 
 
 def sample(requests: Sequence[Requests]) -> list[str]:
-    """Return texts of all workloads, in turn, so that neighbours have different lengths."""
+    """Return texts of all workloads, interleaved so that neighbours differ in length."""
     firsts = [[texts[0] for texts in one.texts[:SAMPLE]] for one in requests]
     mixed = [text for group in zip_longest(*firsts) for text in group if text is not None]
     return mixed[:SAMPLE]
 
 
 def reference(texts: Sequence[str], directory: Path) -> Vectors:
-    """Return what `SentenceTransformer.encode` gives, one text at a time, in a process of its own."""
+    """Encode the texts one at a time with `SentenceTransformer.encode`, in a separate process."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "vectors.npy")
         command = [sys.executable, "-m", "benchmarks.compare.check", str(directory), str(path)]
@@ -52,7 +52,7 @@ def reference(texts: Sequence[str], directory: Path) -> Vectors:
 
 
 def least_cosine(port: int, texts: Sequence[str], expected: Vectors) -> float:
-    """Embed the texts, in requests of several sizes that are all under way at once, and compare."""
+    """Embed the texts in concurrent requests of several sizes and return the lowest cosine similarity."""
     parts: list[list[str]] = []
     rest = list(texts)
     while rest:
@@ -69,28 +69,28 @@ def least_cosine(port: int, texts: Sequence[str], expected: Vectors) -> float:
 def check_vectors(
     contender: Contender, port: int, texts: Sequence[str], expected: Vectors
 ) -> float:
-    """Return the least cosine.
+    """Return the lowest cosine similarity of the sample.
 
     Raises:
-        WrongVectorsError: it is less than the contender's type of numbers explains.
+        WrongVectorsError: The similarity is below the limit for the contender's dtype.
     """
     cosine = least_cosine(port, texts, expected)
     if not cosine >= LEAST_COSINE[contender.dtype]:
-        raise WrongVectorsError(f"{contender.name}: least cosine {cosine:.6f}")
+        raise WrongVectorsError(f"{contender.name}: lowest cosine similarity is {cosine:.6f}")
     return cosine
 
 
 def _vectors(port: int, texts: Sequence[str]) -> Vectors:
     answer = post(port, body(texts, model=MODEL["name"]), timeout_s=60)
     if answer.status != 200:
-        raise WrongVectorsError(f"status {answer.status} instead of vectors")
+        raise WrongVectorsError(f"got status {answer.status} instead of vectors")
     data: list[dict[str, Any]] = json.loads(answer.content)["data"]
-    written = [item["embedding"] for item in sorted(data, key=lambda item: int(item["index"]))]
-    return np.stack([np.frombuffer(base64.b64decode(one), "<f4") for one in written])
+    encoded = [item["embedding"] for item in sorted(data, key=lambda item: int(item["index"]))]
+    return np.stack([np.frombuffer(base64.b64decode(one), "<f4") for one in encoded])
 
 
 def _main() -> None:
-    from sentence_transformers import SentenceTransformer  # heavy, and only this process needs it
+    from sentence_transformers import SentenceTransformer  # slow to import; only needed here
 
     model = SentenceTransformer(sys.argv[1], device="cpu")
     texts = json.load(sys.stdin)

@@ -1,6 +1,7 @@
-"""What is compared: how each server is started on this machine, and which model and settings it has.
+"""The contenders of a comparison: how each server is started, with which model and settings.
 
-Each runs in a session of its own and is ended with all that it started. Knows nothing of loads or results.
+Each server runs in its own process session and is stopped together with all processes it started. This module does
+not know about workloads or results.
 """
 
 import contextlib
@@ -38,9 +39,9 @@ _START_S = 120.0
 _CONFIG = "serve_config.yaml"
 _TICK_S = 0.1
 _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-# Long enough for a cluster to end in order; what is left then is ended one by one.
+# Enough time for a Ray cluster to shut down. Processes that remain after it are killed one by one.
 _GRACE_S = 30.0
-# Each is free when it is asked for, so that a server that somebody else runs here is left alone.
+# Set to free ports so that the benchmark does not disturb another server on this machine.
 _HAPROXY_PORTS = (
     "RAY_SERVE_HAPROXY_STATS_PORT",
     "RAY_SERVE_HAPROXY_METRICS_PORT",
@@ -49,25 +50,25 @@ _HAPROXY_PORTS = (
 
 
 class StartFailedError(Exception):
-    """A server did not come up; the message ends with what it said."""
+    """A server did not start. The message ends with the server's output."""
 
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """One way to get vectors.
+    """One way to compute embeddings.
 
     Attributes:
-        name: what it is called in tables and files, and what ONLY takes.
-        title: what a reader of the table reads.
-        kind: `ours`, `plain`, `infinity`, `sleeping` for ours around a model that sleeps, or `ceiling` for the encoder
-            in process, which is not a server.
-        model: our settings of the model beside those of `serve_config.yaml`; also what the ceiling is loaded with.
-        throughput: the settings of `throughput.env` are on.
-        deployment: Ray Serve's options of the plain application's deployment, instead of its defaults; of the model
-            that sleeps, instead of a number of replicas.
-        replicas: of the model that sleeps.
-        workloads: the only ones that it is for; none are all.
-        root: the checkout whose server, settings and installation are used.
+        name: the identifier in result files and for --only.
+        title: the label in tables and charts.
+        kind: `ours` for this server, `sleeping` for this server with a model that sleeps, `plain`, `infinity`,
+            or `ceiling` for the in-process encoder, which is not a server.
+        model: model settings that override those of `serve_config.yaml`. The ceiling is loaded with them too.
+        throughput: whether to apply the settings of `throughput.env`.
+        deployment: Ray Serve options for the plain application's deployment or for the sleeping model. For the
+            latter they replace `replicas`.
+        replicas: number of replicas of the sleeping model.
+        workloads: names of the workloads to run; empty means all.
+        root: the checkout whose server, settings and virtual environment are used.
     """
 
     name: str
@@ -82,18 +83,19 @@ class Contender:
 
     @property
     def python(self) -> Path:
-        """The interpreter of its installation."""
+        """The Python interpreter of the checkout's virtual environment."""
         if self.root == ROOT:
             return Path(sys.executable)
         return self.root / ".venv" / "bin" / "python"
 
     @property
     def dtype(self) -> str:
-        """The type it computes in."""
+        """The dtype of the computation."""
         return str(self.model.get("dtype", "float32"))
 
 
-# What its writer would turn next: as many requests as there are clients, all cores, and with them OMP_NUM_THREADS.
+# The first settings an author would tune: concurrency for all clients, and all cores. Ray derives OMP_NUM_THREADS
+# from num_cpus.
 _TUNED = {"max_ongoing_requests": 256, "ray_actor_options": {"num_cpus": THREADS}}
 _BFLOAT16 = {"dtype": "bfloat16"}
 CONTENDERS: tuple[Contender, ...] = (
@@ -101,22 +103,22 @@ CONTENDERS: tuple[Contender, ...] = (
     Contender("throughput", "this server", "ours", throughput=True),
     Contender("throughput-bf16", "this server, bfloat16", "ours", _BFLOAT16, throughput=True),
     Contender(
-        "one-lane",
+        "one-priority",
         "this server, everything interactive",
         "ours",
         {"interactive_tokens": 1_000_000},
         throughput=True,
-        workloads=("lanes",),
+        workloads=("priorities",),
     ),
     Contender("infinity", "infinity, torch", "infinity"),
     Contender("plain", "plain Ray Serve app, its defaults", "plain"),
     Contender("plain-tuned", "plain Ray Serve app, tuned", "plain", deployment=_TUNED),
-    Contender("ceiling", "the encoder in process", "ceiling"),
-    Contender("ceiling-bf16", "the encoder in process, bfloat16", "ceiling", _BFLOAT16),
+    Contender("ceiling", "in-process encoder", "ceiling"),
+    Contender("ceiling-bf16", "in-process encoder, bfloat16", "ceiling", _BFLOAT16),
     *(
         Contender(
             f"sleep-{count}",
-            f"this server, replicas that sleep: {count}",
+            f"this server, sleeping replicas: {count}",
             "sleeping",
             throughput=True,
             replicas=count,
@@ -127,34 +129,34 @@ CONTENDERS: tuple[Contender, ...] = (
 
 
 def base(root: Path) -> Contender:
-    """Return another checkout of this project, in which `make install` was run, as a contender."""
+    """Return another checkout of this project as a contender. It needs a previous `make install`."""
     title = f"the server of {root.name}"
     return Contender("base", title, "ours", throughput=True, root=root.resolve())
 
 
 def model_directory() -> Path:
-    """Return where the files of the model lie."""
+    """Return the directory of the model's files."""
     return resolve(MODEL["source"], weights=True)
 
 
 def missing(contender: Contender) -> str | None:
-    """Tell why a contender cannot be started here, or None."""
+    """Return the reason why a contender cannot be started, or None if it can."""
     if contender.kind == "infinity" and not INFINITY.exists():
-        return "it is not installed: see the last lines of build/infinity.log"
+        return "not installed; see the end of build/infinity.log"
     if not contender.python.exists():
-        return f"it is not installed: run `make install` in {contender.root}"
+        return f"not installed; run `make install` in {contender.root}"
     return None
 
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """A server that runs.
+    """A running server.
 
     Attributes:
-        port: where it answers.
+        port: its HTTP port.
         session: its processes.
-        config: the Serve config file that it runs, if it is on Ray Serve.
-        environment: what its processes have.
+        config: its Serve config file; unused if the server does not run on Ray Serve.
+        environment: the environment variables of its processes.
     """
 
     port: int
@@ -165,10 +167,10 @@ class Started:
 
 @contextmanager
 def running(contender: Contender) -> Iterator[int]:
-    """Run a server until the block ends; gives its port once it embeds.
+    """Run a server until the block ends. Yields its port once it serves embeddings.
 
     Raises:
-        StartFailedError: it ended, or did not embed in time.
+        StartFailedError: The server exited or did not become ready in time, or could not be stopped.
     """
     with started(contender) as server:
         yield server.port
@@ -176,20 +178,22 @@ def running(contender: Contender) -> Iterator[int]:
 
 @contextmanager
 def started(contender: Contender) -> Iterator[Started]:
-    """Do the same, for those who need more of it than its port."""
+    """Run a server like `running`, but yield all its details."""
     folder = Path(tempfile.mkdtemp(prefix="bench", dir="/tmp"))  # Ray's sockets need a short path
     port = free_port()
     command, environment = _command(contender, port, folder)
     session = Session.start(command, environment, ROOT / "build" / f"bench-{contender.name}.log")
     try:
-        _wait_until_it_embeds(session, port, contender)
+        _wait_until_ready(session, port, contender)
         yield Started(port, session, folder / _CONFIG, environment)
     finally:
-        with _putting_off_signals() as asked:
-            left = session.stop(lambda: bool(asked), grace_s=_GRACE_S)
+        with _defer_signals() as received:
+            remaining = session.stop(lambda: bool(received), grace_s=_GRACE_S)
             shutil.rmtree(folder, ignore_errors=True)
-    if left:
-        raise StartFailedError(f"{contender.name}: processes that cannot be ended: {left}")
+    if remaining:
+        raise StartFailedError(
+            f"{contender.name}: these processes could not be stopped: {remaining}"
+        )
 
 
 def _command(contender: Contender, port: int, folder: Path) -> tuple[list[str], dict[str, str]]:
@@ -197,7 +201,7 @@ def _command(contender: Contender, port: int, folder: Path) -> tuple[list[str], 
         return _infinity(port)
     environment = {
         **_own_environment(),
-        "PYTHONPATH": f"{contender.root}:{ROOT}",  # the benchmarks' own applications are this checkout's
+        "PYTHONPATH": f"{contender.root}:{ROOT}",  # ROOT holds the benchmark's own applications
         "RAY_TMPDIR": str(folder),
         "RAY_USAGE_STATS_ENABLED": "0",
         "BENCH_MODEL": str(model_directory()),
@@ -206,7 +210,8 @@ def _command(contender: Contender, port: int, folder: Path) -> tuple[list[str], 
         environment |= read_env_file((contender.root / "throughput.env").read_text())
         environment |= haproxy_settings(str(folder))
         binary = contender.python.with_name("embeddings-haproxy")
-        environment |= {"RAY_SERVE_HAPROXY_BINARY_PATH": str(binary)} if binary.exists() else {}
+        if binary.exists():
+            environment["RAY_SERVE_HAPROXY_BINARY_PATH"] = str(binary)
         environment |= {name: str(free_port()) for name in _HAPROXY_PORTS}
     path = folder / _CONFIG
     path.write_text(yaml.safe_dump(_config(contender, port)))
@@ -238,7 +243,10 @@ def _config(contender: Contender, port: int) -> dict[str, Any]:
 
 
 def _infinity(port: int) -> tuple[list[str], dict[str, str]]:
-    """Infinity as it installs; without BetterTransformer, which its own dependencies do not bring."""
+    """Return infinity's command and environment.
+
+    BetterTransformer is off because infinity's own dependencies do not install it.
+    """
     command = [str(INFINITY), "v2", "--model-id", str(model_directory())]
     command += ["--served-model-name", MODEL["name"], "--engine", "torch", "--device", "cpu"]
     command += ["--dtype", "float32", "--no-bettertransformer"]
@@ -248,16 +256,16 @@ def _infinity(port: int) -> tuple[list[str], dict[str, str]]:
 
 
 def _own_environment() -> dict[str, str]:
-    """Return this process's environment without settings that would change what is measured."""
+    """Return this process's environment without variables that would affect the measurement."""
     foreign = ("RAY_", "SERVE_", "OMP_", "MKL_", "INFINITY_", "PYTHONPATH")
     return {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
 
 
-def _wait_until_it_embeds(session: Session, port: int, contender: Contender) -> None:
+def _wait_until_ready(session: Session, port: int, contender: Contender) -> None:
     deadline = time.monotonic() + _START_S
     while not (_embeds(port) and _has_all_replicas(port, contender)):
         if session.has_ended() or time.monotonic() > deadline:
-            raise StartFailedError(f"{contender.name} did not come up:\n{session.output()[-2000:]}")
+            raise StartFailedError(f"{contender.name} did not start:\n{session.output()[-2000:]}")
         time.sleep(_TICK_S)
 
 
@@ -268,7 +276,7 @@ def _embeds(port: int) -> bool:
 
 
 def _has_all_replicas(port: int, contender: Contender) -> bool:
-    """Whether none is still starting, and using the cores for it; only asked where there are several."""
+    """Return whether all replicas have started. A starting replica would compete for the cores."""
     if contender.replicas == 1:
         return True
     scrape = get(port, "/metrics", timeout_s=10).content
@@ -277,19 +285,19 @@ def _has_all_replicas(port: int, contender: Contender) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a server answered."""
+    """An HTTP response."""
 
     status: int
     content: bytes
 
 
 def post(port: int, content: bytes, *, timeout_s: float) -> Answer:
-    """Send one request and return the answer."""
+    """POST a body to the embeddings route."""
     return _exchange(port, "POST", PATH, content, timeout_s)
 
 
 def get(port: int, path: str, *, timeout_s: float) -> Answer:
-    """Get a path and return the answer."""
+    """GET a path."""
     return _exchange(port, "GET", path, None, timeout_s)
 
 
@@ -304,9 +312,9 @@ def _exchange(port: int, method: str, path: str, content: bytes | None, timeout_
 
 
 def stop_in_order() -> None:
-    """Have a request to stop this process end what it has started, also where the shell has Ctrl-C ignored."""
-    for request in _STOPS:
-        signal.signal(request, _interrupt)
+    """Handle stop signals by shutting down all servers, even if the shell makes this process ignore Ctrl-C."""
+    for number in _STOPS:
+        signal.signal(number, _interrupt)
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:
@@ -314,14 +322,16 @@ def _interrupt(_signal: int, _frame: FrameType | None) -> None:
 
 
 @contextmanager
-def _putting_off_signals() -> Iterator[list[int]]:
-    """Finish ending processes before a request to stop has its effect; gives those that came meanwhile."""
-    asked: list[int] = []
-    former = {one: signal.signal(one, lambda number, _: asked.append(number)) for one in _STOPS}
+def _defer_signals() -> Iterator[list[int]]:
+    """Defer stop signals until the block ends. Yields a list that collects the signals received."""
+    received: list[int] = []
+    previous = {
+        one: signal.signal(one, lambda number, _: received.append(number)) for one in _STOPS
+    }
     try:
-        yield asked
+        yield received
     finally:
-        for one, handler in former.items():
+        for one, handler in previous.items():
             signal.signal(one, handler)
-    if asked:
+    if received:
         raise KeyboardInterrupt

@@ -1,6 +1,6 @@
-"""The one picture: texts a second of every contender under every workload, as an SVG.
+"""Draw the bar chart of a comparison as an SVG: texts per second per workload and contender.
 
-Each workload has a scale of its own, from nothing to its largest bar; the thin line is the spread over the rounds.
+Each workload has its own scale, from zero to its longest bar. The thin line shows the range over the rounds.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,7 +21,7 @@ _STYLE = "font-family:sans-serif;font-size:12px"
 
 
 def draw(rows: Sequence[Row], *, title: str) -> str:
-    """Return the picture of a table's rows."""
+    """Return the chart as SVG text."""
     parts: list[str] = []
     y = 24
     for workload in WORKLOADS:
@@ -38,8 +38,8 @@ def draw(rows: Sequence[Row], *, title: str) -> str:
 
 def _bars(group: Sequence[Row], top: int) -> Iterator[str]:
     scale = _BARS / max(row.most for row in group)
-    for place, row in enumerate(group):
-        y = top + place * _LINE
+    for index, row in enumerate(group):
+        y = top + index * _LINE
         middle = y + _LINE // 2
         length = row.texts_per_s * scale
         yield _text(_LABELS - 8, middle + 4, row.contender.title, anchor="end")
@@ -51,8 +51,8 @@ def _bars(group: Sequence[Row], top: int) -> Iterator[str]:
             f'<line x1="{_LABELS + row.least * scale:.1f}" x2="{_LABELS + row.most * scale:.1f}" '
             f'y1="{middle}" y2="{middle}" stroke="black"/>'
         )
-        beside = _LABELS + row.most * scale + 6
-        yield _text(beside, middle + 4, f"{row.texts_per_s:.4g}")
+        label_x = _LABELS + row.most * scale + 6
+        yield _text(label_x, middle + 4, f"{row.texts_per_s:.4g}")
 
 
 def _text(

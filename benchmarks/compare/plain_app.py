@@ -1,7 +1,8 @@
-"""An embeddings server as Ray Serve's documentation would have one write it: dynamic batching around `encode`.
+"""A plain embeddings server, written as Ray Serve's documentation suggests: dynamic batching around `encode`.
 
-What this project is compared with; shares no code with it. Ray Serve's defaults hold (5 requests at a time, 1 CPU and
-so 1 thread for the model) unless the Serve config says otherwise; where the model is comes from the environment.
+It is the baseline for the comparison and shares no code with this project. It uses Ray Serve's defaults unless
+the Serve config changes them: 5 concurrent requests, and 1 CPU and therefore 1 thread for the model. The
+environment variable BENCH_MODEL names the model's directory.
 """
 
 import asyncio
@@ -26,8 +27,8 @@ class EmbeddingRequest(BaseModel):
     encoding_format: str = "float"
 
 
-# Stands before the deployment: Serve copies the application when it meets the decorator.
-def _written(vector: np.ndarray, request: EmbeddingRequest) -> str | list[float]:
+# Defined before the deployment because Serve copies the FastAPI application when it applies the decorator.
+def _serialize(vector: np.ndarray, request: EmbeddingRequest) -> str | list[float]:
     if request.encoding_format == "base64":
         return base64.b64encode(vector.astype("<f4").tobytes()).decode()
     return [float(number) for number in vector]
@@ -36,23 +37,23 @@ def _written(vector: np.ndarray, request: EmbeddingRequest) -> str | list[float]
 @serve.deployment
 @serve.ingress(api)
 class Embeddings:
-    """The one deployment: HTTP and model in the same replica."""
+    """HTTP and the model in the same replica."""
 
     def __init__(self) -> None:
         self.model = SentenceTransformer(os.environ["BENCH_MODEL"], device="cpu")
 
     @serve.batch(max_batch_size=64, batch_wait_timeout_s=0.01)  # type: ignore[untyped-decorator]
     async def embed(self, texts: list[str]) -> list[np.ndarray]:
-        """Return the vectors of a batch of texts."""
+        """Encode a batch of texts."""
         return list(self.model.encode(texts, batch_size=64, normalize_embeddings=True))
 
     @api.post("/v1/embeddings")
     async def embeddings(self, request: EmbeddingRequest) -> dict[str, Any]:
-        """Answer a request with the vectors of its inputs."""
+        """Handle an embeddings request."""
         texts = [request.input] if isinstance(request.input, str) else request.input
         vectors = await asyncio.gather(*(self.embed(text) for text in texts))
         data = [
-            {"object": "embedding", "index": index, "embedding": _written(vector, request)}
+            {"object": "embedding", "index": index, "embedding": _serialize(vector, request)}
             for index, vector in enumerate(vectors)
         ]
         return {"object": "list", "model": request.model, "data": data}

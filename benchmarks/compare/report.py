@@ -1,6 +1,6 @@
-"""From measurements to the table: medians over the rounds, ratios, and what was to be reached.
+"""Turn measurements into the result table: medians over the rounds, ratios and targets.
 
-Pure functions; knows nothing of servers, files or clocks.
+Pure functions without servers, files or clocks.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ _BATCH_TOKENS: int = MODEL.get("max_batch_tokens") or 2048  # the default on a C
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """One load on one contender in one round."""
+    """The rate of one workload on one contender in one round."""
 
     contender: str
     workload: str
@@ -29,23 +29,23 @@ class Measurement:
 class Row:
     """One line of the table: one contender under one workload.
 
+    A ratio is None if its base was not measured or if it does not apply to the workload.
+
     Attributes:
-        workload: its workload.
-        contender: who was measured.
-        texts_per_s: median over the rounds.
-        least: the least of the rounds.
-        most: the most of the rounds.
-        p50_ms: median over the rounds of the median request.
-        p99_ms: the same of the 99th percentile.
-        longest_ms: the longest request of all rounds.
-        over_infinity: times infinity's texts a second, if that was measured.
-        over_plain: times the plain application's.
-        over_base: times the other checkout's.
-        efficiency: part of what the same encoder reaches in process.
-        longest_in_budgets: the longest request, in the time that the encoder alone takes for a token budget; where
-            another client sends large requests.
-        of_linear: texts a second for each replica, as a part of what one replica alone gives; for models that sleep.
-        added_ms: how much longer the median request takes than the encoder alone; for one client with one text.
+        texts_per_s: texts per second, median over the rounds.
+        least: texts per second of the slowest round.
+        most: texts per second of the fastest round.
+        p50_ms: median latency, median over the rounds.
+        p99_ms: 99th percentile of the latency, median over the rounds.
+        longest_ms: maximum latency of all rounds.
+        over_infinity: speedup over infinity, in texts per second.
+        over_plain: speedup over the plain Ray Serve application.
+        over_base: speedup over the other checkout.
+        efficiency: texts per second relative to the same encoder in process.
+        longest_in_budgets: maximum latency, in units of the time the encoder alone needs for one token budget. Only
+            for workloads with background clients.
+        of_linear: texts per second relative to linear scaling from one replica. Only for sleeping models.
+        added_ms: median latency above that of the encoder alone. Only for one client with one text per request.
     """
 
     workload: Workload
@@ -65,14 +65,18 @@ class Row:
     of_linear: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the row for JSON."""
+        """Return the row as a JSON-serializable dict."""
         fields = {name: getattr(self, name) for name in self.__slots__}
         return fields | {"workload": self.workload.name, "contender": self.contender.name}
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What a contender is to reach under a workload: at least `bound`, or at most where less is better."""
+    """A target for one figure of a contender under a workload.
+
+    Attributes:
+        bound: the minimum, or the maximum if `at_most` is set.
+    """
 
     workload: str
     contender: str
@@ -81,7 +85,7 @@ class Target:
     at_most: bool = False
 
     def is_met(self, row: Row) -> bool | None:
-        """Whether a row reaches it; None where what it is compared with was left out."""
+        """Return whether a row meets the target, or None if the figure is missing."""
         value = getattr(row, self.figure)
         if value is None:
             return None
@@ -106,7 +110,7 @@ TARGETS = (
     Target("scale", "sleep-4", "of_linear", 0.9),
 )
 _HEADS = (
-    *("", "texts/s", "least", "most", "p50 ms", "p99 ms", "longest"),
+    *("", "texts/s", "min", "max", "p50 ms", "p99 ms", "max ms"),
     *("x infinity", "x plain", "x base", "efficiency", "+ms", "budgets", "linear"),
 )
 
@@ -114,7 +118,7 @@ _HEADS = (
 def summarize(
     measurements: Iterable[Measurement], contenders: Sequence[Contender] = CONTENDERS
 ) -> list[Row]:
-    """Return a row for each workload and contender that was measured, in their own order."""
+    """Return a row for each measured pair of workload and contender, in the order of their definition."""
     by_pair: dict[tuple[str, str], list[Rate]] = {}
     for one in measurements:
         by_pair.setdefault((one.workload, one.contender), []).append(one.rate)
@@ -166,7 +170,7 @@ def _row(
 
 
 def _ceiling_of(contender: Contender) -> str | None:
-    """Return the encoder in process that has the same settings; only our own servers have one."""
+    """Return the name of the in-process encoder with the same settings. Only our own servers have one."""
     if contender.kind != "ours":
         return None
     ceilings = (one for one in CONTENDERS if one.kind == "ceiling" and one.model == contender.model)
@@ -174,7 +178,7 @@ def _ceiling_of(contender: Contender) -> str | None:
 
 
 def _budget_ms(large: Sequence[Rate]) -> float | None:
-    """Return how long the encoder alone takes for a token budget, by the workload of large requests."""
+    """Return the time that the encoder alone needs for one token budget, from the workload `large`."""
     if not large:
         return None
     tokens_per_s = median(rate.requests_per_s for rate in large) * LARGE_TOKENS
@@ -194,7 +198,7 @@ def _difference(value: float | None, base: float | None) -> float | None:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Write the rows as a Markdown table, then the targets."""
+    """Format the rows as a Markdown table, followed by the targets."""
     cells = [list(_HEADS)]
     for workload in WORKLOADS:
         group = [row for row in rows if row.workload == workload]
@@ -232,13 +236,13 @@ def _cells(row: Row) -> list[str]:
 
 
 def _targets(rows: Sequence[Row]) -> Iterator[str]:
-    """Write each target beside what was reached."""
+    """Yield a line for each target with the measured value."""
     for target in TARGETS:
         for row in rows:
             if (row.workload.name, row.contender.name) == (target.workload, target.contender):
                 met = target.is_met(row)
                 if met is not None:
-                    reached = getattr(row, target.figure)
+                    value = getattr(row, target.figure)
                     limit = f"at {'most' if target.at_most else 'least'} {target.bound:g}"
                     name = f"{target.workload}, {row.contender.title}, {target.figure}"
-                    yield f"{'met   ' if met else 'MISSED'} {name}: {reached:.2f}, {limit}"
+                    yield f"{'met   ' if met else 'MISSED'} {name}: {value:.2f}, target {limit}"

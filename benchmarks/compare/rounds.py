@@ -1,7 +1,7 @@
-"""The rounds: each contender in turn is started, checked, loaded with each workload, and stopped.
+"""Run the rounds: start each contender, check its vectors, send each workload, stop it.
 
-One server runs at a time, so that none disturbs another; a round goes through all of them, so that what drifts on the
-machine meets all alike.
+Only one server runs at a time, so that servers do not disturb each other. Each round covers all contenders, so
+that drift in the machine's speed affects them all equally.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -25,14 +25,14 @@ from benchmarks.workloads import Requests, body
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How much is measured.
+    """The parameters of a comparison.
 
     Attributes:
-        rounds: how often each contender is started.
-        seconds: counted seconds of each load.
-        warm_s: seconds of load before those.
-        contenders: who is measured.
-        requests: with what.
+        rounds: number of times to start each contender.
+        seconds: seconds to measure each workload.
+        warm_s: seconds of load before each measurement.
+        contenders: the servers and ceilings to measure.
+        requests: the workloads to send.
     """
 
     rounds: int
@@ -42,7 +42,7 @@ class Plan:
     requests: Sequence[Requests]
 
     def requests_for(self, contender: Contender) -> list[Requests]:
-        """Return the workloads that are for this contender."""
+        """Return the workloads that apply to this contender."""
         sleeps = contender.kind == "sleeping"
         return [
             one
@@ -56,32 +56,32 @@ class Rounds:
     """Runs a plan.
 
     Args:
-        plan: what to do.
-        say: is told how it is coming along.
+        plan: what to measure.
+        print_status: called with each progress message.
     """
 
-    def __init__(self, plan: Plan, say: Callable[[str], None]) -> None:
+    def __init__(self, plan: Plan, print_status: Callable[[str], None]) -> None:
         self._plan = plan
-        self._say = say
+        self._print_status = print_status
         self._sample = sample(plan.requests)
         self._expected: Vectors = reference(self._sample, model_directory())
 
     def run(self) -> Iterator[Measurement]:
-        """Measure everything; what does not come up or fails is said and left out."""
+        """Measure everything. A contender that fails to start or to respond is reported and skipped."""
         for number in range(1, self._plan.rounds + 1):
             for contender in filter(self._plan.requests_for, self._plan.contenders):
-                self._say(f"round {number} of {self._plan.rounds}: {contender.title}")
+                self._print_status(f"round {number} of {self._plan.rounds}: {contender.title}")
                 measure = self._ceiling if contender.kind == "ceiling" else self._server
                 try:
                     for workload, rate in measure(contender):
-                        self._say(_told(workload, rate))
+                        self._print_status(_format_rate(workload, rate))
                         yield Measurement(contender.name, workload, number, rate)
                 except (StartFailedError, CeilingError) as error:
-                    self._say(f"  left out of this round: {error}")
+                    self._print_status(f"  skipped in this round: {error}")
 
     def _server(self, contender: Contender) -> Iterator[tuple[str, Rate]]:
         with running(contender) as port:
-            if contender.kind != "sleeping" and not self._gives_right_vectors(contender, port):
+            if contender.kind != "sleeping" and not self._has_correct_vectors(contender, port):
                 return
             for requests in self._plan.requests_for(contender):
                 try:
@@ -90,36 +90,41 @@ class Rounds:
                     )
                     _settle(port)
                 except (LoadError, OSError) as error:
-                    self._say(f"  left out of this round: {error}")
+                    self._print_status(f"  skipped in this round: {error}")
                 else:
                     yield requests.workload.name, rate
 
-    def _gives_right_vectors(self, contender: Contender, port: int) -> bool:
+    def _has_correct_vectors(self, contender: Contender, port: int) -> bool:
         try:
             cosine = check_vectors(contender, port, self._sample, self._expected)
         except (WrongVectorsError, OSError) as error:
-            self._say(f"  not measured: {error}")
+            self._print_status(f"  not measured: {error}")
             return False
-        self._say(f"  vectors checked: least cosine to sentence-transformers {cosine:.6f}")
+        self._print_status(
+            f"  vectors checked: lowest cosine similarity to sentence-transformers is {cosine:.6f}"
+        )
         return True
 
     def _ceiling(self, contender: Contender) -> Iterator[tuple[str, Rate]]:
-        """Measure the encoder in process, whose vectors the project's own tests compare."""
-        answer = in_another_process(
+        """Measure the in-process encoder. The project's own tests check its vectors."""
+        results = in_another_process(
             str(model_directory()),
             contender.model,
             self._plan.requests_for(contender),
             threads=THREADS,
             seconds=self._plan.seconds,
         )
-        for workload, measured in answer.items():
-            yield workload, Rate(**measured["rate"])
+        for workload, result in results.items():
+            yield workload, Rate(**result["rate"])
 
 
 def _settle(port: int) -> None:
-    """Wait until the requests that the clients broke off are worked off: one more is answered after them."""
+    """Wait until the server has finished the requests that the clients abandoned.
+
+    The server answers one more request only after them.
+    """
     post(port, body(["a text"], model=MODEL["name"]), timeout_s=PATIENCE_S)
 
 
-def _told(workload: str, rate: Rate) -> str:
+def _format_rate(workload: str, rate: Rate) -> str:
     return f"  {workload:6} {rate.requests_per_s:9.2f} requests/s, median {rate.p50_ms:.1f} ms"

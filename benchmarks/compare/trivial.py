@@ -1,6 +1,6 @@
-"""A server that does next to nothing, to measure the clients alone: `python -m benchmarks.compare.trivial PORT`.
+"""A server that does almost nothing, for measuring the clients alone: `python -m benchmarks.compare.trivial PORT`.
 
-Answers every request with the same bytes, as many as an answer with one vector of MiniLM has.
+It answers every request with the same bytes. The response is as long as one with a single MiniLM vector.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ _ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(_BODY) + _BODY
 
 
 class _Trivial(asyncio.Protocol):
-    """One connection: an answer for every body that is complete."""
+    """One connection. Sends a response for every complete request."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)

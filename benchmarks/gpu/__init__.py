@@ -1,5 +1,5 @@
-"""The encoder on a GPU: whether its vectors are right, how fast it is, and where time is lost.
+"""Benchmark the encoder on a GPU: correctness of its vectors, speed, and a profile of where time is lost.
 
-Needs a card, torch, transformers, sentence-transformers and this checkout: no Ray, no network, no weights. Models have
-random weights of well-known sizes.
+It needs a GPU, torch, transformers, sentence-transformers and this checkout, but neither Ray nor a network nor
+model weights. The models have well-known sizes and random weights.
 """

@@ -1,7 +1,7 @@
-"""`python -m benchmarks.gpu`: check and measure the encoder on a GPU, within some minutes.
+"""`python -m benchmarks.gpu`: check and measure the encoder on a GPU within a time limit.
 
-Runs its parts in order, writes `results.json` after each, and skips a part for which no time is left. `--dry` runs the
-same code on a CPU with tiny sizes, to find mistakes before a card is at hand.
+It runs its parts in order, writes `results.json` after each, and skips parts for which too little time is left.
+`--dry` runs the same code on a CPU with tiny models, to find bugs without a GPU.
 """
 
 import argparse
@@ -16,10 +16,10 @@ from typing import Any, Final
 from transformers.utils import logging as transformers_logging
 
 from benchmarks.gpu import correctness, device, throughput
-from benchmarks.gpu.card import Card, say
+from benchmarks.gpu.card import Card, print_status
 
 Part = Callable[[Card], Any]
-# Each with the seconds that it needs at least.
+# Each part with the minimum number of seconds that it needs.
 PARTS: Final[dict[str, tuple[Part, float]]] = {
     "device": (device.rates, 20),
     "tiny": (correctness.tiny_models, 60),
@@ -31,7 +31,11 @@ PARTS: Final[dict[str, tuple[Part, float]]] = {
 
 
 def main() -> int:
-    """Run the parts: 0 if each of them ran and found nothing wrong, else 1."""
+    """Run the parts.
+
+    Returns:
+        The exit code: 0 if every part ran and passed, 1 otherwise.
+    """
     arguments = _arguments()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -47,23 +51,28 @@ def main() -> int:
     for name in arguments.only or PARTS:
         part, needed_s = PARTS[name]
         if card.left_s < needed_s:
-            say(f"skipped {name}: {card.left_s:.0f} s are left, and it needs {needed_s:.0f}")
+            print_status(
+                f"Skipping {name}: it needs {needed_s:.0f} s, but only {card.left_s:.0f} s are left"
+            )
             results[name] = {"wrong": "skipped"}
         else:
-            say(f"--- {name}")
+            print_status(f"--- {name}")
             results[name] = _run(part, card)
         (arguments.out / "results.json").write_text(json.dumps(results, indent=1, default=str))
-    wrong = [name for name, found in results.items() if found.get("wrong")]
-    say(f"wrong or not run: {', '.join(wrong)}" if wrong else "every part ran and is right")
-    return 1 if wrong else 0
+    wrong = [name for name, result in results.items() if result.get("wrong")]
+    if wrong:
+        print_status(f"Failed or skipped: {', '.join(wrong)}")
+        return 1
+    print_status("All parts passed.")
+    return 0
 
 
 def _run(part: Part, card: Card) -> Any:
     try:
         return part(card)
-    except Exception:  # the other parts are still worth their minutes
+    except Exception:  # the other parts should still run
         error = traceback.format_exc()
-        say(error)
+        print_status(error)
         return {"wrong": error}
     finally:
         card.free_memory()
@@ -71,12 +80,14 @@ def _run(part: Part, card: Card) -> Any:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu")
-    parser.add_argument("--dry", action="store_true", help="on a CPU, with tiny sizes")
+    parser.add_argument("--dry", action="store_true", help="run on a CPU with tiny models")
     parser.add_argument("--dtype", choices=["float16", "bfloat16"], default="float16")
     parser.add_argument("--sizes", nargs="+", default=list(Card.all_sizes()), metavar="SIZE")
     parser.add_argument("--minutes", type=float, default=8)
     parser.add_argument("--only", nargs="+", choices=list(PARTS), metavar="PART")
-    parser.add_argument("--out", type=Path, default=Path("build/gpu"), help="a folder for results")
+    parser.add_argument(
+        "--out", type=Path, default=Path("build/gpu"), help="the folder for the results"
+    )
     return parser.parse_args()
 
 

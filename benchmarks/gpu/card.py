@@ -1,4 +1,4 @@
-"""The card that is measured, or the CPU that stands in for it, and what all parts need: loading, timing, inputs."""
+"""The GPU under test, or a CPU in its place, and helpers that all parts share: loading, timing, inputs."""
 
 import contextlib
 import gc
@@ -20,25 +20,25 @@ from serve_app.messages import TokenizedInputs, Vectors
 from tests.support.attention import one_by_one
 
 _BEGAN = time.monotonic()
-# Launches that may be queued before a timed loop waits for the device.
+# Maximum number of launches that a timed loop queues before it waits for the device.
 _QUEUED = 20
 
 
-def say(*words: object) -> None:
-    """Print a line with the seconds since the start."""
+def print_status(*words: object) -> None:
+    """Print a line, prefixed with the seconds since the start."""
     print(f"{time.monotonic() - _BEGAN:6.1f} s ", *words, flush=True)
 
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """Where the encoder runs.
+    """The device under test and the parameters of the run.
 
     Attributes:
-        is_dry: on a CPU, with tiny models.
-        dtype: the half precision that speed is measured in.
+        is_dry: whether to run on a CPU with tiny models.
+        dtype: the half-precision dtype for speed measurements.
         sizes: names of the models whose speed is measured.
-        out: the folder for results.
-        ends: when the time is up, by `time.monotonic`.
+        out: the folder for the results.
+        ends: the deadline, in `time.monotonic` seconds.
     """
 
     is_dry: bool
@@ -49,7 +49,7 @@ class Card:
 
     @property
     def device(self) -> str:
-        """The device by torch's name."""
+        """The torch device."""
         return "cpu" if self.is_dry else "cuda"
 
     @property
@@ -59,17 +59,17 @@ class Card:
 
     @staticmethod
     def all_sizes() -> list[str]:
-        """Return the names of the models that can be measured."""
+        """Return the names of all available models."""
         return list(SIZES)
 
     @property
     def left_s(self) -> float:
-        """The seconds that are left."""
+        """Seconds until the deadline."""
         return self.ends - time.monotonic()
 
     @property
     def precisions(self) -> tuple[str, ...]:
-        """The types whose vectors are compared with float32 on a CPU."""
+        """The dtypes whose vectors are compared with float32 on a CPU."""
         return ("float32",) if self.is_dry else ("float16", "bfloat16")
 
     def size(self, name: str) -> Size:
@@ -84,7 +84,7 @@ class Card:
         padding: str = "auto",
         warm_up: bool = True,
     ) -> Encoder:
-        """Load a model as a replica would; on a CPU with a stand-in for the attention of packed inputs."""
+        """Load a model as a replica does. On a CPU, a substitute replaces the attention for packed inputs."""
         if not self.is_dry:
             return load_encoder(
                 str(directory),
@@ -107,40 +107,40 @@ class Card:
         return encoder
 
     def synchronize(self) -> None:
-        """Wait until the device has done all that it was told."""
+        """Wait until the device has finished all queued work."""
         if not self.is_dry:
             torch.cuda.synchronize()
 
     def free_memory(self) -> None:
-        """Give the memory of a part back."""
+        """Release the memory that a part used."""
         gc.collect()
         if not self.is_dry:
             torch.cuda.empty_cache()
 
     def seconds(self, work: Callable[[], Any], *, least_s: float = 0.6) -> float:
-        """Return the seconds of one call of many in a row: what a pipeline reaches."""
+        """Return the mean seconds per call over many calls in a row, without waiting after each one."""
         for _ in range(2):
             work()
         self.synchronize()
-        count, began = 0, time.perf_counter()
-        while count < 5 or time.perf_counter() - began < (0.05 if self.is_dry else least_s):
+        count, start = 0, time.perf_counter()
+        while count < 5 or time.perf_counter() - start < (0.05 if self.is_dry else least_s):
             work()
             count += 1
             if count % _QUEUED == 0:
                 self.synchronize()
         self.synchronize()
-        return (time.perf_counter() - began) / count
+        return (time.perf_counter() - start) / count
 
 
 def torch_engine(encoder: Encoder) -> TorchEngine:
-    """Return the engine of an encoder, which is torch's on a GPU."""
+    """Return the encoder's engine, which is always the torch engine here."""
     engine = encoder._engine
     assert isinstance(engine, TorchEngine)
     return engine
 
 
 def random_inputs(lengths: Sequence[int] | npt.NDArray[Any], *, seed: int = 0) -> TokenizedInputs:
-    """Return inputs of these lengths, of random words between a [CLS] and a [SEP]."""
+    """Return inputs of the given token lengths: random ids between [CLS] and [SEP]."""
     counts = np.asarray(lengths, np.int32)
     ids = np.random.default_rng(seed).integers(1000, 30_000, int(counts.sum())).astype(np.int32)
     ends = np.cumsum(counts)
@@ -151,12 +151,12 @@ def random_inputs(lengths: Sequence[int] | npt.NDArray[Any], *, seed: int = 0) -
 
 @dataclass(frozen=True, slots=True)
 class Distance:
-    """How far vectors are from those that were expected.
+    """The difference between actual and expected vectors.
 
     Attributes:
-        relative: the largest distance, as a part of the expected vector's length.
-        cosine: the least.
-        is_own: each vector is nearer to its own expected one than to any other, so that none were swapped.
+        relative: the largest distance, relative to the length of the expected vector.
+        cosine: the lowest cosine similarity.
+        is_own: whether each vector is closest to its own expected vector. If not, vectors were swapped.
     """
 
     relative: float
@@ -164,19 +164,22 @@ class Distance:
     is_own: bool
 
 
-def distance(found: Vectors, expected: Vectors) -> Distance:
-    """Compare vectors row by row; rows of zeros, as of an input without known words, count by distance alone."""
+def distance(actual: Vectors, expected: Vectors) -> Distance:
+    """Compare vectors row by row.
+
+    Rows whose expected vector is zero, such as inputs without known words, only count towards `relative`.
+    """
     lengths = np.linalg.norm(expected, axis=1)
-    apart = np.linalg.norm(found - expected, axis=1) / np.maximum(lengths, 1e-9)
+    relative = np.linalg.norm(actual - expected, axis=1) / np.maximum(lengths, 1e-9)
     rows = np.flatnonzero(lengths > 1e-9)
     ours, theirs = (
         vectors[rows] / np.maximum(np.linalg.norm(vectors[rows], axis=1, keepdims=True), 1e-9)
-        for vectors in (found, expected)
+        for vectors in (actual, expected)
     )
     cosines = ours @ theirs.T
     return Distance(
-        relative=float(apart.max()),
+        relative=float(relative.max()),
         cosine=float(cosines.diagonal().min()),
-        # Equal texts have equal vectors: the own one has to be among the nearest.
+        # Equal texts have equal vectors, so a tie for the closest vector is allowed.
         is_own=bool((cosines.diagonal() >= cosines.max(axis=1) - 1e-6).all()),
     )

@@ -1,8 +1,7 @@
-"""Whether the vectors of a GPU in half precision are those of a CPU in float32: packed, padded, and under pressure."""
+"""Compare the GPU's half-precision vectors with float32 on a CPU: packed, padded and under pressure."""
 
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 
-from benchmarks.gpu.card import Card, Distance, distance, random_inputs, say, torch_engine
+from benchmarks.gpu.card import Card, Distance, distance, print_status, random_inputs, torch_engine
 from benchmarks.random_models import build
 from serve_app.checkpoints.metadata import Checkpoint, read_checkpoint
 from serve_app.encoder import Encoder
@@ -21,7 +20,7 @@ from serve_app.tokenization.tokenizer import Tokenizer
 from tests.support.models import TEXTS, reference_of
 from tests.support.tiny_models import MODELS
 
-# Largest distance, as a part of a vector's length, that rounding explains.
+# Maximum relative distance that rounding errors explain, by dtype.
 TOLERANCES = {"float32": 1e-4, "float16": 0.03, "bfloat16": 0.06}
 PROMPTS = (None, "query", "passage")
 _POOL = 64
@@ -30,19 +29,20 @@ _BACK_TO_BACK_S = 8.0
 
 def tiny_models(card: Card) -> dict[str, Any]:
     """Compare every kind of tiny model, with each prompt, with sentence-transformers in float32 on the CPU."""
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, make in MODELS.items():
             (Path(folder) / name).mkdir()
             directory = make(Path(folder) / name)
             for dtype in card.precisions:
-                found[f"{name} {dtype}"] = _worst_of_prompts(card, directory, dtype)
-                say(f"{name} {dtype}: {found[f'{name} {dtype}']}")
-    return found | {"wrong": _wrong(found)}
+                result = _worst_of_prompts(card, directory, dtype)
+                results[f"{name} {dtype}"] = result
+                print_status(f"{name} {dtype}: {result}")
+    return results | {"wrong": _wrong(results)}
 
 
 def _worst_of_prompts(card: Card, directory: Path, dtype: str) -> dict[str, Any]:
-    """Compare with each prompt, since the trial at the start of a replica uses none."""
+    """Compare with each prompt, because the verification at a replica's start uses none."""
     reference, checkpoint = reference_of(directory), read_checkpoint(str(directory))
     encoder, tokenizer = card.load(directory, dtype), Tokenizer(checkpoint)
     worst: Distance | None = None
@@ -63,10 +63,10 @@ def _worst_of_prompts(card: Card, directory: Path, dtype: str) -> dict[str, Any]
 
 
 def large_model(card: Card) -> dict[str, Any]:
-    """Compare a model of bge-base's size, packed and padded; then batches back to back, and with too little memory."""
-    found: dict[str, Any] = {}
+    """Check a model of bge-base's size: packed and padded, with batches back to back, and with too little memory."""
+    results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        # Weights that tell texts apart: with smaller ones all texts have nearly one vector, and a swap shows nowhere.
+        # With smaller weights, all texts get nearly the same vector, and swapped vectors would go unnoticed.
         directory = build(card.size("base"), Path(folder), spread=0.1, pooling="mean")
         longest = 64 if card.is_dry else 512
         some = np.random.default_rng(1).integers(4, 60 if card.is_dry else 200, 25)
@@ -79,13 +79,13 @@ def large_model(card: Card) -> dict[str, Any]:
                 encoded = encoder.encode([inputs])
                 one = distance(encoded.vectors, expected)
                 name = f"{dtype}, padding {padding}"
-                found[name] = _verdict(one, dtype, encoder, len(encoded.failures))
-                say(f"{name}: {found[name]}")
+                results[name] = _verdict(one, dtype, encoder, len(encoded.failures))
+                print_status(f"{name}: {results[name]}")
         encoder = card.load(directory, warm_up=False)
-        found["back to back"] = _back_to_back(card, encoder)
+        results["back to back"] = _back_to_back(card, encoder)
         if not card.is_dry:
-            found["little memory"] = _with_little_memory(encoder)
-    return found | {"wrong": _wrong(found)}
+            results["little memory"] = _with_little_memory(encoder)
+    return results | {"wrong": _wrong(results)}
 
 
 def _on_cpu(directory: Path, checkpoint: Checkpoint) -> Encoder:
@@ -94,29 +94,32 @@ def _on_cpu(directory: Path, checkpoint: Checkpoint) -> Encoder:
 
 
 def _back_to_back(card: Card, encoder: Encoder) -> dict[str, Any]:
-    """Encode batches of all sizes without a pause: a buffer that is read too early shows as another input's vector."""
+    """Encode batches of all sizes without a pause.
+
+    If a buffer is read too early, an input gets another input's vector.
+    """
     rng = np.random.default_rng(2)
     pool = [random_inputs([int(n)], seed=int(n)) for n in rng.integers(3, 60, _POOL)]
     alone: Vectors = np.concatenate([encoder.encode([one]).vectors for one in pool])
     worst, batches = 0.0, 0
     ends = time.monotonic() + (1 if card.is_dry else _BACK_TO_BACK_S)
     while time.monotonic() < ends:
-        chosen = rng.choice(_POOL, rng.integers(1, _POOL), replace=False)
+        sample = rng.choice(_POOL, rng.integers(1, _POOL), replace=False)
         budget = int(rng.integers(64, 2000))
-        vectors = encoder.encode([pool[i] for i in chosen], max_batch_tokens=budget).vectors
-        worst = max(worst, distance(vectors, alone[chosen]).relative)
+        vectors = encoder.encode([pool[i] for i in sample], max_batch_tokens=budget).vectors
+        worst = max(worst, distance(vectors, alone[sample]).relative)
         batches += 1
     tolerance = TOLERANCES["float32" if card.is_dry else card.dtype]
-    found = {"batches": batches, "relative": worst, "is_right": worst <= tolerance}
-    say(f"back to back: {found}")
-    return found
+    result = {"batches": batches, "relative": worst, "is_right": worst <= tolerance}
+    print_status(f"back to back: {result}")
+    return result
 
 
 def _with_little_memory(encoder: Encoder) -> dict[str, Any]:
-    """Encode a batch that does not fit what is left of the memory: passes are halved until they fit."""
+    """Encode a batch that does not fit into memory, so the encoder halves its micro-batches until they fit."""
     torch.cuda.empty_cache()
     _, total = torch.cuda.mem_get_info()
-    # 131,072 tokens need 0.8 GB in one place in the feed-forward of this size.
+    # For 131,072 tokens, one buffer in this model's feed-forward block needs 0.8 GB.
     inputs, budget = random_inputs([128] * 1024), 131_072
     torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_allocated() + 0.6e9) / total)
     encoded = encoder.encode([inputs], max_batch_tokens=budget)
@@ -124,26 +127,20 @@ def _with_little_memory(encoder: Encoder) -> dict[str, Any]:
     again = encoder.encode([inputs], max_batch_tokens=budget)
     failures = len(encoded.failures) + len(again.failures)
     relative = distance(encoded.vectors, again.vectors).relative
-    found = {
+    result = {
         "failures": failures,
         "relative": relative,
         "is_right": not failures and relative < 0.01,
     }
-    say(f"little memory: {found}")
-    return found
+    print_status(f"little memory: {result}")
+    return result
 
 
-def _verdict(found: Distance, dtype: str, encoder: Encoder, failures: int) -> dict[str, Any]:
-    is_right = found.relative <= TOLERANCES[dtype] and found.is_own and not failures
+def _verdict(measured: Distance, dtype: str, encoder: Encoder, failures: int) -> dict[str, Any]:
+    is_right = measured.relative <= TOLERANCES[dtype] and measured.is_own and not failures
     pads = torch_engine(encoder).pads
-    return asdict(found) | {"failures": failures, "pads": pads, "is_right": is_right}
+    return asdict(measured) | {"failures": failures, "pads": pads, "is_right": is_right}
 
 
-def _wrong(found: dict[str, Any]) -> str:
-    return ", ".join(_names_of_wrong(found.items()))
-
-
-def _names_of_wrong(found: Iterable[tuple[str, Any]]) -> Iterator[str]:
-    for name, one in found:
-        if not one["is_right"]:
-            yield name
+def _wrong(results: dict[str, Any]) -> str:
+    return ", ".join(name for name, result in results.items() if not result["is_right"])

@@ -1,4 +1,4 @@
-"""How fast the encoder is beside the bare forward pass of the same weights, and what a batch waits for."""
+"""Compare the encoder's speed with the bare forward pass of the same model, and profile what a batch waits for."""
 
 import random
 import tempfile
@@ -13,20 +13,20 @@ import torch
 from torch.profiler import ProfilerActivity
 from torch.profiler import profile as profiler
 
-from benchmarks.gpu.card import Card, random_inputs, say, torch_engine
+from benchmarks.gpu.card import Card, print_status, random_inputs, torch_engine
 from benchmarks.random_models import build
 from benchmarks.workloads import log_normal
 from serve_app.encoder import Encoder
 from serve_app.encoder.engine import Features
 
-# Waits for the device and allocations, by how the profiler calls them. A batch should have one wait and none of these.
+# Parts of the names that the profiler gives to waits and allocations. A batch should wait once and not allocate.
 _WAITS = ("Synchronize", "_local_scalar_dense", "is_nonzero", "cudaMalloc", "cudaHostAlloc")
 _PROFILED = (("base", "1024 x 32"), ("minilm", "1024 x 32"), ("base", "64 x 12"))
 _BATCHES = 4
 
 
 def cases(card: Card) -> dict[str, list[int]]:
-    """Return batches by name, as the tokens of their inputs."""
+    """Return the batches by name, each as the token lengths of its inputs."""
     generator = random.Random(20)
     mixed: list[int] = []
     while sum(mixed) < card.budget - 256:
@@ -44,15 +44,16 @@ def cases(card: Card) -> dict[str, list[int]]:
 
 
 def table(card: Card) -> dict[str, Any]:
-    """Measure each size with each batch: the bare forward pass, padded and packed, and the encoder."""
+    """Measure each model with each batch: the bare forward pass, padded and packed, and the encoder."""
     rows: list[dict[str, Any]] = []
     for name in card.sizes:
         if card.left_s < 100 and not card.is_dry:
             return {"rows": rows, "wrong": f"no time was left for {name}"}
         with tempfile.TemporaryDirectory() as folder:
             encoder = card.load(build(card.size(name), Path(folder)))
-            say(
-                f"{name}: pads {torch_engine(encoder).pads}, a pass costs {encoder.pass_tokens:.0f} tokens more"
+            print_status(
+                f"{name}: pads {torch_engine(encoder).pads}, "
+                f"overhead of a forward pass: {encoder.pass_tokens:.0f} tokens"
             )
             for case, lengths in cases(card).items():
                 rows += _measure(card, encoder, name, case, lengths)
@@ -64,12 +65,12 @@ def table(card: Card) -> dict[str, Any]:
 def _measure(
     card: Card, encoder: Encoder, name: str, case: str, lengths: Sequence[int]
 ) -> list[dict[str, Any]]:
-    taken: dict[str, float] = {}
+    durations: dict[str, float] = {}
     if not torch_engine(encoder).pads:
-        taken["bare forward, packed"] = card.seconds(_packed_forward(card, encoder, lengths))
+        durations["bare forward, packed"] = card.seconds(_packed_forward(card, encoder, lengths))
     with _padded_attention(encoder):
-        taken["bare forward, padded"] = card.seconds(_padded_forward(card, encoder, lengths))
-    best = min(taken.values())
+        durations["bare forward, padded"] = card.seconds(_padded_forward(card, encoder, lengths))
+    best = min(durations.values())
     batches = [random_inputs(lengths, seed=seed) for seed in range(_BATCHES)]
     calls = 0
 
@@ -79,9 +80,9 @@ def _measure(
         assert not encoded.failures
         calls += 1
 
-    taken["encoder"] = card.seconds(encode)
+    durations["encoder"] = card.seconds(encode)
     rows = []
-    for way, seconds in taken.items():
+    for way, seconds in durations.items():
         row = {
             "size": name,
             "case": case,
@@ -91,7 +92,7 @@ def _measure(
             "tflops": card.size(name).flops(list(lengths)) / seconds / 1e12,
             "of_bare": best / seconds,
         }
-        say(
+        print_status(
             f"| {name:6} | {case:9} | {way:20} | {row['ms']:8.2f} ms | {row['texts_per_s']:9.0f} texts/s "
             f"| {row['tflops']:6.1f} TFLOP/s | {row['of_bare']:5.2f} of bare |"
         )
@@ -100,7 +101,7 @@ def _measure(
 
 
 def _packed_forward(card: Card, encoder: Encoder, lengths: Sequence[int]) -> Callable[[], None]:
-    """Return the forward pass on one packed batch that lies on the device already."""
+    """Return the forward pass on one packed batch that is already on the device."""
     engine = torch_engine(encoder)
     assert engine._packed is not None
     inputs = random_inputs(lengths)
@@ -120,7 +121,7 @@ def _packed_forward(card: Card, encoder: Encoder, lengths: Sequence[int]) -> Cal
 
 
 def _padded_forward(card: Card, encoder: Encoder, lengths: Sequence[int]) -> Callable[[], None]:
-    """Return the forward pass on padded batches of like length, with torch's own attention."""
+    """Return the forward pass on padded batches of similar length."""
     model = torch_engine(encoder).modules[0].model
     inputs = random_inputs(lengths)
     rows = sorted(np.split(inputs.ids, np.cumsum(inputs.lengths)[:-1]), key=len)
@@ -137,7 +138,7 @@ def _padded_forward(card: Card, encoder: Encoder, lengths: Sequence[int]) -> Cal
 
 @contextmanager
 def _padded_attention(encoder: Encoder) -> Iterator[None]:
-    """Give a model torch's own attention, and then back the one that reads packed inputs."""
+    """Use torch's own attention until the block ends, then restore the attention for packed inputs."""
     model = torch_engine(encoder).modules[0].model
     before = model.config._attn_implementation
     model.set_attn_implementation("sdpa")
@@ -151,34 +152,41 @@ def _padded(rows: Sequence[Any], card: Card) -> dict[str, torch.Tensor]:
     longest = max(map(len, rows))
     ids = torch.zeros(len(rows), longest, dtype=torch.int64)
     mask = torch.zeros_like(ids)
-    for place, row in enumerate(rows):
-        ids[place, : len(row)] = torch.from_numpy(row.astype(np.int64))
-        mask[place, : len(row)] = 1
-    # Without padding there is nothing to mask, and attention has its fastest way.
-    given = {"input_ids": ids} if bool(mask.all()) else {"input_ids": ids, "attention_mask": mask}
-    return {name: tensor.to(card.device) for name, tensor in given.items()}
+    for index, row in enumerate(rows):
+        ids[index, : len(row)] = torch.from_numpy(row.astype(np.int64))
+        mask[index, : len(row)] = 1
+    tensors = {"input_ids": ids}
+    # Attention takes its fastest path without a mask, so the mask is left out if there is no padding.
+    if not bool(mask.all()):
+        tensors["attention_mask"] = mask
+    return {name: tensor.to(card.device) for name, tensor in tensors.items()}
 
 
 def profile(card: Card) -> dict[str, Any]:
-    """Profile batches; keep their traces, how busy the device was, and the waits and allocations of one."""
-    found: dict[str, Any] = {}
-    activities = [ProfilerActivity.CPU, *([] if card.is_dry else [ProfilerActivity.CUDA])]
-    for name, asked in _PROFILED:
-        case = "mixed" if card.is_dry else asked
+    """Profile some batches.
+
+    Writes a trace of each, and returns the device's busy fraction and the waits and allocations per batch.
+    """
+    results: dict[str, Any] = {}
+    activities = [ProfilerActivity.CPU]
+    if not card.is_dry:
+        activities.append(ProfilerActivity.CUDA)
+    for name, full_case in _PROFILED:
+        case = "mixed" if card.is_dry else full_case
         with tempfile.TemporaryDirectory() as folder:
             encoder = card.load(build(card.size(name), Path(folder)))
             inputs = random_inputs(cases(card)[case])
             for _ in range(3):
                 encoder.encode([inputs])
             with profiler(activities=activities) as profiled:
-                began = time.perf_counter()
+                start = time.perf_counter()
                 for _ in range(_BATCHES):
                     encoder.encode([inputs])
                 card.synchronize()
-                wall_s = time.perf_counter() - began
+                wall_s = time.perf_counter() - start
         events = profiled.key_averages()
         busy_s = sum(getattr(event, "self_device_time_total", 0) for event in events) / 1e6
-        found[f"{name} {case}"] = {
+        results[f"{name} {case}"] = {
             "batch_ms": wall_s / _BATCHES * 1000,
             "device_busy": busy_s / wall_s,
             "waits": {
@@ -187,7 +195,7 @@ def profile(card: Card) -> dict[str, Any]:
                 if any(word in event.key for word in _WAITS)
             },
         }
-        say(f"{name} {case}: {found[f'{name} {case}']}")
+        print_status(f"{name} {case}: {results[f'{name} {case}']}")
         trace = f"trace-{name}-{case.replace(' ', '')}.json.gz"
         profiled.export_chrome_trace(str(card.out / trace))
-    return found
+    return results

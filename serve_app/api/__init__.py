@@ -1,1 +1,1 @@
-"""The HTTP API with Starlette: routes, authentication, request bodies, errors. Knows neither Ray nor torch."""
+"""The HTTP API on Starlette: routes, authentication, request bodies, errors. Imports neither Ray nor torch."""

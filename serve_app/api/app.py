@@ -1,6 +1,6 @@
-"""The Starlette application as one table: paths, handlers, middleware.
+"""Builds the Starlette application: paths, handlers and middleware in one table.
 
-Knows nothing of Ray or torch, so that it runs in any ASGI server and in tests.
+Knows neither Ray nor torch, so it runs under any ASGI server and in tests.
 """
 
 from collections.abc import Awaitable, Callable
@@ -41,7 +41,16 @@ def build_asgi_app(
     scrape: Scrape,
     adds_request_id: bool = True,
 ) -> Starlette:
-    """Build the application; the routes, `ApiKeys` and `AccessLogMiddleware` say what the arguments are."""
+    """Build the HTTP application.
+
+    Args:
+        service: handles the embedding requests.
+        settings: limits, CORS origins and the error format.
+        keys: the API keys that most routes require.
+        log: writes the access log and counts requests.
+        scrape: gathers the metrics of all replicas as Prometheus text.
+        adds_request_id: False where Ray Serve adds the `x-request-id` header itself.
+    """
     embeddings = EmbeddingRoutes(service, settings=settings)
     models = ModelRoutes(service, settings=settings)
     health = HealthRoutes(service, settings=settings, scrape=scrape)
@@ -103,22 +112,23 @@ def build_asgi_app(
 def _routes(
     method: str, path: str, handler: Handler, *aliases: str, keys: ApiKeys | None = None
 ) -> list[BaseRoute]:
-    async def labelled(request: Request) -> Response:
+    async def handle(request: Request) -> Response:
         record = record_of(request.scope)
         record.route = path
         if keys is not None:
             record.key = keys.authenticate(request.scope["headers"])
         return await handler(request)
 
-    return [Route(name, labelled, methods=[method]) for name in (path, *aliases)]
+    return [Route(name, handle, methods=[method]) for name in (path, *aliases)]
 
 
-# What Starlette's router finds before a handler runs, as ours.
+# Starlette's router raises these two before a handler runs; here they become errors of this project.
 async def _not_found(_request: Request, _error: Exception) -> Response:
-    raise NotFoundError("There is no such path here; see /docs.", "not_found")
+    raise NotFoundError("Path not found. See /docs for the API.", "not_found")
 
 
 async def _not_allowed(_request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     methods = (error.headers or {}).get("Allow", "").split(", ")
-    raise MethodNotAllowedError(", ".join(sorted(methods)))  # from a set, in any order
+    # Starlette joins a set, so the order varies.
+    raise MethodNotAllowedError(", ".join(sorted(methods)))

@@ -1,7 +1,8 @@
-"""API keys: which there are, and whose a request carries.
+"""API keys: loads the valid keys and authenticates requests.
 
-Read from a file and from the environment, one a line, with an optional name before it. The file is looked at again now
-and then, so that keys come and go without a restart. No key is ever in a log, a metric or an error; names are.
+Keys come from a file and from the environment variable `EMBEDDINGS_API_KEYS`: one key per line, with an optional name
+before it. The file is checked for changes as requests arrive, so keys can be added and revoked without a restart. Logs
+and metrics contain the names of keys, never the keys; errors contain neither.
 """
 
 import hashlib
@@ -17,35 +18,35 @@ from serve_app.errors import UnauthorizedError
 
 VARIABLE = "EMBEDDINGS_API_KEYS"
 UNNAMED = "unnamed"
-# Seconds between two looks at the file.
-_LOOK_EVERY_S = 1.0
-# Seconds that a file must have stayed as it is: one that is being written would lack some keys for a moment.
-_SETTLED_S = 1.0
+# Seconds between two checks of the file.
+_CHECK_INTERVAL_S = 1.0
+# A file changed more recently than this, in seconds, is not reloaded: it may be half-written and lack some keys.
+_MIN_AGE_S = 1.0
 
 logger = logging.getLogger("ray.serve.embeddings")
 
 
 class ApiKeys:
-    """The keys that are valid now; none at all where none were configured, and then everyone may come in.
+    """The keys that are valid now. Without any configured key source, every request is allowed.
 
     Args:
-        file: where keys are; None for no file.
-        environment: where `EMBEDDINGS_API_KEYS` may be.
+        file: path of the file of keys; None for no file.
+        environment: the environment variables, which may contain `EMBEDDINGS_API_KEYS`.
 
     Raises:
-        ValueError: the file cannot be read, a line is neither a key nor a name and a key, or the variable is set and
-            holds no key.
+        ValueError: the file cannot be read, a line is neither `KEY` nor `NAME KEY`, or the variable is set but contains
+            no key.
     """
 
     def __init__(self, file: str | None, environment: Mapping[str, str] = os.environ) -> None:
-        given = environment.get(VARIABLE, "")
-        self._given = dict(_parse(given.replace(",", "\n")))
-        if given and not self._given:  # whoever sets it wants keys to be asked for
-            raise ValueError(f"{VARIABLE} is set and holds no key")
+        value = environment.get(VARIABLE, "")
+        self._from_environment = dict(_parse(value.replace(",", "\n")))
+        if value and not self._from_environment:  # setting the variable means that keys are wanted
+            raise ValueError(f"{VARIABLE} is set but contains no key")
         self._file = Path(file) if file else None
-        self._in_file: dict[bytes, str] = {}
+        self._from_file: dict[bytes, str] = {}
         self._stamp: tuple[int, ...] = ()
-        self._looked_at = time.monotonic()
+        self._checked_at = time.monotonic()
         if self._file is not None:
             try:
                 self._read(self._file, self._file.stat())
@@ -55,62 +56,68 @@ class ApiKeys:
     @property
     def are_required(self) -> bool:
         """Whether a request must carry a key."""
-        return self._file is not None or bool(self._given)
+        return self._file is not None or bool(self._from_environment)
 
     def authenticate(self, headers: Iterable[tuple[bytes, bytes]]) -> str:
-        """Return the name of the key in a request's headers, or "" where none is needed.
+        """Return the name of the key in a request's headers, or "" if no key is required.
 
         Raises:
-            UnauthorizedError: one is needed, and none of them is valid.
+            UnauthorizedError: a key is required, and the headers contain no valid one.
         """
         if not self.are_required:
             return ""
-        self._look_again()
-        found = ""
-        valid = [*self._given.items(), *self._in_file.items()]
-        for sent in _sent(headers):
-            digest = _digest(sent)
-            for known, name in valid:  # all of them, so that the time tells nothing
-                found = name if hmac.compare_digest(digest, known) else found
-        if not found:
+        self._reload_if_changed()
+        owner = ""
+        valid = [*self._from_environment.items(), *self._from_file.items()]
+        for key in _keys_in(headers):
+            digest = _digest(key)
+            # Compare with every key: stopping at a match would reveal through timing which key it was.
+            for known, name in valid:
+                if hmac.compare_digest(digest, known):
+                    owner = name
+        if not owner:
             raise UnauthorizedError(
-                "A valid API key is needed, as `Authorization: Bearer KEY`, `api-key` or `x-api-key`.",
+                "A valid API key is required, as `Authorization: Bearer KEY`, `api-key` or `x-api-key`.",
                 "invalid_api_key",
             )
-        return found
+        return owner
 
-    def _look_again(self) -> None:
+    def _reload_if_changed(self) -> None:
         now = time.monotonic()
-        if self._file is None or now - self._looked_at < _LOOK_EVERY_S:
+        if self._file is None or now - self._checked_at < _CHECK_INTERVAL_S:
             return
-        self._looked_at = now
+        self._checked_at = now
         try:
             status = self._file.stat()
-            if not 0 <= time.time() - status.st_mtime < _SETTLED_S:
+            is_fresh = 0 <= time.time() - status.st_mtime < _MIN_AGE_S
+            if not is_fresh:
                 self._read(self._file, status)
         except (OSError, ValueError) as error:
-            logger.warning("api_keys_file: %s; the keys stay as they were", type(error).__name__)
+            logger.warning(
+                "api_keys_file: reload failed with %s; the previous keys stay valid",
+                type(error).__name__,
+            )
 
     def _read(self, file: Path, status: os.stat_result) -> None:
-        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
-            raise ValueError("api_keys_file is no file")
+        if not stat.S_ISREG(status.st_mode):  # reading a pipe would block
+            raise ValueError("api_keys_file is not a regular file")
         stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
         if stamp != self._stamp:
-            self._in_file = dict(_parse(file.read_text(encoding="utf-8-sig")))
+            self._from_file = dict(_parse(file.read_text(encoding="utf-8-sig")))
             self._stamp = stamp
-            level = logging.INFO if self._in_file else logging.WARNING
-            logger.log(level, "api_keys_file: %d keys", len(self._in_file))
+            level = logging.INFO if self._from_file else logging.WARNING
+            logger.log(level, "api_keys_file: loaded %d keys", len(self._from_file))
 
 
 def _parse(text: str) -> Iterator[tuple[bytes, str]]:
-    """Give the digest and the name of each key; comments begin with #."""
+    """Yield the digest and the name of each key. Lines that begin with # are comments."""
     for number, line in enumerate(text.splitlines(), 1):
         words = line.split()
         if not words or words[0].startswith("#"):
             continue
-        # More than a name and a key, or a key with a comment behind it, which would make a name of the key.
+        # In `KEY #comment` the key would become the name, and names are logged.
         if len(words) > 2 or words[-1].startswith("#"):
-            raise ValueError(f"line {number} of the API keys is neither KEY nor NAME KEY")
+            raise ValueError(f"API keys, line {number}: expected KEY or NAME KEY")
         yield _digest(words[-1].encode()), words[0] if len(words) > 1 else UNNAMED
 
 
@@ -118,7 +125,7 @@ def _digest(key: bytes) -> bytes:
     return hashlib.sha256(key).digest()
 
 
-def _sent(headers: Iterable[tuple[bytes, bytes]]) -> Iterator[bytes]:
+def _keys_in(headers: Iterable[tuple[bytes, bytes]]) -> Iterator[bytes]:
     for name, value in headers:
         if name in (b"api-key", b"x-api-key"):
             yield value.strip()

@@ -1,14 +1,18 @@
-"""Errors as HTTP replies: the one place where an error gets its bytes and headers; and which request ids go into them.
+"""Turns errors into HTTP responses, and validates the request ids that responses carry.
 
-The page's shape goes to everyone, OpenAI's envelope to OpenAI's own SDKs or to all, as `error_format` says. Plain
-bytes and pairs, so that it serves in our app as well as in Ray Serve's proxy process, where no app of ours runs.
+This is the only place that gives an error its bytes and headers. An error has one of two shapes: flat, or OpenAI's
+envelope. The setting `error_format` selects the shape for every client, or (`auto`) sends the envelope to OpenAI's SDKs
+and the flat shape to all others.
+
+The functions work on plain bytes and header pairs, because they also run in Ray Serve's proxy process, outside
+of the application.
 """
 
 import math
 import re
 from collections.abc import Iterable
 
-import orjson
+from pydantic import BaseModel
 
 from serve_app.config.http import ErrorFormat
 from serve_app.errors import (
@@ -17,27 +21,32 @@ from serve_app.errors import (
     ServiceError,
     UnauthorizedError,
 )
+from serve_app.schemas.errors import ErrorBody, OpenAIErrorBody
 
 Headers = Iterable[tuple[bytes, bytes]]
 
-# OpenAI's generated SDKs (Python, Node, Java, ...) say their language in this header; nobody else sends it.
+# OpenAI's generated SDKs (Python, Node, Java, ...) send their language in this header. Other clients do not send it.
 SDK_HEADER = b"x-stainless-lang"
 
 SANE_REQUEST_ID = "[A-Za-z0-9._:/=+-]{1,128}"
 
 
 def is_sane_request_id(value: str) -> bool:
-    """Return whether a client's request id may be echoed and logged."""
+    """Return whether a client's request id is safe to echo and to log."""
     return re.fullmatch(SANE_REQUEST_ID, value) is not None
 
 
 def error_reply(
     error: ServiceError, *, error_format: ErrorFormat, request_headers: Headers
 ) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
-    """Return the status, headers and body that a client gets for an error."""
-    body = orjson.dumps(
-        _openai(error) if _wants_openai(error_format, request_headers) else _flat(error)
-    )
+    """Return the status, headers and JSON body of an error response.
+
+    Args:
+        error: the error to report.
+        error_format: `flat` or `openai`; `auto` selects `openai` for requests that carry `SDK_HEADER`.
+        request_headers: the raw headers of the request.
+    """
+    body = _body(error, is_openai=_wants_openai(error_format, request_headers))
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     if error_format == "auto":
         headers.append((b"vary", SDK_HEADER))
@@ -49,9 +58,8 @@ def error_reply(
     if isinstance(error, MethodNotAllowedError):
         headers.append((b"allow", error.allow.encode()))
     if isinstance(error, RequestTimeoutError):
-        headers.append(
-            (b"connection", b"close")
-        )  # the rest of the body may still come, and is no request
+        # The rest of the body may still arrive, and must not be parsed as the next request.
+        headers.append((b"connection", b"close"))
     if not error.may_retry:
         headers.append((b"x-should-retry", b"false"))
     return error.status, headers, body
@@ -63,18 +71,17 @@ def _wants_openai(error_format: ErrorFormat, request_headers: Headers) -> bool:
     return error_format == "openai"
 
 
-def _openai(error: ServiceError) -> dict[str, object]:
-    return {"error": _fields(error)}
-
-
-def _flat(error: ServiceError) -> dict[str, object]:
-    return {"error": error.error, "error_type": error.error_type, **_fields(error)}
-
-
-def _fields(error: ServiceError) -> dict[str, object]:
-    return {
+def _body(error: ServiceError, *, is_openai: bool) -> bytes:
+    fields: dict[str, object] = {
         "message": error.message,
         "type": error.openai_type,
         "param": error.param,
         "code": error.code,
     }
+    model: BaseModel
+    if is_openai:
+        model = OpenAIErrorBody.model_validate({"error": fields})
+    else:
+        fields |= {"error": error.error, "error_type": error.error_type}
+        model = ErrorBody.model_validate(fields)
+    return model.model_dump_json().encode()

@@ -1,6 +1,6 @@
-"""What surrounds every request: its id, its record, who may read it in a browser, and errors turned into replies.
+"""Middleware around every request: path, request id, access log, CORS and error responses.
 
-Pure ASGI. Knows nothing of models, of Ray or of torch.
+Pure ASGI. Knows nothing of models, Ray or torch.
 """
 
 import re
@@ -21,7 +21,7 @@ from serve_app.observability.access_log import AccessLog, RequestRecord
 
 _SCOPE_KEY = "serve_app.request"
 CLIENT_GONE = 499
-# What a page in a browser may read of an answer, beside its body.
+# The response headers that scripts in a browser may read.
 _EXPOSED = (
     *("x-request-id", "retry-after", "retry-after-ms", "x-compute-tokens", "x-truncated-inputs"),
     *RATE_LIMITS,
@@ -29,38 +29,39 @@ _EXPOSED = (
 
 
 def record_of(scope: Scope) -> RequestRecord:
-    """Return the record that `AccessLogMiddleware` has put into the scope."""
+    """Return the record that `AccessLogMiddleware` stored in the scope."""
     record = scope[_SCOPE_KEY]
     assert isinstance(record, RequestRecord)
     return record
 
 
 class NormalizePathMiddleware:
-    """Gives a path the form that routes have; clients whose base URL ends in a slash send two, and some end in one.
+    """Removes repeated and trailing slashes from the path, so that it matches a route.
 
-    A slash that was sent as %2F is part of a name and stays.
+    Clients whose base URL ends in a slash send `//`, and some clients append a slash. A slash sent as `%2F` is part of
+    a name and is kept.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
+        """Call the application with the normalized path."""
         if scope["type"] == "http":
-            sent = scope.get("raw_path", b"").decode("latin-1") or scope["path"]
-            path = unquote(re.sub("/{2,}", "/", sent).rstrip("/"))
-            # Of an application that lies below a path of its own, this is the root.
+            raw_path = scope.get("raw_path", b"").decode("latin-1") or scope["path"]
+            path = unquote(re.sub("/{2,}", "/", raw_path).rstrip("/"))
+            # The root of an application that is mounted below a path keeps its slash.
             scope["path"] = f"{path}/" if path == scope.get("root_path", "") else path
         await self._app(scope, receive, send)
 
 
 class AccessLogMiddleware:
-    """Gives each request its id and its record, and writes its log line and metrics when it ends.
+    """Gives each request an id and a record, and writes its log line and metrics when it ends.
 
     Args:
-        app: what it surrounds.
-        log: where the request is written and counted.
-        adds_request_id: whether the response's `x-request-id` is ours to add; Ray Serve adds it itself.
+        app: the wrapped application.
+        log: writes and counts the request.
+        adds_request_id: whether to add `x-request-id` to the response; False where Ray Serve adds it.
     """
 
     def __init__(self, app: ASGIApp, *, log: AccessLog, adds_request_id: bool) -> None:
@@ -69,17 +70,17 @@ class AccessLogMiddleware:
         self._adds_request_id = adds_request_id
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request, or pass on what is none."""
+        """Call the application, then log and count the request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        sent_id = Headers(scope=scope).get("x-request-id", "")
-        request_id = sent_id if is_sane_request_id(sent_id) else uuid.uuid4().hex
+        received_id = Headers(scope=scope).get("x-request-id", "")
+        request_id = received_id if is_sane_request_id(received_id) else uuid.uuid4().hex
         record = self._log.begin(request_id, method=scope["method"])
         scope[_SCOPE_KEY] = record
         status = CLIENT_GONE
 
-        async def send_noting_status(message: Message) -> None:
+        async def send_and_note_status(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -89,13 +90,13 @@ class AccessLogMiddleware:
             await send(message)
 
         try:
-            await self._app(scope, receive, send_noting_status)
+            await self._app(scope, receive, send_and_note_status)
         finally:
             self._log.end(record, status=status)
 
 
 class ErrorMiddleware:
-    """Answers every error in the contract's shape; what is not one of ours is a 500 and a line in the log."""
+    """Turns every exception into an error response. An unexpected exception becomes a 500 and a log line."""
 
     def __init__(self, app: ASGIApp, *, log: AccessLog, error_format: ErrorFormat) -> None:
         self._app = app
@@ -103,23 +104,23 @@ class ErrorMiddleware:
         self._error_format = error_format
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
+        """Call the application, and send an error response if it raises."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         has_started = False
 
-        async def send_noting_start(message: Message) -> None:
+        async def send_and_note_start(message: Message) -> None:
             nonlocal has_started
             has_started = True
             await send(message)
 
         try:
-            await self._app(scope, receive, send_noting_start)
+            await self._app(scope, receive, send_and_note_start)
         except ClientDisconnect:
-            return  # nobody is left to answer; the log line says 499
+            return  # the client has disconnected; the log line says 499
         except Exception as error:
-            if has_started:
+            if has_started:  # the status is sent, so the server can only close the connection
                 raise
             await self._reply(self._log.fail(record_of(scope), error), scope, send)
 
@@ -132,9 +133,9 @@ class ErrorMiddleware:
 
 
 class CrossOriginMiddleware(CORSMiddleware):
-    """Answers the preflights of pages of the configured origins, and lets them read what they get, errors included.
+    """Adds CORS headers for the configured origins, to error responses as well.
 
-    Starlette refuses a preflight in plain text; here it is refused in the contract's shape.
+    Starlette rejects a preflight request in plain text; this class rejects it in the project's error format.
     """
 
     def __init__(self, app: ASGIApp, *, settings: HttpConfig) -> None:
@@ -142,23 +143,23 @@ class CrossOriginMiddleware(CORSMiddleware):
             app,
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "POST"],
-            allow_headers=["*"],  # whatever a page asks for, `authorization` too
+            allow_headers=["*"],  # every header that the page requests, including `authorization`
             expose_headers=_EXPOSED,
         )
         self._error_format = settings.error_format
 
     def preflight_response(self, request_headers: Headers) -> Response:
-        """Answer a preflight."""
+        """Answer a preflight request."""
         response = super().preflight_response(request_headers)
         if response.status_code == 400:
-            message = "A page of this origin may not send such a request."
+            message = "The CORS settings do not allow this origin or this method."
             _, headers, response.body = error_reply(
                 InvalidRequestError(message, "cors_not_allowed"),
                 error_format=self._error_format,
                 request_headers=request_headers.raw,
             )
             for name, value in headers:
-                if name == b"vary":  # beside the origin
+                if name == b"vary":  # keep `Vary: Origin`
                     response.headers.add_vary_header(value.decode())
                 else:
                     response.headers[name.decode()] = value.decode()

@@ -1,4 +1,4 @@
-"""The `x-ratelimit-*` headers: how much the queue takes, has room for, and when it will be empty."""
+"""The `x-ratelimit-*` headers: the queue's limit, its free capacity, and the time until it is empty."""
 
 from collections.abc import Iterable
 
@@ -8,14 +8,16 @@ from serve_app.dispatch.admission import Admission
 def rate_limit_headers(
     requests: Admission, tokens: Admission | None
 ) -> Iterable[tuple[bytes, bytes]]:
-    """Tell of the live state, in OpenAI's words: what is taken at once, what there is room for, when all is done.
+    """Yield OpenAI's rate-limit headers, from the state at this moment.
+
+    An `Admission` without a limit yields no headers.
 
     Args:
-        requests: the ingress's.
-        tokens: the model's; None for no model.
+        requests: the pending requests of this ingress replica.
+        tokens: the pending tokens of the model; None if the request has no model yet.
     """
-    for unit, backlog in ((b"requests", requests), (b"tokens", tokens)):
-        if backlog is not None and backlog.limit is not None:
-            yield b"x-ratelimit-limit-" + unit, str(backlog.limit).encode()
-            yield b"x-ratelimit-remaining-" + unit, str(backlog.remaining).encode()
-            yield b"x-ratelimit-reset-" + unit, f"{round(backlog.wait_s * 1000)}ms".encode()
+    for unit, admission in ((b"requests", requests), (b"tokens", tokens)):
+        if admission is not None and admission.limit is not None:
+            yield b"x-ratelimit-limit-" + unit, str(admission.limit).encode()
+            yield b"x-ratelimit-remaining-" + unit, str(admission.remaining).encode()
+            yield b"x-ratelimit-reset-" + unit, f"{round(admission.wait_s * 1000)}ms".encode()

@@ -1,6 +1,6 @@
-"""The body of a request: read and decompressed within limits of size, time and structure, parsed at one go.
+"""Reads request bodies: collects and decompresses them within limits on size, time and structure.
 
-Knows Starlette's request and that a body is JSON, but nothing of what it says.
+Knows Starlette's request and that a body is JSON, but not what the JSON means.
 """
 
 import asyncio
@@ -14,12 +14,13 @@ from starlette.requests import Request
 
 from serve_app.errors import InvalidRequestError, PayloadTooLargeError, RequestTimeoutError
 
-# How bodies may be compressed, all of which zlib reads.
+# The supported encodings; zlib decompresses all of them.
 _ENCODINGS = ("gzip", "x-gzip", "deflate")
-# Values in a body besides its inputs. To make millions of them takes a parser seconds, in which no other request goes
-# on, and many times the memory of the body.
+# JSON values that a body may hold in addition to its inputs. Parsing millions of values blocks the event loop for
+# seconds and takes many times the memory of the body.
 _SPARE_VALUES = 100_000
-# A string of JSON, or what has the beginning of one; it never goes back, so that no body takes long.
+# A JSON string, or the start of an unterminated one. The possessive quantifiers prevent backtracking, so matching takes
+# linear time on any body.
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
 
 
@@ -31,22 +32,23 @@ async def read_body(
     max_values: int,
     timeout_s: float,
 ) -> bytes:
-    """Read a body that has a limit in size and time.
+    """Read a request's body and decompress it.
 
     Args:
-        request: whose body it is.
-        reserve_bytes: called with the number of bytes by which what is kept of it grows; may raise.
-        max_bytes: of the body, also when it is decompressed.
-        max_values: JSON values that inputs are made of.
-        timeout_s: seconds in which it has to be here.
+        request: the request to read from.
+        reserve_bytes: called with the number of bytes by which the stored body grows; may raise.
+        max_bytes: limit on the body, both as sent and decompressed.
+        max_values: the largest number of JSON values that the inputs of a valid request consist of.
+        timeout_s: seconds in which the whole body must arrive.
 
     Raises:
-        PayloadTooLargeError: it is longer, by its own word or by count; no more of it is read. Or it is made of more
-            values than any request.
-        RequestTimeoutError: it was not all here in time.
+        PayloadTooLargeError: the body exceeds `max_bytes`, by its Content-Length or while it is read; reading stops
+            there. Or the body contains more JSON values than a valid request can have.
+        RequestTimeoutError: the body did not arrive in time.
+        InvalidRequestError: the Content-Encoding is unsupported, or the body does not match it.
     """
     declared = request.headers.get("content-length", "")
-    # Eighteen digits say enough, and int() takes no number that is thousands of digits long.
+    # Eighteen digits are enough to compare, and int() rejects a number of thousands of digits.
     if declared.isdecimal() and int(declared[:18]) > max_bytes:
         raise _too_large(max_bytes)
     chunks: list[bytes] = []
@@ -60,51 +62,52 @@ async def read_body(
                 reserve_bytes(len(chunk))
                 chunks.append(chunk)
     except TimeoutError:
-        message = f"The body was not complete after {timeout_s:g} s."
+        message = f"The body did not arrive within {timeout_s:g} s."
         raise RequestTimeoutError(message, "request_timeout") from None
     body = b"".join(chunks)
     encoding = ",".join(request.headers.getlist("content-encoding")).strip().lower()
     if encoding not in ("", "identity", *_ENCODINGS):
-        message = (
-            f"The body's Content-Encoding is not known here; there are {', '.join(_ENCODINGS)}."
-        )
+        message = f"Unsupported Content-Encoding. Supported: {', '.join(_ENCODINGS)}."
         raise InvalidRequestError(message, "unsupported_content_encoding")
     if encoding in _ENCODINGS:
         plain = await asyncio.to_thread(inflate, body, max_bytes=max_bytes)
         reserve_bytes(len(plain) - len(body))
         body = plain
     most = _SPARE_VALUES + max_values
-    # In texts there may be more commas and brackets; a body of fewer bytes need not be looked at.
-    is_retry = len(body) > most and _beginnings(body, 0, len(body)) > most
-    if is_retry and await asyncio.to_thread(has_more, body, most):
-        message = f"The body holds more than {most} JSON values. Send fewer inputs in a request."
+    # The cheap count includes commas and brackets inside strings. Only if it is too high, count exactly.
+    needs_exact_count = len(body) > most and _count_delimiters(body, 0, len(body)) > most
+    if needs_exact_count and await asyncio.to_thread(has_more, body, most):
+        message = f"The body contains more than {most} JSON values. Send fewer inputs per request."
         raise PayloadTooLargeError(message, "payload_too_large")
     return body
 
 
 def has_more(body: bytes, most: int) -> bool:
-    """Return whether JSON holds more values than that, by what begins one; what stands in strings does not count."""
-    found = start = 0
+    """Return whether a JSON body contains more than `most` values.
+
+    Counts opening brackets and commas outside strings, without parsing.
+    """
+    count = start = 0
     for string in _STRING.finditer(body):
-        found += _beginnings(body, start, string.start())
-        if found > most:
+        count += _count_delimiters(body, start, string.start())
+        if count > most:
             return True
         start = string.end()
-    return found + _beginnings(body, start, len(body)) > most
+    return count + _count_delimiters(body, start, len(body)) > most
 
 
-def _beginnings(body: bytes, start: int, stop: int) -> int:
+def _count_delimiters(body: bytes, start: int, stop: int) -> int:
     return sum(body.count(sign, start, stop) for sign in (b"[", b"{", b","))
 
 
 def inflate(body: bytes, *, max_bytes: int) -> bytes:
-    """Decompress a body, and no more of it than is allowed.
+    """Decompress a gzip or zlib body.
 
     Raises:
-        InvalidRequestError: it is not what its header says, or not all there.
-        PayloadTooLargeError: it is longer.
+        InvalidRequestError: the body is not compressed, is truncated, or continues after the end of the stream.
+        PayloadTooLargeError: the result exceeds `max_bytes`. Decompression stops there.
     """
-    stream = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # gzip's header or zlib's
+    stream = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # detects gzip and zlib
     try:
         plain = stream.decompress(body, max_bytes + 1)
     except zlib.error:
@@ -112,16 +115,17 @@ def inflate(body: bytes, *, max_bytes: int) -> bytes:
     if len(plain) > max_bytes:
         raise _too_large(max_bytes)
     if not stream.eof or stream.unused_data:
-        message = "The body is not what its Content-Encoding says, or ends too early."
+        message = "The body does not match its Content-Encoding, or is truncated."
         raise InvalidRequestError(message, "invalid_content_encoding")
     return plain
 
 
 @contextmanager
 def collector_paused() -> Iterator[None]:
-    """Keep the garbage collector from looking at what is being parsed, again and again while it grows.
+    """Pause the garbage collector while a body is parsed.
 
-    For a body of a million lists that was two thirds of the time in which no other request goes on.
+    The collector scans the parsed objects again and again while their number grows. For a body of a million lists, that
+    was two thirds of the time for which parsing blocked the event loop.
     """
     gc.disable()
     try:
@@ -131,5 +135,5 @@ def collector_paused() -> Iterator[None]:
 
 
 def _too_large(max_bytes: int) -> PayloadTooLargeError:
-    message = f"The body is longer than {max_bytes} bytes. Send fewer inputs in a request."
+    message = f"The body is larger than {max_bytes} bytes. Send fewer inputs per request."
     return PayloadTooLargeError(message, "payload_too_large")

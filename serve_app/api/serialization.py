@@ -1,7 +1,7 @@
-"""The bytes of answers: pydantic models as JSON, vectors as JSON in floats or base64.
+"""Serializes responses: pydantic models as JSON, vectors as JSON floats or base64.
 
-Works on float32 buffers from end to end: base64 is a slice of the buffer, and orjson writes floats in the shortest
-form that reads back as the same float32.
+Vectors stay float32 buffers throughout: base64 encodes a slice of the buffer, and orjson writes the shortest decimal
+that reads back as the same float32.
 """
 
 import base64
@@ -14,13 +14,13 @@ from starlette.responses import Response
 
 from serve_app.messages import Vectors
 
-# Vectors that orjson writes at once. It holds the interpreter's lock while it does, so that a thread alone does not
-# free the event loop: 2,048 vectors of 1,024 floats stopped it for 50 ms in one piece, and for 10 ms in these.
-_PIECE = 64
+# Vectors per call of orjson. orjson holds the GIL, so running it in a thread does not free the event loop: writing
+# 2,048 vectors of 1,024 floats blocked the loop for 50 ms in a single call, and for 10 ms in slices of this size.
+_VECTORS_PER_CALL = 64
 
 
 def json_response(model: BaseModel) -> Response:
-    """Return a 200 with a model as its JSON."""
+    """Return a 200 response with the model as JSON."""
     return Response(model.model_dump_json(), media_type="application/json")
 
 
@@ -31,24 +31,24 @@ def write_response(
 
     Args:
         vectors: float32 [inputs, dimensions], contiguous, finite.
-        encoding_format: `float`, or `base64` for little-endian float32 in the standard alphabet, padded.
+        encoding_format: `float`, or `base64`: little-endian float32 in the standard alphabet, padded.
         model: the served model's name.
-        prompt_tokens: tokens that the model read.
+        prompt_tokens: tokens that the model processed.
     """
     entries = [
         {"embedding": row, "index": index, "object": "embedding"}
         for index, row in enumerate(_rows(vectors, encoding_format))
     ]
-    end = {
+    rest = {
         "model": model,
         "object": "list",
         "usage": {"prompt_tokens": prompt_tokens, "total_tokens": prompt_tokens},
     }
-    return b'{"data":%b,%b' % (_array(entries), orjson.dumps(end)[1:])
+    return b'{"data":%b,%b' % (_array(entries), orjson.dumps(rest)[1:])
 
 
 def write_rows(vectors: Vectors, *, encoding_format: str) -> bytes:
-    """Write the JSON of nothing but the vectors, a list of lists; the arguments are those of `write_response`."""
+    """Write only the vectors, as a JSON list. The arguments are those of `write_response`."""
     return _array(_rows(vectors, encoding_format))
 
 
@@ -57,11 +57,13 @@ def _rows(vectors: Vectors, encoding_format: str) -> list[Any]:
 
 
 def _array(items: list[Any]) -> bytes:
-    pieces = [
-        orjson.dumps(items[start : start + _PIECE], option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]
-        for start in range(0, len(items), _PIECE)
+    slices = [
+        orjson.dumps(items[start : start + _VECTORS_PER_CALL], option=orjson.OPT_SERIALIZE_NUMPY)[
+            1:-1
+        ]
+        for start in range(0, len(items), _VECTORS_PER_CALL)
     ]
-    return b"[%b]" % b",".join(pieces)
+    return b"[%b]" % b",".join(slices)
 
 
 def _base64_rows(vectors: Vectors) -> list[str]:

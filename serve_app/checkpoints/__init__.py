@@ -1,1 +1,1 @@
-"""Where a model's files are and what they say about it. Reads no weights."""
+"""Locates a model's files and reads their metadata. Never reads weights."""

@@ -1,6 +1,6 @@
-"""Where a model's files lie: from the `source` of the configuration to a directory on this machine.
+"""Resolves a model's `source` setting to a local directory, downloading from the Hub if necessary.
 
-The only home of huggingface_hub. Knows nothing of what the files say.
+The only module that imports huggingface_hub. Does not read the files.
 """
 
 import importlib.util
@@ -11,21 +11,22 @@ from huggingface_hub import snapshot_download
 from serve_app.errors import ModelLoadError
 
 SMALL_FILES = ("*.json", "*.txt", "*.model")
-# Weights are read from safetensors alone: pickled weights run code. `*.py` is what `trust_remote_code` runs.
+# Only safetensors: loading pickled weights runs code. `*.py` is for `trust_remote_code`.
 WEIGHT_FILES = ("*.safetensors", "*.py")
 OTHER_ENGINES = ("onnx/*", "openvino/*")
 
 
 def resolve(source: str, *, revision: str | None = None, weights: bool = False) -> Path:
-    """Return the directory that holds a model's files, fetched from the Hub if need be.
+    """Return the local directory of a model's files; download them if the source is a Hub id.
 
     Args:
-        source: a directory, `package:NAME/PATH` for one inside an installed package, or a Hub id.
+        source: a directory, `package:NAME/PATH` for a directory in an installed package, or a Hub
+            id.
         revision: branch, tag or commit of a Hub id.
-        weights: fetch the weights as well.
+        weights: download the weights too.
 
     Raises:
-        ModelLoadError: there is no such directory, package or Hub model.
+        ModelLoadError: the directory, package or Hub model does not exist, or the download failed.
     """
     directory = find_here(source)
     if directory is not None:
@@ -39,41 +40,42 @@ def resolve(source: str, *, revision: str | None = None, weights: bool = False) 
                 ignore_patterns=list(OTHER_ENGINES),
             )
         )
-    except (OSError, ValueError) as error:  # all errors of huggingface_hub are one of the two
+    except (OSError, ValueError) as error:  # huggingface_hub raises only subclasses of these
         raise ModelLoadError(
-            f"source {source!r}: not a directory here, and the Hub did not give it: {type(error).__name__}: {error}"
+            f"source {source!r}: not a local directory, and the download from the Hub failed: "
+            f"{type(error).__name__}: {error}"
         ) from error
 
 
 def find_here(source: str) -> Path | None:
-    """Return the directory on this machine that a source names, or None where it can be a Hub id.
+    """Return the local directory of a source, or None if the source may be a Hub id.
 
     Raises:
-        ModelLoadError: it names a directory or a package that is not here.
+        ModelLoadError: the source names a directory or a package that does not exist.
     """
     if source.startswith("package:"):
         return _package_directory(source)
     try:
         directory = Path(source).expanduser()
-    except RuntimeError:  # a home of nobody
-        raise ModelLoadError(f"source {source!r}: there is no such directory") from None
+    except RuntimeError:  # `~name` of an unknown user
+        raise ModelLoadError(f"source {source!r}: no such directory") from None
     if directory.is_dir():
         return directory.resolve()
     if source.startswith(("/", ".", "~")) or source.count("/") > 1 or directory.exists():
-        raise ModelLoadError(f"source {source!r}: there is no such directory")
+        raise ModelLoadError(f"source {source!r}: no such directory")
     return None
 
 
 def _package_directory(source: str) -> Path:
     name, _, path = source.removeprefix("package:").partition("/")
     try:
-        spec = importlib.util.find_spec(name)  # finds a package without running it
+        spec = importlib.util.find_spec(name)  # locates the package without importing it
     except (ImportError, ValueError) as error:
-        raise ModelLoadError(f"source {source!r}: {name!r} is no name of a package") from error
+        raise ModelLoadError(f"source {source!r}: no package is named {name!r}") from error
     if spec is None or spec.submodule_search_locations is None:
-        raise ModelLoadError(f"source {source!r}: the package {name!r} is not installed")
+        raise ModelLoadError(f"source {source!r}: package {name!r} is not installed")
     for location in spec.submodule_search_locations:
         directory = Path(location) / path
         if directory.is_dir():
             return directory.resolve()
-    raise ModelLoadError(f"source {source!r}: the package {name!r} has no directory {path!r}")
+    raise ModelLoadError(f"source {source!r}: package {name!r} has no directory {path!r}")

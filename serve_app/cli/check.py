@@ -1,6 +1,6 @@
-"""Check a Serve config file as far as that goes without Ray: its keys, its models' files, its API keys.
+"""Checks a Serve config file without Ray: its settings, its models' files and its API keys.
 
-Answers within a second, long before Ray has found the same mistake.
+The check takes less than a second. Ray needs most of a minute to find the same mistakes.
 """
 
 import os
@@ -19,21 +19,21 @@ from serve_app.config.http import ErrorFormat
 from serve_app.config.models import BatchSettings, ServerConfig, format_validation_error
 from serve_app.errors import ModelLoadError
 
-_EVERY_ADDRESS = ("0.0.0.0", "::", "")  # noqa: S104 - compared with, not bound to
+_ALL_ADDRESSES = ("0.0.0.0", "::", "")  # noqa: S104 - only compared with, never bound
 
 
 class PrepareError(Exception):
-    """Why nothing was started; the message is for the person at the terminal."""
+    """The server cannot be started. The message is printed to the terminal."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a Serve config file says that matters before Ray reads it, of its first application.
+    """Settings of a config file's first application that are needed before Ray reads the file.
 
     Attributes:
-        address: where it will be served.
-        error_format: the shape of errors.
-        needs_key: whether requests need an API key.
+        address: Where the application will be served.
+        error_format: The shape of its errors.
+        needs_key: Whether requests need an API key.
     """
 
     address: Address
@@ -42,19 +42,19 @@ class Plan:
 
 
 def read_config(text: str) -> Plan:
-    """Check a Serve config file as far as that goes without Ray.
+    """Check the text of a Serve config file.
 
     Raises:
-        PrepareError: it is wrong; the message names the key.
+        PrepareError: The file is invalid. The message names the key.
     """
     config = _mapping(yaml.safe_load(text))
     apps = [_mapping(app) for app in _list(config.get("applications"))]
     if not apps:
-        raise PrepareError("it has no `applications`")
+        raise PrepareError("`applications` is missing or empty")
     options = _mapping(config.get("http_options"))
     host = str(options.get("host", ""))
     address = Address(
-        host="localhost" if host in _EVERY_ADDRESS else host,
+        host="localhost" if host in _ALL_ADDRESSES else host,
         port=_port(options.get("port", 8000)),
         prefix=str(apps[0].get("route_prefix") or "").rstrip("/"),
     )
@@ -64,12 +64,12 @@ def read_config(text: str) -> Plan:
 
 def _port(value: Any) -> int:
     if not isinstance(value, int) or not 0 < value < 1 << 16:
-        raise PrepareError("http_options.port: it is no number from 1 to 65535")
+        raise PrepareError("http_options.port: must be a number from 1 to 65535")
     return value
 
 
 def _mapping(value: Any) -> dict[str, Any]:
-    # Ray Serve's own schema will name what is wrong.
+    # Ray Serve's own schema reports a value of another type.
     return value if isinstance(value, dict) else {}
 
 
@@ -79,7 +79,7 @@ def _list(value: Any) -> list[Any]:
 
 def _plan(app: Mapping[str, Any], address: Address) -> Plan:
     if app.get("import_path") != "serve_app.app:build":
-        return Plan(address)  # somebody else's
+        return Plan(address)  # not this project's application
     try:
         config = ServerConfig.model_validate(app.get("args") or {})
     except ValidationError as error:
@@ -87,7 +87,7 @@ def _plan(app: Mapping[str, Any], address: Address) -> Plan:
     for deployment in _list(app.get("deployments")):
         _check_user_config(_mapping(deployment))
     http = config.http
-    if os.environ.get("RAY_ADDRESS"):  # models and keys lie on that cluster's machines
+    if os.environ.get("RAY_ADDRESS"):  # the models and keys are on that cluster's machines
         return Plan(address, http.error_format, needs_key=http.api_keys_file is not None)
     try:
         keys = ApiKeys(http.api_keys_file)
@@ -110,7 +110,7 @@ def _check_user_config(deployment: Mapping[str, Any]) -> None:
 
 
 def read_config_file(config: str) -> Plan:
-    """Check a Serve config file, as `read_config` does; the message of an error names the file."""
+    """Check a Serve config file, with the file's name at the start of error messages."""
     try:
         return read_config(Path(config).read_text())
     except OSError as error:
@@ -118,4 +118,4 @@ def read_config_file(config: str) -> Plan:
     except (ValueError, yaml.YAMLError, PrepareError) as error:
         raise PrepareError(f"{config}: {error}") from error
     except RecursionError:
-        raise PrepareError(f"{config}: it is nested too deep") from None
+        raise PrepareError(f"{config}: the YAML is nested too deeply") from None

@@ -1,6 +1,7 @@
-"""The environment of `serve run`: a file of settings, the variables that win over it, and whether HAProxy can run here.
+"""Builds the environment of `serve run` from an environment file and the current variables.
 
-Decides, and looks at ports and files to decide. Starts nothing that stays, and knows nothing of Serve's configs.
+It turns HAProxy off if HAProxy cannot run on this machine. It starts no processes and reads no
+Serve config files.
 """
 
 import socket
@@ -11,16 +12,16 @@ _DIRECT_INGRESS = "RAY_SERVE_ENABLE_DIRECT_INGRESS"
 
 
 def read_env_file(text: str) -> dict[str, str]:
-    """Read lines of NAME=value, between comments and empty lines.
+    """Parse lines of NAME=value. Comments and empty lines are skipped.
 
     Raises:
-        ValueError: a line is none of these.
+        ValueError: A line has another form.
     """
     lines = [line.strip() for line in text.splitlines()]
     pairs = [line.partition("=") for line in lines if line and not line.startswith("#")]
     for name, equals, _ in pairs:
         if not equals or not name.isidentifier():
-            raise ValueError(f"the line {name!r} is not NAME=value")
+            raise ValueError(f"line {name!r} is not NAME=value")
     return {name: value for name, _, value in pairs}
 
 
@@ -29,31 +30,31 @@ def choose_environment(
     real: Mapping[str, str],
     problem: Callable[[Mapping[str, str]], str | None],
 ) -> tuple[dict[str, str], str | None]:
-    """Merge the environment file with the real environment, and do without HAProxy where it cannot run.
+    """Merge the environment file with the current environment, without HAProxy if it cannot run.
 
-    Without HAProxy, direct ingress would leave the ingress replicas on ports of their own and only the head node with
-    a proxy, so it goes too.
+    Direct ingress is turned off together with HAProxy. Otherwise the ingress replicas would listen
+    on ports of their own, and only the head node would have a proxy.
 
     Args:
-        settings: the variables of the file.
-        real: the variables that the user set, which win.
-        problem: tells why HAProxy cannot run with an environment, or None.
+        settings: The variables from the file.
+        real: The variables that are already set. They override the file.
+        problem: Returns why HAProxy cannot run in an environment, or None if it can.
 
     Returns:
-        The environment of `serve run`, and why it has no HAProxy although it was asked for.
+        The environment for `serve run`, and the reason if HAProxy was requested but cannot run.
     """
     env = {**settings, **real}
-    why = None
+    reason = None
     if env.get(_HAPROXY) == "1":
-        why = problem(env)
-        if why is None:
+        reason = problem(env)
+        if reason is None:
             return env, None
         env[_HAPROXY] = env[_DIRECT_INGRESS] = "0"
-    return {_DIRECT_INGRESS: "0", **env}, why
+    return {_DIRECT_INGRESS: "0", **env}, reason
 
 
 def is_free(port: int, host: str = "") -> bool:
-    """Whether a server could listen on this port now."""
+    """Return whether a server can listen on the port now."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -1,6 +1,7 @@
-"""A command in a session of its own (setsid), so that whatever it starts is found and can be ended with it.
+"""Runs a command in its own session (setsid), and stops it together with all that it started.
 
-Processes are ended by their ids and never by a name: only those whose session is ours. Knows nothing of Ray.
+Processes are stopped by ID, never by name, and only if they belong to that session. This module
+knows nothing of Ray.
 """
 
 import os
@@ -20,11 +21,11 @@ _TICK_S = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A command and all that it started, while it runs and after it ended.
+    """A command and all processes that it started, which can outlive the command.
 
     Attributes:
-        process: the command, leader of the session.
-        log: the file that takes what it writes.
+        process: The command, which leads the session.
+        log: The file that receives its output.
     """
 
     process: subprocess.Popen[bytes]
@@ -32,7 +33,7 @@ class Session:
 
     @classmethod
     def start(cls, command: Sequence[str], env: Mapping[str, str], log: Path) -> Self:
-        """Start a command in a session of its own."""
+        """Start a command in a new session, with its output in the file `log`."""
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as output:
             process = subprocess.Popen(
@@ -46,55 +47,56 @@ class Session:
         return cls(process, log)
 
     def has_ended(self) -> bool:
-        """Whether the command itself has ended."""
+        """Return whether the command itself has exited. Processes that it started may still run."""
         return self.process.poll() is not None
 
     def output(self) -> str:
-        """Return all that was written so far, without colours."""
+        """Return the output so far, without colour codes."""
         return COLOUR.sub("", self.log.read_text(errors="replace"))
 
     def stop(self, hurry: Callable[[], bool], *, grace_s: float, force_s: float = 5.0) -> list[int]:
-        """Let the command shut down in order, then end whatever is left of its session.
+        """Interrupt the command, then stop the rest of its session with SIGTERM and SIGKILL.
 
         Args:
-            hurry: whether the patience of the orderly way has ended early.
-            grace_s: seconds that the command has to end after an interrupt.
-            force_s: seconds for the rest of the session to follow it, and for each harder way.
+            hurry: Returns True to end the graceful shutdown early.
+            grace_s: Seconds that the command has to exit after SIGINT.
+            force_s: Seconds that the rest of the session has to exit after the command, and after
+                each further signal.
 
         Returns:
-            The ids of processes that outlived all of it.
+            The IDs of processes that are still running.
         """
-        self._tell(signal.SIGINT, [self.process.pid])
+        self._send(signal.SIGINT, [self.process.pid])
         _wait(lambda: self.has_ended() or hurry(), grace_s)
-        # Ray's processes end by themselves when the one that started them has ended.
+        # Ray's processes exit by themselves after the process that started them.
         _wait(lambda: not self._members() or hurry(), force_s)
-        for harder in (signal.SIGTERM, signal.SIGKILL):
-            self._tell(harder, self._members())
+        for force in (signal.SIGTERM, signal.SIGKILL):
+            self._send(force, self._members())
             _wait(lambda: not self._members(), force_s)
-        left = self._members()
-        self.has_ended()  # a child that ended stays in the table of processes until it is asked for
-        return left
+        survivors = self._members()
+        self.has_ended()  # reaps the child, which would otherwise remain a zombie
+        return survivors
 
     def _members(self) -> list[int]:
         return session_members(self.process.pid)
 
     @staticmethod
-    def _tell(message: signal.Signals, pids: Iterable[int]) -> None:
+    def _send(signal_number: signal.Signals, pids: Iterable[int]) -> None:
         for pid in pids:
             try:
-                os.kill(pid, message)
+                os.kill(pid, signal_number)
             except ProcessLookupError:
                 continue
 
 
 def session_members(session: int) -> list[int]:
-    """Return the ids of the processes of a session that have not ended."""
+    """Return the IDs of a session's running processes, without zombies."""
     members = []
     for pid, state in _process_states():
         try:
             if not state.startswith("Z") and os.getsid(pid) == session:
                 members.append(pid)
-        except OSError:  # it ended meanwhile
+        except OSError:  # it has exited in the meantime
             continue
     return members
 
@@ -108,14 +110,14 @@ def _process_states() -> Iterator[tuple[int, str]]:
         return
     for folder in Path("/proc").glob("[0-9]*"):  # slim images have no `ps`
         try:
-            # The name, in parentheses, may hold anything; the state follows it.
+            # The state follows the name, which is in parentheses and may contain any character.
             state = (folder / "stat").read_text().rpartition(")")[2].split()[0]
         except OSError:
             continue
         yield int(folder.name), state
 
 
-def _wait(done: Callable[[], bool], patience_s: float) -> None:
-    until = time.monotonic() + patience_s
-    while not done() and time.monotonic() < until:
+def _wait(done: Callable[[], bool], timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not done() and time.monotonic() < deadline:
         time.sleep(_TICK_S)

@@ -1,6 +1,7 @@
-"""How a start is coming along: asked of the server itself, and of Ray Serve for what it waits for or why it failed.
+"""Waits until a starting server is ready, and reports its progress.
 
-Speaks HTTP to both. Starts and stops nothing.
+It polls the server's `/ready`, and Ray Serve's dashboard for the current stage or the reason of a
+failure. It starts and stops no processes.
 """
 
 import http.client
@@ -21,12 +22,12 @@ _TICK_S = 0.25
 
 
 class StartError(Exception):
-    """Why the server did not come up, or did not stay up; the message is for the person at the terminal."""
+    """The server did not start, or stopped on its own. The message is printed to the terminal."""
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where the application is reached from this machine."""
+    """The address at which this machine reaches the application."""
 
     host: str
     port: int
@@ -34,27 +35,29 @@ class Address:
 
     @property
     def url(self) -> str:
-        """The root of the application, without a slash at its end."""
+        """The application's root, without a trailing slash."""
         return f"http://{self.host}:{self.port}{self.prefix}"
 
 
 class Progress:
-    """Prints what is being waited for: when it changes, and every ten seconds."""
+    """Prints the current stage of a start: on each change, and every ten seconds."""
 
     def __init__(
-        self, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic
+        self, print_status: Callable[[str], None], clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self.print_status = say
+        self.print_status = print_status
         self._clock = clock
-        self._began = clock()
-        self._told = ("", 0.0)
+        self._started_at = clock()
+        self._last_status = ""
+        self._last_printed_s = 0.0
 
-    def __call__(self, what: str) -> None:
-        """Tell it, unless it was told a moment ago."""
-        elapsed = self._clock() - self._began
-        if what != self._told[0] or elapsed - self._told[1] >= _REPEAT_S:
-            self._told = (what, elapsed)
-            self.print_status(f"{elapsed:4.0f} s  {what}")
+    def __call__(self, status: str) -> None:
+        """Print the status, unless the same one was printed in the last ten seconds."""
+        elapsed_s = self._clock() - self._started_at
+        if status != self._last_status or elapsed_s - self._last_printed_s >= _REPEAT_S:
+            self._last_status = status
+            self._last_printed_s = elapsed_s
+            self.print_status(f"{elapsed_s:4.0f} s  {status}")
 
 
 def wait_until_ready(
@@ -63,42 +66,42 @@ def wait_until_ready(
     *,
     stopping: Callable[[], bool],
     details: Callable[[], Any],
-    say: Callable[[str], None],
+    report: Callable[[str], None],
 ) -> bool:
-    """Wait until every model can embed, saying what is being waited for.
+    """Wait until every model can embed.
 
     Args:
-        session: the server; the wait ends when it does.
-        address: where it will answer.
-        stopping: whether nobody waits for it any more.
-        details: asks for Ray Serve's own account of its applications, as `serve_details` does.
-        say: is told at each look.
+        session: The server process. The wait fails when it exits.
+        address: The address of the server.
+        stopping: Returns True to end the wait.
+        details: Returns Ray Serve's status of its applications, as `serve_details` does.
+        report: Receives the current stage at each poll.
 
     Returns:
-        False if the wait was ended by `stopping`.
+        True if the server is ready, False if `stopping` ended the wait.
 
     Raises:
-        StartError: it will not become ready.
+        StartError: The server exited, or an application failed.
     """
     while not stopping():
         if session.has_ended():
-            raise StartError(f"`serve run` ended:\n{_tail(session.output())}")
+            raise StartError(f"`serve run` exited:\n{_tail(session.output())}")
         ready = ask(address.host, address.port, f"{address.prefix}/ready")
         if ready is not None and ready[0] == 200:
             return True
-        say(stage(details()))
+        report(stage(details()))
         time.sleep(_TICK_S)
     return False
 
 
 def stage(details: Any) -> str:
-    """Say in a few words what the start is waiting for.
+    """Describe in a few words the current stage of the start.
 
     Args:
-        details: Ray Serve's own account of its applications, or None before there is one.
+        details: Ray Serve's status of its applications, or None if it is not available yet.
 
     Raises:
-        StartError: an application failed, with Serve's reason.
+        StartError: An application failed. The message contains Ray Serve's reason.
     """
     if details is None:
         return "starting Ray"
@@ -108,10 +111,10 @@ def stage(details: Any) -> str:
             raise StartError(_reason(app))
     deployments = [deployment for app in apps for deployment in app["deployments"].values()]
     if not deployments:
-        return "reading the application" if apps else "starting Ray Serve"
+        return "loading the application" if apps else "starting Ray Serve"
     waiting = [d for d in deployments if d["status"] != "HEALTHY"]
     if not waiting:
-        return "waiting for the first answer"
+        return "waiting for the first response"
     notes = [COLOUR.sub("", d["message"]).splitlines()[0] for d in waiting if d["message"]]
     return ": ".join([f"starting {', '.join(d['name'] for d in waiting)}", *notes[:1]])
 
@@ -127,7 +130,7 @@ def _tail(text: str) -> str:
 
 
 def ask(host: str, port: int, path: str, token: str = "") -> tuple[int, bytes] | None:
-    """GET a path directly, past any proxy that the environment names; None if nobody answers."""
+    """Send a GET request, bypassing proxies in the environment; None if nothing responds."""
     connection = http.client.HTTPConnection(host, port, timeout=2)
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:
@@ -141,22 +144,27 @@ def ask(host: str, port: int, path: str, token: str = "") -> tuple[int, bytes] |
 
 
 def serve_details(output: str, token: str) -> Any:
-    """Return Serve's account of its applications, from the dashboard that `serve run` named; None without one."""
+    """Return Ray Serve's status of its applications, or None if it is not available yet.
+
+    Args:
+        output: The output of `serve run`, which names the dashboard's address.
+        token: The token of Ray's API.
+    """
     dashboard = _DASHBOARD.search(output)
     if dashboard is None:
         return None
-    answer = ask(dashboard[1], int(dashboard[2]), "/api/serve/applications/", token)
-    return json.loads(answer[1]) if answer is not None and answer[0] == 200 else None
+    response = ask(dashboard[1], int(dashboard[2]), "/api/serve/applications/", token)
+    return json.loads(response[1]) if response is not None and response[0] == 200 else None
 
 
 def dashboard_url(output: str) -> str:
-    """Return where the dashboard is that `serve run` named; Ray's default address if it named none."""
+    """Return the dashboard's URL from the output of `serve run`, or Ray's default."""
     dashboard = _DASHBOARD.search(output)
     return f"http://{dashboard[1]}:{dashboard[2]}" if dashboard else "http://127.0.0.1:8265"
 
 
 def dashboard_token(env: Mapping[str, str]) -> str:
-    """Return the token of Ray's own API, from where Ray keeps it."""
+    """Return the token of Ray's API, from where Ray stores it, or "" if there is none."""
     path = env.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token"
     try:
         return env.get("RAY_AUTH_TOKEN") or Path(path).read_text().strip()
@@ -165,13 +173,13 @@ def dashboard_token(env: Mapping[str, str]) -> str:
 
 
 def ray_folder(env: Mapping[str, str], pid: int) -> Path:
-    """Return the folder of the Ray cluster that a process has started; of the latest where it has started none."""
-    base = env.get("RAY_TMPDIR") or env.get("TMPDIR") or "/tmp"  # noqa: S108 - where Ray puts it
+    """Return the folder of the cluster that a process started, or else of the latest cluster."""
+    base = env.get("RAY_TMPDIR") or env.get("TMPDIR") or "/tmp"  # noqa: S108 - Ray's default
     own = Path(base, "ray").glob(f"session_*_{pid}")
     return next(own, Path(base, "ray", "session_latest").resolve())
 
 
 def ray_address(folder: Path) -> str:
-    """Return the address of the cluster of a folder, for `ray.init` on this machine; `auto` where none is written."""
+    """Return the address of a folder's cluster for `ray.init`, or `auto` if the folder has none."""
     ports = [path.read_text().strip() for path in folder.glob("gcs_server_port_*")]
     return f"127.0.0.1:{ports[0]}" if ports else "auto"

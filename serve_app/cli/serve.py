@@ -1,7 +1,7 @@
-"""`make serve`: start the server on this machine, say how it is coming along, and in the end stop all of it.
+"""The command behind `make serve`: starts the server, reports progress and stops all of it.
 
-With `--check` it only says whether a config file is right. A thin shell around `serve run`. Imports neither Ray nor
-anything that does: it has to check and to answer within a second, long before those are loaded.
+It is a thin shell around `serve run`. With `--check` it only checks a config file. It does not
+import Ray, directly or indirectly, so that it can report a mistake within a second.
 """
 
 import argparse
@@ -35,37 +35,37 @@ from serve_app.proxy.environment import (
 )
 
 _TICK_S = 0.25
-# Longer than `serve run` itself waits for Serve's shutdown: 30 s (ray/serve/_private/client.py).
+# Longer than the 30 s that `serve run` waits for Serve's shutdown (ray/serve/_private/client.py).
 _GRACE_S = 45.0
 _WELCOME = """
-Ready. In another terminal:
+Ready. Try it in another terminal:
 
   curl {url}/v1/embeddings{key} -H 'Content-Type: application/json' -d '{{"input": "test input"}}'
 
 Documentation: {url}/docs
 Logs:          {folder}/logs/serve
-New settings:  RAY_AUTH_MODE=token {python.parent}/serve deploy FILE -a {dashboard}
+Redeploy:      RAY_AUTH_MODE=token {python.parent}/serve deploy FILE -a {dashboard}
 From Python:   RAY_AUTH_MODE=token RAY_ADDRESS={ray} {python} SCRIPT
-Ctrl-C stops everything that was started here.
+Ctrl-C stops everything that this command has started.
 """
 
 
 class Stop:
-    """Counts the requests to stop: Ctrl-C, a termination, a terminal that was closed."""
+    """A signal handler that counts the requests to stop: Ctrl-C, SIGTERM, or a closed terminal."""
 
     def __init__(self) -> None:
         self.requests = 0
 
     def __call__(self, _signal: int, _frame: FrameType | None) -> None:
-        """Note one request; a signal handler."""
+        """Count a signal."""
         self.requests += 1
 
 
 def follow(session: Session, stop: Stop) -> None:
-    """Show what the command writes from now on, until a request to stop.
+    """Print the command's output from now on, until a request to stop.
 
     Raises:
-        StartError: it ended by itself.
+        StartError: The command exited on its own.
     """
     with session.log.open("rb") as log:
         log.seek(0, os.SEEK_END)
@@ -73,7 +73,7 @@ def follow(session: Session, stop: Stop) -> None:
             sys.stdout.write(log.read().decode(errors="replace"))
             sys.stdout.flush()
             if session.has_ended():
-                raise StartError("The server ended by itself.")
+                raise StartError(f"The server exited on its own. See {session.log}.")
             time.sleep(_TICK_S)
 
 
@@ -81,36 +81,38 @@ def _prepare(config: str, env_file: str) -> tuple[Plan, dict[str, str]]:
     plan = read_config_file(config)
     if os.environ.get("RAY_ADDRESS"):
         print_status(
-            f"RAY_ADDRESS is set: going to that cluster, whose own settings apply, not {env_file}"
+            "RAY_ADDRESS is set: deploying to that cluster, with its own settings instead of "
+            f"{env_file}"
         )
         return plan, dict(os.environ)
     address = plan.address
     if not is_free(address.port, "" if address.host == "localhost" else address.host):
         raise PrepareError(
-            f"Port {address.port} is taken, or not allowed to you. Stop what listens there, or set "
-            f"another `port` under `http_options` of {config}."
+            f"Port {address.port} is in use, or you have no permission to use it. Stop the process "
+            f"that listens on it, or set another `port` under `http_options` in {config}."
         )
     try:
         settings = read_env_file(Path(env_file).read_text())
     except (OSError, ValueError) as error:
         raise PrepareError(f"{env_file}: {error}") from error
-    env, why = choose_environment(
+    env, reason = choose_environment(
         settings,
         os.environ,
         lambda env: haproxy_problem(env, binary=haproxy_binary, is_free=is_free),
     )
-    if why is not None:
-        print_status(f"Through Ray's own proxy, which is slower than HAProxy: {why}.")
+    if reason is not None:
+        print_status(f"Using Ray's default proxy, which is slower than HAProxy: {reason}.")
     return plan, proxy_settings(plan.error_format) | env
 
 
 def _serve(config: str, plan: Plan, env: Mapping[str, str], stop: Stop) -> None:
     address = plan.address
     log = Path("build") / f"serve-{address.port}.log"
-    # Without an address Ray would join a cluster that runs on this machine, which has settings of its own.
-    where = [] if env.get("RAY_ADDRESS") else ["--address", "local"]
-    command = [sys.executable, "-m", "ray.serve.scripts", "run", *where, config]
-    print_status(f"Starting {config}; what Ray says of it goes to {log}")
+    # Without an address, Ray would join a cluster that already runs on this machine, which has its
+    # own settings.
+    cluster = [] if env.get("RAY_ADDRESS") else ["--address", "local"]
+    command = [sys.executable, "-m", "ray.serve.scripts", "run", *cluster, config]
+    print_status(f"Starting {config}. Ray's output is in {log}")
     session = Session.start(command, env, log)
     try:
         if wait_until_ready(
@@ -118,10 +120,10 @@ def _serve(config: str, plan: Plan, env: Mapping[str, str], stop: Stop) -> None:
             address,
             stopping=lambda: stop.requests > 0,
             details=lambda: serve_details(session.output(), dashboard_token(env)),
-            say=Progress(print_status),
+            report=Progress(print_status),
         ):
             folder = ray_folder(env, session.process.pid)
-            text = _WELCOME.format(
+            welcome = _WELCOME.format(
                 url=address.url,
                 key=" -H 'Authorization: Bearer KEY'" if plan.needs_key else "",
                 folder=folder,
@@ -129,13 +131,13 @@ def _serve(config: str, plan: Plan, env: Mapping[str, str], stop: Stop) -> None:
                 dashboard=dashboard_url(session.output()),
                 ray=env.get("RAY_ADDRESS") or ray_address(folder),
             )
-            print_status(text)
+            print_status(welcome)
             follow(session, stop)
     finally:
-        print_status("Stopping; another Ctrl-C does it at once")
-        asked = stop.requests
-        left = session.stop(lambda: stop.requests > asked, grace_s=_GRACE_S)
-        print_status(f"Still running: {left}" if left else "Stopped")
+        print_status("Stopping. Press Ctrl-C again to stop immediately")
+        requests = stop.requests
+        survivors = session.stop(lambda: stop.requests > requests, grace_s=_GRACE_S)
+        print_status(f"Still running: {survivors}" if survivors else "Stopped")
 
 
 def _check(config: str) -> int:
@@ -144,28 +146,35 @@ def _check(config: str) -> int:
     except PrepareError as error:
         print(error, file=sys.stderr)
         return 2
-    print_status(
-        f"{config}: its `args` and `user_config`s are right; models and keys are where it says."
-    )
+    print_status(f"{config}: no errors in `args`, `user_config`, local models and API keys.")
     return 0
 
 
 def main() -> int:
-    """Run the command: 0 after a request to stop, 1 if the server failed, 2 if it could not be started."""
+    """Run the command.
+
+    Returns:
+        The exit status: 0 after a request to stop, 1 if the server failed, 2 if it could not be
+        started.
+    """
     parser = argparse.ArgumentParser(prog="python -m serve_app.cli.serve")
-    parser.add_argument("--config", default="serve_config.yaml", help="a Serve config file")
+    parser.add_argument("--config", default="serve_config.yaml", help="the Serve config file")
     parser.add_argument("--env", default="throughput.env", help="a file of environment variables")
-    parser.add_argument("--check", action="store_true", help="check the config file, start nothing")
+    parser.add_argument(
+        "--check", action="store_true", help="check the config file without starting the server"
+    )
     args = parser.parse_args()
     if args.check:
         return _check(args.config)
     stop = Stop()
-    # Handlers, because a signal that is ignored here, as in a background chunk, would be ignored in `serve run` too.
-    for request in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(request, stop)
+    # `serve run` would inherit an ignored signal, such as the SIGINT of a background job, but not a
+    # handler.
+    for signal_number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signal_number, stop)
     try:
         plan, env = _prepare(args.config, args.env)
-        # Of our own, because the default is one that all users share; short, because a socket's path has to be.
+        # By default, HAProxy's files are in a folder that all users share. The path is short because
+        # the length of a socket's path is limited.
         with tempfile.TemporaryDirectory(prefix="serve-", dir="/tmp") as folder:
             _serve(args.config, plan, haproxy_settings(folder) | env, stop)
     except (PrepareError, StartError) as error:
@@ -175,7 +184,7 @@ def main() -> int:
 
 
 def print_status(text: str) -> None:
-    """Print a line for the person at the terminal, at once."""
+    """Print a message to the terminal without buffering."""
     print(text, flush=True)
 
 

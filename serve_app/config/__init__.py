@@ -1,1 +1,1 @@
-"""The settings of a Serve config file, as pydantic models. No I/O."""
+"""The settings of a Serve config file as pydantic models. No I/O."""

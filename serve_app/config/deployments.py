@@ -1,6 +1,6 @@
-"""Ray Serve's own options of a deployment, as `args:` of the Serve config file takes them: by Ray Serve's names.
+"""Ray Serve's deployment options, as they appear under `args:` of a Serve config file.
 
-Carried and not understood: Ray Serve checks them. Knows nothing of Ray.
+This module passes most options on unchanged, and Ray Serve validates them. It does not import Ray.
 """
 
 from collections.abc import Mapping
@@ -9,22 +9,23 @@ from typing import Annotated, Any, ClassVar, Final, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 from pydantic.fields import FieldInfo
 
-# An escape hatch: a setting that works and is in no table, because nearly everyone is served by what is derived.
+# Marks an escape hatch: a working setting that the documentation leaves out, because the derived
+# value suits nearly everyone.
 undocumented: Final = Field(json_schema_extra={"undocumented": True})
 
 
 def is_undocumented(field: FieldInfo) -> bool:
-    """Return whether a setting is an escape hatch."""
+    """Return whether the documentation leaves the setting out."""
     extra = field.json_schema_extra
     return isinstance(extra, dict) and "undocumented" in extra
 
 
 class Settings(BaseModel):
-    """Base of all settings: frozen, and a key that does not exist is an error that names it.
+    """Base class of all settings: frozen, and an unknown key is an error that names the key.
 
     Attributes:
-        renamed: the new name of each setting that was renamed.
-        removed: for each setting that was removed, what to do instead.
+        renamed: Maps the former name of a setting to its current name.
+        removed: Maps a removed setting to the advice that its error message gives.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
@@ -34,39 +35,45 @@ class Settings(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _names_are_current(cls, given: Any) -> Any:
-        for name in given if isinstance(given, dict) else ():
+    def _reject_former_names(cls, value: Any) -> Any:
+        for name in value if isinstance(value, dict) else ():
             if name in cls.renamed:
                 raise ValueError(f"{name} is now called {cls.renamed[name]}")
             if name in cls.removed:
                 raise ValueError(f"{name} was removed: {cls.removed[name]}")
-        return given
+        return value
 
 
 class DeploymentOptions(Settings):
-    """Ray Serve's own options of a deployment, under their own names; what is not set keeps its default."""
+    """Ray Serve's deployment options. An option that is not set keeps Ray Serve's default."""
 
     name: Annotated[str | None, Field(pattern=r"^[A-Za-z0-9_.-]+$"), undocumented] = None
     num_replicas: Annotated[
         PositiveInt | Literal["auto"] | None,
-        Field(description="Fixed number of replicas, or `auto`."),
+        Field(description="Number of replicas, or `auto`."),
     ] = None
     autoscaling_config: Annotated[
         dict[str, Any] | None,
-        Field(description="Ray Serve's `autoscaling_config`, instead of `num_replicas`."),
+        Field(
+            description="Ray Serve's autoscaling settings. Set these or a fixed `num_replicas`, not both."
+        ),
     ] = None
     max_ongoing_requests: Annotated[
-        PositiveInt, Field(description="Most calls in one replica at once.")
+        PositiveInt, Field(description="Maximum number of concurrent calls per replica.")
     ] = 512
     max_queued_requests: Annotated[
         int,
         Field(
-            ge=-1, description="Most calls that wait for a replica; beyond it 429. -1: no limit."
+            ge=-1,
+            description=(
+                "Maximum number of calls that wait for a replica. Further requests are rejected "
+                "with 429. -1 removes the limit."
+            ),
         ),
     ] = 1024
     ray_actor_options: Annotated[
         dict[str, Any] | None,
-        Field(description="`num_cpus`, `num_gpus`, `resources`, `runtime_env` of a replica."),
+        Field(description="Each replica's `num_cpus`, `num_gpus`, `resources` and `runtime_env`."),
     ] = None
     user_config: Annotated[dict[str, Any] | None, undocumented] = None
     max_surge_percent: Annotated[
@@ -75,8 +82,9 @@ class DeploymentOptions(Settings):
             ge=0,
             le=100,
             description=(
-                "Share of the replicas that a rollout starts beside those that serve, before it stops any; what cannot "
-                "start then takes nothing down. 0 stops old ones first, for a cluster without room for more."
+                "Percentage of the replicas that a rollout starts before it stops old ones. If a "
+                "new replica cannot start, the old ones keep serving. 0 stops old replicas first, "
+                "for clusters without spare capacity."
             ),
         ),
     ] = 100
@@ -92,7 +100,7 @@ class DeploymentOptions(Settings):
     placement_group_strategy: str | None = None
 
     @model_validator(mode="after")
-    def _one_way_to_scale(self) -> Self:
+    def _check_scaling(self) -> Self:
         if (
             self.num_replicas is not None
             and self.autoscaling_config is not None
@@ -103,39 +111,47 @@ class DeploymentOptions(Settings):
 
     @property
     def scales_to_zero(self) -> bool:
-        """Whether the deployment goes down to no replica when there is nothing to do."""
+        """Whether an idle deployment scales down to zero replicas."""
         return (self.autoscaling_config or {}).get("min_replicas") == 0
 
     def given(self) -> dict[str, Any]:
-        """Return what Serve is told: the options that have a value, without those that this project handles itself."""
+        """Return the options to pass to Ray Serve, without `name` and `user_config`."""
         return self.model_dump(exclude_none=True, exclude={"name", "user_config"})
 
 
 class IngressOptions(DeploymentOptions):
-    """Options of the ingress deployment; its limits are kept by the server itself, so that a refusal is our 429."""
+    """Options of the ingress deployment.
+
+    The server enforces both request limits itself, so that a rejected request gets this server's
+    429.
+    """
 
     max_ongoing_requests: Annotated[
-        PositiveInt, Field(description="Requests that one ingress replica works on at once.")
+        PositiveInt,
+        Field(description="Maximum number of requests that one ingress replica processes at once."),
     ] = 1000
     max_queued_requests: Annotated[
         int,
         Field(
             ge=-1,
-            description="Requests beyond those that may wait in it; after that 429. -1: no limit.",
+            description=(
+                "Maximum number of further requests that wait in one ingress replica. Requests "
+                "beyond that are rejected with 429. -1 removes the limit."
+            ),
         ),
     ] = 1000
 
     @model_validator(mode="after")
-    def _has_no_user_config(self) -> Self:
+    def _reject_user_config(self) -> Self:
         if self.user_config is not None:
             raise ValueError(
-                "user_config: the ingress has no settings that change without a restart"
+                "user_config: the ingress has no settings that can change without a restart"
             )
         return self
 
     @property
     def max_requests(self) -> int | None:
-        """Most embedding requests in one ingress replica, or None for no limit."""
+        """Maximum number of embedding requests in one ingress replica, or None for no limit."""
         if self.max_queued_requests < 0:
             return None
         return self.max_ongoing_requests + self.max_queued_requests

@@ -1,6 +1,6 @@
-"""The settings of the HTTP side, under `http:`: limits, keys, origins and the shape of errors.
+"""The settings under `http:`: limits, timeouts, API keys, CORS origins and the shape of errors.
 
-Knows nothing of Ray.
+This module does not import Ray.
 """
 
 import re
@@ -20,103 +20,126 @@ from pydantic import (
 from serve_app.config.deployments import Settings, undocumented
 
 ErrorFormat = Literal["auto", "flat", "openai"]
-# Memory for request bodies in one ingress replica, unless a single body may be larger.
+# Default memory limit for request bodies in one ingress replica. A larger `max_body_bytes` raises
+# it.
 _BODY_MEMORY_BYTES = 512 * 1024**2
 
 
-def _origin(origin: str) -> str:
-    """Check that an origin is written as browsers send it: any other would match nothing, and say nothing."""
+def _check_origin(origin: str) -> str:
+    """Check that an origin is spelled as browsers send it. No other spelling would ever match."""
     if not re.fullmatch(r"\*|null|[a-z][a-z0-9+.-]*://[^/?#\sA-Z]+", origin):
         raise ValueError(
-            "an origin is SCHEME://HOST or SCHEME://HOST:PORT in small letters, with nothing after it; or *"
+            "an origin must be * or SCHEME://HOST[:PORT], in lowercase and without a path or "
+            "trailing slash"
         )
     return origin
 
 
-def _not_page(shape: object) -> object:
-    """Refuse the former name of a shape with its new one."""
-    if shape == "page":
+def _reject_former_format(error_format: object) -> object:
+    if error_format == "page":
         raise ValueError("page is now called flat")
-    return shape
+    return error_format
 
 
-def _absolute(path: str) -> str:
-    """Check that a path does not depend on where Ray starts a process."""
+def _check_absolute(path: str) -> str:
+    """Check that a path does not depend on the working directory that Ray gives to a process."""
     if not Path(path).is_absolute():
         raise ValueError(
-            "give an absolute path, as this is read where Ray starts an ingress replica"
+            "the path must be absolute, because Ray chooses the working directory of ingress "
+            "replicas"
         )
     return path
 
 
 class HttpConfig(Settings):
-    """The HTTP side: limits and the shape of errors."""
+    """The settings under `http:`."""
 
     renamed: ClassVar[Mapping[str, str]] = {"unavailable_after_s": "replica_wait_timeout_s"}
 
     error_format: Annotated[
         ErrorFormat,
-        BeforeValidator(_not_page),
+        BeforeValidator(_reject_former_format),
         Field(
-            description="Shape of errors: `auto` sends OpenAI's envelope to its SDKs and the page's to all others."
+            description=(
+                "Shape of error bodies: `openai` nests the error in OpenAI's envelope, `flat` does "
+                "not. `auto` sends the envelope to OpenAI's SDKs and the flat shape to all other "
+                "clients."
+            )
         ),
     ] = "auto"
     api_keys_file: Annotated[
-        Annotated[str, AfterValidator(_absolute)] | None,
+        Annotated[str, AfterValidator(_check_absolute)] | None,
         Field(
             description=(
-                "The absolute path of a file of API keys, a line each: `KEY` or `NAME KEY`; looked at again every "
-                "second, and needed on each machine with an ingress replica. More, or all, may be in the environment "
-                "variable `EMBEDDINGS_API_KEYS`. Without either nobody needs a key."
+                "Absolute path of a file with one API key per line, as `KEY` or `NAME KEY`. The "
+                "file must exist on each machine that runs an ingress replica, which checks it for "
+                "changes every second. The environment variable `EMBEDDINGS_API_KEYS` can hold "
+                "keys too. If neither is set, no key is required."
             )
         ),
     ] = None
     metrics_need_key: Annotated[
-        bool, Field(description="Whether `/metrics` needs a key, where there are keys.")
+        bool, Field(description="Whether `/metrics` requires a key, if keys are configured.")
     ] = False
     cors_origins: Annotated[
-        tuple[Annotated[str, AfterValidator(_origin)], ...],
+        tuple[Annotated[str, AfterValidator(_check_origin)], ...],
         Field(
-            description="Web origins whose pages may call, as `https://example.org`; `*` is all of them."
+            description="Web origins that browsers may call from, such as `https://example.org`. `*` allows all."
         ),
     ] = ()
     max_client_batch_size: Annotated[
-        PositiveInt, Field(description="Most inputs in a request; beyond it 413.")
+        PositiveInt,
+        Field(
+            description="Maximum number of inputs in a request. Larger requests are rejected with 413."
+        ),
     ] = 2048
     max_request_tokens: Annotated[
-        PositiveInt, Field(description="Most tokens in a request; beyond it 413.")
+        PositiveInt,
+        Field(
+            description="Maximum number of tokens in a request. Larger requests are rejected with 413."
+        ),
     ] = 300_000
     max_body_bytes: Annotated[
-        PositiveInt, Field(description="Most bytes in a body; beyond it 413.")
+        PositiveInt,
+        Field(
+            description="Maximum size of a request body in bytes. Larger bodies are rejected with 413."
+        ),
     ] = 16 * 1024**2
     max_held_body_bytes: Annotated[PositiveInt | None, undocumented] = None
     body_timeout_s: Annotated[
-        PositiveFloat, Field(description="Seconds a body may take to arrive; then 408.")
+        PositiveFloat,
+        Field(
+            description="Seconds that a request body may take to arrive. Slower requests fail with 408."
+        ),
     ] = 30.0
     request_timeout_s: Annotated[
         PositiveFloat,
-        Field(description="Seconds a request may take once its body is here; then 504."),
+        Field(
+            description="Seconds that a request may take after its body has arrived. Slower requests fail with 504."
+        ),
     ] = 120.0
     replica_wait_timeout_s: Annotated[
         PositiveFloat,
-        Field(description="Seconds a request waits for a model without any replica; then 503."),
+        Field(
+            description="Seconds that a request waits for a model that has no replica. Then it fails with 503."
+        ),
     ] = 30.0
     retry_after_s: Annotated[
         int,
         Field(
             ge=1,
             le=60,
-            description="`Retry-After` of a 503, and of a 429 before anything was done from which a wait follows.",
+            description="`Retry-After` sent with a 503, and with a 429 until throughput has been measured.",
         ),
     ] = 1
 
     @property
     def body_memory_bytes(self) -> int:
-        """Most bytes of request bodies in one ingress replica, of all requests that arrive or are in progress."""
+        """Maximum total size of the request bodies that one ingress replica holds, in bytes."""
         return self.max_held_body_bytes or max(_BODY_MEMORY_BYTES, self.max_body_bytes)
 
     @model_validator(mode="after")
-    def _each_body_fits(self) -> Self:
+    def _check_body_memory(self) -> Self:
         if self.body_memory_bytes < self.max_body_bytes:
-            raise ValueError("max_held_body_bytes: less than max_body_bytes")
+            raise ValueError("max_held_body_bytes must be at least max_body_bytes")
         return self

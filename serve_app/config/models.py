@@ -1,7 +1,7 @@
-"""The settings: what `args:` of the Serve config file may say, validated, frozen and documented.
+"""The settings under `args:` of a Serve config file, validated, frozen and documented.
 
-Every field has a default that is right for most people, and its description here is the one that the README's table
-shows. Knows nothing of Ray.
+The tables in the documentation are generated from the descriptions of the fields. This module does
+not import Ray.
 """
 
 import re
@@ -27,17 +27,22 @@ TokenIdsMode = Literal["cl100k", "model", "reject"]
 
 
 def format_validation_error(error: ValidationError, *, below: str = "") -> str:
-    """Return pydantic's findings in one line: each key, under the one given, and what is wrong; never the value."""
+    """Format pydantic's findings as one line, without the invalid values.
+
+    Args:
+        error: Pydantic's exception.
+        below: The key that contains the validated settings. Each key in the result starts with it.
+    """
     findings = []
     for finding in error.errors():
         key = ".".join(map(str, [*filter(None, [below]), *finding["loc"]]))
-        what = finding["msg"].removeprefix("Value error, ")
-        findings.append(f"{key}: {what}" if key else what)
+        message = finding["msg"].removeprefix("Value error, ")
+        findings.append(f"{key}: {message}" if key else message)
     return "; ".join(findings)
 
 
 class BatchSettings(Settings):
-    """What a running replica takes from `user_config`, without a restart."""
+    """Settings that a running replica accepts through `user_config`, without a restart."""
 
     renamed: ClassVar[Mapping[str, str]] = {"wedged_after_s": "hang_timeout_s"}
     removed: ClassVar[Mapping[str, str]] = {
@@ -47,15 +52,20 @@ class BatchSettings(Settings):
     max_batch_tokens: Annotated[
         PositiveInt | None,
         Field(
-            description="Token budget: most padded tokens in a forward pass. Default: 2048 on a CPU, 32768 on a GPU."
+            description=(
+                "Token budget: maximum number of padded tokens in one forward pass. Default: 2048 "
+                "on a CPU, 32768 on a GPU."
+            )
         ),
     ] = None
     max_queued_tokens: Annotated[
         PositiveInt,
         Field(
             description=(
-                "Most tokens that wait, in all ingress replicas together, for each replica of the model; beyond it "
-                "429. Ingress replicas hear of each other within seconds; until then each may take as many."
+                "Maximum number of queued tokens for each replica of the model, summed over all "
+                "ingress replicas. Requests beyond that are rejected with 429. Ingress replicas "
+                "learn of each other within seconds. Until then, each of them admits up to the "
+                "full limit."
             )
         ),
     ] = 200_000
@@ -63,80 +73,87 @@ class BatchSettings(Settings):
         PositiveFloat,
         Field(
             description=(
-                "A replica with a batch that computes longer than this ends and is replaced, so it has to be longer "
-                "than the slowest input takes; what it had is sent to another for as long as `http.request_timeout_s` "
-                "and, where there is no other yet, `http.replica_wait_timeout_s` allow."
+                "A replica whose batch runs longer than this many seconds is killed and replaced. "
+                "Set it above the time of your slowest input. Another replica retries the lost "
+                "requests, within `http.request_timeout_s` and, while there is no other replica, "
+                "`http.replica_wait_timeout_s`."
             )
         ),
     ] = 60.0
 
 
 class ModelConfig(BatchSettings):
-    """One model that is served."""
+    """The settings of one served model."""
 
     name: Annotated[
-        str, Field(min_length=1, description="What clients ask for and what responses carry.")
+        str, Field(min_length=1, description="The model's name in requests and responses.")
     ]
     source: Annotated[
         str,
         Field(
             min_length=1,
-            description="A directory, a Hub id, or `package:NAME/PATH` for a directory inside an installed package.",
+            description="A directory, a Hub ID, or `package:NAME/PATH` for a directory inside an installed package.",
         ),
     ]
-    revision: Annotated[str | None, Field(description="Branch, tag or commit of a Hub id.")] = None
+    revision: Annotated[
+        str | None, Field(description="Branch, tag or commit, if `source` is a Hub ID.")
+    ] = None
     trust_remote_code: Annotated[
-        bool, Field(description="Run code that the model's repository brings.")
+        bool, Field(description="Whether to run Python code from the model's repository.")
     ] = False
     aliases: Annotated[
-        tuple[str, ...], Field(description="Other names that clients may ask for.")
+        tuple[str, ...], Field(description="Other names that requests may use for the model.")
     ] = ()
     device: Annotated[
         str,
         Field(
             pattern=r"^(auto|cpu|cuda(:\d+)?)$",
-            description="`auto` takes a GPU where there is one.",
+            description="`cpu`, `cuda`, `cuda:N`, or `auto`, which uses a GPU if there is one.",
         ),
     ] = "auto"
     engine: Annotated[
         EngineChoice,
         Field(
             description=(
-                "What computes: `auto` takes `openvino` on a CPU where it is installed and can run the model, else "
-                "`torch`; a GPU is always torch's."
+                "Inference engine. On a CPU, `auto` uses `openvino` if it is installed and can run "
+                "the model, else `torch`. On a GPU, the engine is always `torch`."
             )
         ),
     ] = "auto"
-    # Measured with MiniLM over 1,000 texts of 3 to 256 tokens against torch in float32, as the least cosine: OpenVINO
-    # 0.99995 in bfloat16 and 0.999997 in float16, torch 0.9998 in bfloat16.
+    # The lowest cosine similarity to torch in float32, measured with MiniLM over 1,000 texts of 3
+    # to 256 tokens: OpenVINO 0.99995 in bfloat16 and 0.999997 in float16, torch 0.9998 in bfloat16.
     dtype: Annotated[
         Dtype,
         Field(
             description=(
-                "Type of the arithmetic. In `bfloat16` the least cosine to float32 over 1,000 texts is 0.9999 with "
-                "OpenVINO and MiniLM, 0.9998 with torch. Without units for it in the processor OpenVINO stays with "
-                "float32."
+                "Data type of the computation. With `bfloat16` and MiniLM, the lowest cosine "
+                "similarity to float32 over 1,000 texts is 0.9999 for OpenVINO and 0.9998 for "
+                "torch. OpenVINO stays with float32 on a processor that does not support the type."
             )
         ),
     ] = "float32"
-    # `auto` packs inputs without padding on a GPU in half precision, if the model gives the same vectors like that.
+    # `auto` packs inputs without padding on a GPU in half precision, if the model's vectors stay
+    # the same.
     padding: Annotated[PaddingChoice, undocumented] = "auto"
-    # CPU threads of the model; None for the replica's `num_cpus` if that is 1 or more, else for all cores.
+    # CPU threads of the model. None means the replica's `num_cpus` if that is 1 or more, else all
+    # cores.
     threads: Annotated[PositiveInt | None, undocumented] = None
     prompts: Annotated[
         dict[str, str],
-        Field(description="Prompts by name, added to those that the model's files bring."),
+        Field(description="Named prompts, in addition to those in the model's files."),
     ] = {}  # noqa: RUF012  # pydantic copies it
     max_input_tokens: Annotated[
-        PositiveInt | None, Field(description="Lowers the most tokens that an input may have.")
+        PositiveInt | None,
+        Field(description="Maximum number of tokens in an input, if below the model's own limit."),
     ] = None
     interactive_tokens: Annotated[
         int,
         Field(
             ge=0,
             description=(
-                "Requests of more tokens are bulk, which others overtake before the model and which is refused at "
-                "three quarters of `max_queued_tokens`; the header `x-priority: interactive` or `bulk` decides instead."
+                "Requests above this many tokens are bulk: interactive requests go first, and bulk "
+                "requests are rejected when the queue is three quarters full. The header "
+                "`x-priority: interactive` or `bulk` overrides this."
             ),
         ),
     ] = 512
@@ -145,30 +162,34 @@ class ModelConfig(BatchSettings):
         Field(
             gt=0,
             le=1,
-            description="With an `autoscaling_config`: how much of their time replicas should be busy.",
+            description="With an `autoscaling_config`: target share of time that each replica is busy.",
         ),
     ] = 0.7
-    # With an `autoscaling_config`: replicas are added until what waits is finished within these seconds.
+    # With an `autoscaling_config`: scale up until the queued work can be finished within these
+    # seconds.
     target_wait_s: Annotated[PositiveFloat, undocumented] = 10.0
-    # Bulk's least share of the tokens while interactive requests wait too.
+    # Minimum share of the tokens for bulk requests while interactive requests wait too.
     bulk_share: Annotated[float, Field(ge=0, lt=1), undocumented] = 0.25
-    truncate: Annotated[bool, Field(description="What an absent `truncate` means.")] = False
+    truncate: Annotated[
+        bool, Field(description="Default of `truncate` for requests that do not set it.")
+    ] = False
     token_ids: Annotated[
         TokenIdsMode,
         Field(
             description=(
-                "Integer inputs: `cl100k` reads them as OpenAI's encoding of a text, as its clients send them, `model` "
-                "as the model's own ids, `reject` is 400."
+                "Meaning of integer inputs: `cl100k` decodes them as OpenAI's `cl100k_base`, as "
+                "OpenAI clients send them, `model` reads them as the model's own token IDs, "
+                "`reject` answers 400."
             )
         ),
     ] = "cl100k"
     deployment: Annotated[
-        DeploymentOptions, Field(description="Ray Serve's options of this model's deployment.")
+        DeploymentOptions, Field(description="Ray Serve's options for the model's deployment.")
     ] = DeploymentOptions()
 
     @model_validator(mode="after")
-    def _user_config_is_valid(self) -> Self:
-        try:  # not only when a replica has started
+    def _check_user_config(self) -> Self:
+        try:  # fail here, not after a replica has started
             BatchSettings.model_validate(self.deployment.user_config or {})
         except ValidationError as error:
             raise ValueError(
@@ -177,47 +198,50 @@ class ModelConfig(BatchSettings):
         return self
 
     @model_validator(mode="after")
-    def _scales_by_work(self) -> Self:
+    def _check_autoscaling(self) -> Self:
         scaling = self.deployment.autoscaling_config or {}
         if "target_ongoing_requests" in scaling and "policy" not in scaling:
             raise ValueError(
-                "deployment.autoscaling_config.target_ongoing_requests: a model scales by its work and not by "
-                "requests; set the model's target_utilization, or a policy of your own"
+                "deployment.autoscaling_config.target_ongoing_requests: models scale by their "
+                "workload, not by the number of requests; set the model's target_utilization, or a "
+                "policy of your own"
             )
         return self
 
     @property
     def deployment_name(self) -> str:
-        """The deployment's name in Ray Serve: the one set, else the model's with `/` and the like replaced."""
+        """The deployment's name in Ray Serve. By default, the model's name with `/` as `--`."""
         return self.deployment.name or re.sub(r"[^A-Za-z0-9_.-]+", "--", self.name)
 
     @property
     def batch_settings(self) -> dict[str, Any]:
-        """The part that a running replica takes without a restart, as `user_config`."""
+        """The initial `user_config`: the settings that can change without a restart."""
         return {name: getattr(self, name) for name in BatchSettings.model_fields} | (
             self.deployment.user_config or {}
         )
 
 
-def _some(models: tuple[ModelConfig, ...]) -> tuple[ModelConfig, ...]:
+def _check_not_empty(models: tuple[ModelConfig, ...]) -> tuple[ModelConfig, ...]:
     if not models:
-        raise ValueError("name at least one model")
+        raise ValueError("at least one model is required")
     return models
 
 
 class ServerConfig(Settings):
-    """Everything under `args:` of the application."""
+    """All settings under `args:` of the application."""
 
     models: Annotated[
         tuple[ModelConfig, ...],
-        AfterValidator(_some),  # a length of pydantic's is missed too where a model has a mistake
-        Field(description="The first is the default model."),
+        AfterValidator(
+            _check_not_empty
+        ),  # pydantic's min_length also fails if one model is invalid
+        Field(description="The served models. The first is the default model."),
     ]
     http: HttpConfig = HttpConfig()
     ingress: IngressOptions = IngressOptions()
 
     @model_validator(mode="after")
-    def _names_are_unique(self) -> Self:
+    def _check_names(self) -> Self:
         _check_unique(
             "models", "name or alias", (n for m in self.models for n in {m.name, *m.aliases})
         )
@@ -234,9 +258,9 @@ class ServerConfig(Settings):
         return self.ingress.name or "ingress"
 
 
-def _check_unique(key: str, what: str, names: Iterable[str]) -> None:
+def _check_unique(key: str, kind: str, names: Iterable[str]) -> None:
     seen: set[str] = set()
     for name in names:
         if name in seen:
-            raise ValueError(f"{key}: the {what} {name!r} is used twice")
+            raise ValueError(f"{key}: the {kind} {name!r} is used twice")
         seen.add(name)

@@ -1,1 +1,1 @@
-"""The Ray Serve deployments: the ingress, a model's replica, and what only a replica or its controller has."""
+"""The Ray Serve deployments: the ingress, the model replicas, and the code for replicas and autoscaling."""

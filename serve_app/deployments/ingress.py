@@ -1,6 +1,7 @@
-"""The ingress deployment: where HTTP requests and `DeploymentHandle` callers come in.
+"""The ingress deployment: the entry point for HTTP requests and `DeploymentHandle` callers.
 
-A thin shell: it holds the service, the HTTP application and a client per model. Tokenizes, and never touches torch.
+A thin shell around the service, the HTTP application and one client per model. Tokenization runs
+here; torch is never imported.
 """
 
 import uuid
@@ -26,16 +27,16 @@ from serve_app.service.registry import ServedModel
 from serve_app.tokenization.openai_token_ids import Cl100k
 from serve_app.tokenization.tokenizer import Tokenizer
 
-# Tokens of the first calls where the settings leave the budget to the device; then the replicas have told theirs.
+# Budget of the first calls if `max_batch_tokens` is not set. Afterwards the replicas' own applies.
 _CHUNK_TOKENS = 2048
 
 
 class Ingress:
-    """The service, for callers over HTTP and from Python.
+    """Serves embeddings over HTTP and through Ray Serve handles.
 
     Args:
         config: all settings.
-        handles: the deployment of each embedding model, by model name.
+        handles: the deployment handle of each embedding model, by model name.
     """
 
     def __init__(self, config: ServerConfig, handles: Mapping[str, Any]) -> None:
@@ -72,14 +73,14 @@ class Ingress:
         )
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
-        """Return the HTTP application; Ray Serve calls this after the constructor."""
+        """Return the HTTP application. Ray Serve calls this after the constructor."""
         return build_asgi_app(
             self._service,
             settings=self._config.http,
             keys=self._keys,
             log=self._log,
             scrape=self._scrape,
-            adds_request_id=False,  # Ray Serve adds the header to every response, and would double ours
+            adds_request_id=False,  # Ray Serve adds the header to every response
         )
 
     async def embed(  # noqa: PLR0913  # a request's fields
@@ -95,24 +96,26 @@ class Ingress:
         truncate_direction: Literal["right", "left"] = "right",
         priority: Priority | None = None,
     ) -> EmbedResponse:
-        """Embed from Python: `await handle.embed.remote(["a text"])`, with the checks and limits of HTTP.
+        """Embed inputs for a Python caller: `await handle.embed.remote(["a text"])`.
+
+        The same checks and limits apply as over HTTP.
 
         Args:
-            input: one or many texts, or token ids; a flat list of integers is one input.
-            model: a served name or alias; None is the first model.
-            prompt_name: a prompt of the model, put before each input.
-            input_type: what the inputs are, which picks the model's prompt for it.
-            dimensions: how many components to keep; None keeps all.
-            normalize: whether vectors get unit length.
-            truncate: whether inputs that are too long are cut; None takes the model's setting.
-            truncate_direction: the side that is cut.
-            priority: the lane before the model; None goes by how many tokens there are.
+            input: one or more texts, or token ids; a flat list of integers is one input.
+            model: a served name or alias; None for the first model.
+            prompt_name: the name of one of the model's prompts, which is prepended to each input.
+            input_type: the kind of input; selects the model's prompt for it.
+            dimensions: the number of leading components to keep; None for all.
+            normalize: whether to scale the vectors to unit length.
+            truncate: whether to truncate inputs that are too long; None for the model's setting.
+            truncate_direction: the side from which tokens are removed.
+            priority: interactive requests go before bulk ones; None decides by the token count.
 
         Returns:
-            The vectors as one float32 array, and what they cost.
+            The vectors as one float32 array, with token counts and timings.
 
         Raises:
-            ServiceError: the same errors as over HTTP, with `status`, `code`, `param` and `message`.
+            ServiceError: the errors of the HTTP API, with `status`, `code`, `param` and `message`.
         """
         record = self._log.begin(uuid.uuid4().hex, method="CALL", route="embed")
         status = 200
@@ -128,10 +131,8 @@ class Ingress:
                     truncate=truncate,
                     truncate_direction=truncate_direction,
                 )
-                record.inputs, record.model = (
-                    len(request.items),
-                    self._service.models.resolve(model).name,
-                )
+                record.model = self._service.models.resolve(model).name
+                record.inputs = len(request.items)
                 answer = await self._service.embed(
                     request,
                     request_id=record.request_id,
@@ -147,13 +148,13 @@ class Ingress:
             self._log.end(record, status=status)
 
     async def snapshot(self) -> tuple[str, Snapshot]:
-        """Return this replica's id and what it counts, for a scrape that another ingress replica answers."""
+        """Return this replica's id and metrics, for a scrape that another replica answers."""
         return self._name, self._metrics.snapshot()
 
     async def _scrape(self) -> bytes:
         answers = await ask_all(self._peers, "snapshot", timeout_s=3)
         ingresses = dict(answer for answer in answers if answer is not None)
-        # Also before the others know of this replica.
+        # The broadcast may not know this replica yet.
         ingresses[self._name] = self._metrics.snapshot()
         models = {name: await client.states() for name, client in self._clients.items()}
         return exposition(ingresses, models)

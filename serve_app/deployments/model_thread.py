@@ -1,7 +1,7 @@
-"""The one thread that owns a model: batches go in, results come out, and its health can be asked.
+"""The thread that owns a model: it runs batches one after the other, and its health can be checked.
 
-A thread and not a pool: whether it is alive and since when it has been computing must be known. Knows nothing of Ray
-or of what a batch is.
+It is a plain thread and not an executor, because the health check needs to know whether the thread
+is alive and how long the current batch has been running. Knows nothing of Ray or of batches.
 """
 
 import queue
@@ -18,24 +18,23 @@ _DEAD = "the model's thread is dead"
 
 
 class ModelThreadError(Exception):
-    """The thread is dead, or has computed one batch for too long."""
+    """The thread is dead, or has been running one batch for too long."""
 
 
 class ModelThread:
     """Runs functions one after the other on a thread of its own.
 
-    The constructor starts nothing; `start` does.
+    The constructor does not start the thread; `start` does.
     """
 
     def __init__(self) -> None:
         self._queue: queue.SimpleQueue[tuple[Future[Any], Work] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
         self._ended = False
-        self._ending = (
-            threading.Lock()
-        )  # nothing may be queued once the queue has been emptied for good
-        # Seconds of the functions that are done, and when the one that runs began. One attribute, so that another
-        # thread sees both before a change or both after it, and never a sum that falls.
+        # Guards `_ended`: nothing may be queued after the queue was emptied for the last time.
+        self._end_lock = threading.Lock()
+        # Seconds of the finished functions, and the start time of the running one. They share one
+        # attribute so that another thread sees both change at once, and the sum never decreases.
         self._busy: tuple[float, float | None] = (0.0, None)
 
     def start(self) -> None:
@@ -43,17 +42,19 @@ class ModelThread:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread after what it has been given; returns at once."""
+        """End the thread after the functions already submitted. Return at once."""
         self._queue.put(None)
 
     def submit(self, work: Callable[[], Result]) -> Future[Result]:
-        """Run a function after those before it.
+        """Queue a function.
+
+        If the thread ends before it runs the function, the future raises `ModelThreadError`.
 
         Raises:
-            ModelThreadError: the thread is dead; the future of a function that it no longer comes to raises the same.
+            ModelThreadError: the thread is dead.
         """
         future: Future[Result] = Future()
-        with self._ending:
+        with self._end_lock:
             if self._ended:
                 raise ModelThreadError(_DEAD)
             self._queue.put((future, work))
@@ -61,21 +62,24 @@ class ModelThread:
 
     @property
     def busy_seconds(self) -> float:
-        """Seconds spent computing since the start."""
+        """Seconds spent running functions, including the current one."""
         done, since = self._busy
-        return done + (time.monotonic() - since if since is not None else 0.0)
+        if since is None:
+            return done
+        return done + time.monotonic() - since
 
     def check(self, *, hang_timeout_s: float) -> None:
-        """Return if all is well.
+        """Check that the thread is alive and not stuck.
 
         Raises:
-            ModelThreadError: the thread is dead, or its function has been running for longer than that.
+            ModelThreadError: the thread is dead, or has been running one function for more than
+                `hang_timeout_s`.
         """
         if self._ended or not self._thread.is_alive():
             raise ModelThreadError(_DEAD)
         _, since = self._busy
         if since is not None and time.monotonic() - since > hang_timeout_s:
-            raise ModelThreadError(f"a batch has been computing for more than {hang_timeout_s:g} s")
+            raise ModelThreadError(f"a batch has been running for more than {hang_timeout_s:g} s")
 
     def _run(self) -> None:
         try:
@@ -87,7 +91,7 @@ class ModelThread:
             self._end()
 
     def _compute(self, future: Future[Any], work: Work) -> bool:
-        """Run one function; return whether the thread lives on, which SystemExit and the like do not allow."""
+        """Run one function. Return whether the thread goes on; SystemExit, for example, ends it."""
         done, started = self._busy[0], time.monotonic()
         self._busy = (done, started)
         try:
@@ -100,7 +104,7 @@ class ModelThread:
         return True
 
     def _end(self) -> None:
-        with self._ending:
+        with self._end_lock:
             self._ended = True
         while not self._queue.empty():
             item = self._queue.get()

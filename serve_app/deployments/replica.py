@@ -1,7 +1,7 @@
-"""A model's deployment: one replica holds one model, and batches what comes.
+"""The deployment of one model: each replica holds the model and batches incoming calls.
 
-A thin shell: the gate says who may go, `@serve.batch` puts those into one batch, the model's thread encodes it. Knows
-nothing of HTTP, text or metrics.
+A thin shell: the gate admits calls, `@serve.batch` combines them into one batch, and the model's
+thread encodes the batch. Knows nothing of HTTP, text or metrics.
 """
 
 import asyncio
@@ -33,18 +33,18 @@ from serve_app.messages import EmbedChunk, EmbedResult, Failure, ReplicaRejected
 
 logger = logging.getLogger("ray.serve.embeddings")
 
-# What a replica that ends has left to say it says within this.
-_LAST_WORDS_S = 0.2
+# Time for a failed replica to send its last replies before its process exits.
+_EXIT_DELAY_S = 0.2
 
 
 class EmbeddingReplica:
     """One loaded model behind a gate.
 
     Args:
-        model: its settings.
+        model: the model's settings.
 
     Raises:
-        ModelLoadError: the model cannot be loaded; the replica does not start.
+        ModelLoadError: the model cannot be loaded.
     """
 
     def __init__(self, model: ModelConfig) -> None:
@@ -52,12 +52,13 @@ class EmbeddingReplica:
         self._settings: BatchSettings = model
         self._thread = ModelThread()
         self._thread.start()
-        # Loaded by the thread that will compute: OpenMP and CUDA keep state for each thread.
+        # The thread that computes also loads the model: OpenMP and CUDA keep state per thread.
         self._encoder: Encoder = self._thread.submit(self._load).result()
         self._gate = Gate(budget=self._budget)
         self._is_ending = False
         self._has_retry = False
-        self._load_report = LoadReport(self._thread.busy_seconds)  # loading is no work
+        # Loading does not count as busy time.
+        self._load_report = LoadReport(self._thread.busy_seconds)
         self._name = serve.get_replica_context().replica_id.unique_id
 
     def _load(self) -> Encoder:
@@ -79,37 +80,44 @@ class EmbeddingReplica:
         return self._settings.max_batch_tokens or default_batch_tokens(self._encoder.device)
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Take new batch settings from Ray Serve's `user_config`, without a restart.
+        """Apply new batch settings from Ray Serve's `user_config`, without a restart.
 
-        Settings that are wrong are logged and not taken: an exception would have Ray Serve replace a replica that is
-        well by one that cannot start.
+        Invalid settings are logged and ignored. If this method raised, Ray Serve would replace a
+        healthy replica with one that cannot start.
         """
         own = self._model.model_dump(include=set(BatchSettings.model_fields))
         try:
             self._settings = BatchSettings.model_validate(own | user_config)
         except ValidationError as error:
-            logger.error("user_config is not taken: %s", format_validation_error(error))  # noqa: TRY400  # no traceback
+            reason = format_validation_error(error)
+            logger.error("invalid user_config ignored: %s", reason)  # noqa: TRY400  # no traceback
             return
         self._gate.budget = self._budget
         self._gate.open()
-        # Two batches exist at once, and Ray Serve warns if they could hold more calls than it lets in.
+        # There are two batches at once. Ray Serve warns if together they could hold more calls than
+        # `max_ongoing_requests`.
         self._encode.set_max_batch_size(max(self._model.deployment.max_ongoing_requests // 2, 1))
         logger.info("batch settings: %s", self._settings.model_dump())
 
     async def embed(self, chunks: Sequence[EmbedChunk]) -> Sequence[EmbedResult] | ReplicaRejected:
-        """Encode the chunks of one call, when it is its turn.
+        """Encode the chunks of one call once the gate admits it.
+
+        The replica rejects the call if it is about to exit, or if the call is a retry and another
+        retry is inside: if the process then died, either could be the cause.
 
         Raises:
-            UnavailableError: the model is broken for good; this replica ends.
+            UnavailableError: the model is permanently broken; this replica exits.
         """
         is_retry = any(chunk.is_retry for chunk in chunks)
         if self._is_ending or (is_retry and self._has_retry):
             return ReplicaRejected()
-        self._has_retry |= is_retry
+        if not is_retry:
+            return await self._embed(chunks)
+        self._has_retry = True
         try:
             return await self._embed(chunks)
         finally:
-            self._has_retry &= not is_retry
+            self._has_retry = False
 
     async def _embed(self, chunks: Sequence[EmbedChunk]) -> Sequence[EmbedResult]:
         try:
@@ -122,7 +130,7 @@ class EmbeddingReplica:
                 "The model's replica is being replaced.", "model_unavailable"
             ) from None
 
-    # Two batches at once: one that computes and one that is ready, in the queue of the model's thread.
+    # Two batches at once: one is computed and one is ready in the queue of the model's thread.
     @serve.batch(  # type: ignore[untyped-decorator]
         max_batch_size=256, batch_wait_timeout_s=0.0, max_concurrent_batches=2
     )
@@ -145,16 +153,16 @@ class EmbeddingReplica:
         results = iter(_results(chunks, encoded, seconds))
         return [[next(results) for _ in call] for call in calls]
 
-    # Async, as Ray Serve runs other methods in threads.
+    # Async, because Ray Serve runs synchronous methods in threads.
     async def state(self, caller: str, waiting_tokens: int) -> ReplicaState | None:
-        """Tell what only this replica knows, or None when it cannot embed; for scrapes and `/ready`.
+        """Return this replica's state, or None if it cannot embed, and record the caller's backlog.
 
         Args:
-            caller: which ingress replica asks.
-            waiting_tokens: what it has accepted that is not answered yet.
+            caller: the name of the calling ingress replica.
+            waiting_tokens: the tokens pending in that ingress replica.
         """
         self._load_report.record_backlog(caller, waiting_tokens)
-        if self._why_it_cannot_embed():
+        if self._find_failure():
             return None
         return ReplicaState(
             replica=self._name,
@@ -168,56 +176,60 @@ class EmbeddingReplica:
         )
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """Tell Ray Serve what `WorkPolicy` goes by; called by its timer."""
+        """Return the input of `WorkPolicy`. Ray Serve calls this periodically."""
         return self._load_report.report(self._thread.busy_seconds)
 
     async def check_health(self) -> None:
-        """Return while the model can compute; this process ends where it never will again.
+        """Check that the model can compute, and end this process if it cannot.
 
         Raises:
-            ModelThreadError: the model's thread is dead or wedged, or its device is broken.
+            ModelThreadError: the model's thread is dead or hangs, or its device is broken.
         """
-        if why := self._why_it_cannot_embed():
-            self._end(why)
-            raise ModelThreadError(why)
+        if reason := self._find_failure():
+            self._end(reason)
+            raise ModelThreadError(reason)
 
-    def _why_it_cannot_embed(self) -> str:
+    def _find_failure(self) -> str:
+        """Return the reason why this replica cannot embed; empty if it can."""
         if self._is_ending:
-            return "this replica is ending"
+            return "this replica is shutting down"
         try:
             self._thread.check(hang_timeout_s=self._settings.hang_timeout_s)
         except ModelThreadError as error:
             return str(error)
         return ""
 
-    def _end(self, why: str, request_id: str = "") -> None:
-        """End this process soon; Ray Serve replaces it at once, and not only after some failed checks."""
+    def _end(self, reason: str, request_id: str = "") -> None:
+        """End this process soon.
+
+        Ray Serve replaces a dead process at once, but an unhealthy one only after several failed
+        checks.
+        """
         if self._is_ending:
             return
         self._is_ending = True
         fields = {"request_id": request_id} if request_id else {}
-        logger.error(
-            "the model cannot compute any more, so its process ends: %s", why, extra=fields
-        )
-        asyncio.get_running_loop().call_later(_LAST_WORDS_S, _exit)
+        logger.error("the model is broken, this replica exits: %s", reason, extra=fields)
+        asyncio.get_running_loop().call_later(_EXIT_DELAY_S, _exit)
 
 
 def _exit() -> None:
-    logging.shutdown()  # lines that are kept to be written together
-    os._exit(1)  # a thread that hangs cannot be ended otherwise
+    logging.shutdown()  # flushes buffered log lines
+    os._exit(1)  # the only way to end a process with a hanging thread
 
 
 def _granted_threads() -> int:
-    """Return the CPU threads of a model: Ray's grant if it is a whole core or more, else all cores.
+    """Return the number of CPU threads: Ray's grant if it is at least one core, else all cores.
 
-    A fraction says how replicas are packed onto a machine, not that a model should compute with less than one.
+    A fractional grant packs replicas onto a machine; it does not mean that a model should compute
+    on less than one core.
     """
     cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 0)
     return int(cpus) if cpus >= 1 else (os.cpu_count() or 1)
 
 
 def _results(chunks: Sequence[EmbedChunk], encoded: Encoded, seconds: float) -> list[EmbedResult]:
-    """Cut a batch's answer into its chunks'."""
+    """Split the result of a batch into the results of its chunks."""
     ends = accumulate((len(chunk.inputs) for chunk in chunks), initial=0)
     return [
         EmbedResult(

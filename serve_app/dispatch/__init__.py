@@ -1,1 +1,1 @@
-"""From the ingress to a model's replicas: chunks, the queue, calls, retries."""
+"""Sends work from the ingress to a model's replicas: chunks, queue, calls, retries."""

@@ -1,6 +1,6 @@
-"""Whether more may be accepted: the units that are pending, and the limit they count against.
+"""Admission control: pending units counted against a limit.
 
-The units of a model are tokens, those of an ingress replica are requests. Knows nothing of HTTP, models or Ray.
+A model counts tokens; an ingress replica counts requests. Knows nothing of HTTP, models or Ray.
 """
 
 import time
@@ -8,25 +8,26 @@ from collections.abc import Callable
 
 from serve_app.dispatch.drain_rate import DrainRate
 
-# Bulk may fill this share of the limit. A single bulk request of any size is accepted while no bulk is pending and no
-# more than the second share of the limit is filled.
+# Bulk may fill the first share of the limit. While no bulk is pending and at most the second share
+# is filled, one bulk request of any size is admitted: steady small traffic would otherwise keep a
+# request larger than the limit out forever.
 _BULK_SHARE, _BULK_ALONE_SHARE = 0.75, 0.5
 
 
 class Admission:
-    """Units that were accepted and are not finished.
+    """The pending units: admitted, not yet finished.
 
-    Several ingress replicas can share one limit: each admits an equal part of it, as each gets an equal part of the
-    work done.
+    Several ingress replicas can share one limit. Each admits an equal part of it, because each gets
+    an equal part of the model's throughput.
 
     Args:
-        limit: most pending units; None for no limit. May change at any time.
-        unknown_s: the wait while no rate is known, in seconds.
-        clock: the time in seconds.
+        limit: maximum number of pending units; None for no limit. May change at any time.
+        unknown_s: the wait to report until a drain rate has been measured, in seconds.
+        clock: returns the time in seconds.
 
     Attributes:
-        units: the pending units.
-        sharers: how many ingress replicas share the limit, this one included.
+        units: the number of pending units.
+        sharers: the number of ingress replicas that share the limit, including this one.
     """
 
     def __init__(
@@ -41,7 +42,8 @@ class Admission:
     def has_room(self, units: int, *, is_bulk: bool = False) -> bool:
         """Return whether `units` more fit. An empty queue takes any amount, unless the limit is 0.
 
-        Pending bulk takes no room from interactive units, which go first; interactive units take room from bulk.
+        Pending bulk takes no room from interactive units, which go first. Interactive units do take
+        room from bulk.
         """
         if self.limit is None:
             return True
@@ -57,13 +59,13 @@ class Admission:
 
     @property
     def remaining(self) -> int:
-        """How many interactive units fit; 0 without a limit."""
+        """The number of interactive units that still fit; 0 without a limit."""
         if self.limit is None:
             return 0
         return max(self.limit // self.sharers - self.units + self._bulk_units, 0)
 
     def add(self, units: int, *, is_bulk: bool = False) -> None:
-        """Accept units."""
+        """Count units as pending."""
         if not self.units:
             self._drain_rate.start()
         self.units += units
@@ -71,19 +73,19 @@ class Admission:
             self._bulk_units += units
 
     def finish(self, units: int, *, is_bulk: bool = False) -> None:
-        """Remove units that are finished, and count them in the drain rate."""
+        """Remove finished units and count them in the drain rate."""
         self._drain_rate.finish(units, pending=self.units)
         self.drop(units, is_bulk=is_bulk)
 
     def drop(self, units: int, *, is_bulk: bool = False) -> None:
-        """Remove units that failed, or whose client has left."""
+        """Remove units that failed or whose client disconnected."""
         self.units -= units
         if is_bulk:
             self._bulk_units -= units
 
     @property
     def wait_s(self) -> float:
-        """Seconds until all pending units are finished; one hour at most."""
+        """Seconds until all pending units are finished; at most one hour."""
         return self._drain_rate.wait_s(self.units)
 
     @property

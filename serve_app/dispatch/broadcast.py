@@ -1,7 +1,8 @@
-"""What all replicas of a deployment answer to a question: None from one that is late, nothing from one that is dead.
+"""Call a method on every replica of a deployment.
 
-Ray Serve's own way gives no answer at all where one of many replicas is late, as one is that hangs: so its results are
-awaited one by one. Knows nothing of what is asked.
+Ray Serve's own `broadcast` returns no result at all if a single replica is late, for example
+because it hangs. This module therefore awaits the replicas' results one by one. Knows nothing of
+the method that it calls.
 """
 
 import asyncio
@@ -13,34 +14,39 @@ from ray.serve.exceptions import RayServeException
 
 
 async def ask_all(handle: Any, method: str, *args: object, timeout_s: float) -> list[Any]:
-    """Return the answers of all replicas that live, in any order; None for each that does not come in time.
+    """Return the answers of all live replicas, in any order; None for a replica that is late.
 
-    There are none where it is not known in time which replicas there are, or where the deployment cannot be asked.
+    Return an empty list if the list of replicas does not arrive in time or the deployment cannot be
+    called.
 
     Args:
         handle: Ray Serve's `DeploymentHandle`.
-        method: of the replicas.
-        args: what it is called with.
-        timeout_s: for all of it, in seconds.
+        method: the replicas' method.
+        args: its positional arguments.
+        timeout_s: deadline for the whole broadcast, in seconds.
     """
     loop = asyncio.get_running_loop()
-    until = loop.time() + timeout_s
+    deadline = loop.time() + timeout_s
     try:
-        async with asyncio.timeout_at(until):
-            asked = handle.broadcast(method, *args)
-            results = await asked._fetch_replica_results_async()  # no public way to each of them
+        async with asyncio.timeout_at(deadline):
+            response = handle.broadcast(method, *args)
+            # Private: Ray Serve has no public access to the single results.
+            results = await response._fetch_replica_results_async()
     except (TimeoutError, RayError, RayServeException, RpcError):
         return []
     if not results:
         return []
     answers = [asyncio.ensure_future(result.get_async()) for result in results]
     try:
-        await asyncio.wait(answers, timeout=until - loop.time())
-        return [answer.result() if answer.done() else None for answer in answers if _lives(answer)]
+        await asyncio.wait(answers, timeout=deadline - loop.time())
+        live = [answer for answer in answers if not _has_failed(answer)]
+        return [answer.result() if answer.done() else None for answer in live]
     finally:
         for answer in answers:
             answer.cancel()
 
 
-def _lives(answer: asyncio.Future[Any]) -> bool:
-    return not answer.done() or not (answer.cancelled() or answer.exception())
+def _has_failed(answer: asyncio.Future[Any]) -> bool:
+    if not answer.done():
+        return False
+    return answer.cancelled() or answer.exception() is not None

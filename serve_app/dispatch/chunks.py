@@ -1,4 +1,4 @@
-"""A request as the chunks that a model gets of it, and what became of them as one answer or error again."""
+"""Split a request into chunks, and join the chunks' results into one answer or error."""
 
 import logging
 import math
@@ -16,7 +16,10 @@ logger = logging.getLogger("ray.serve.embeddings")
 
 
 def split(inputs: TokenizedInputs, *, chunk_tokens: int, request_id: str) -> list[EmbedChunk]:
-    """Cut a request into chunks of at most so many tokens, in input order."""
+    """Split a request into chunks in input order.
+
+    A chunk has at most `chunk_tokens` tokens, unless a single input is longer.
+    """
     runs = split_by_budget(inputs.lengths, budget=chunk_tokens)
     if len(runs) == 1:
         return [EmbedChunk(inputs, request_id)]
@@ -36,7 +39,13 @@ def split(inputs: TokenizedInputs, *, chunk_tokens: int, request_id: str) -> lis
 
 
 def join(chunks: Sequence[EmbedChunk], answers: Sequence[Answered], started: float) -> ModelAnswer:
-    """Put the chunks' answers together again, in input order."""
+    """Join the answers of a request's chunks, in input order.
+
+    Args:
+        chunks: all chunks of the request.
+        answers: the answer of each chunk.
+        started: the time the request began to wait, from `time.perf_counter`.
+    """
     failures: list[Failure] = [
         replace(failure, index=chunk.first_input + failure.index)
         for chunk, answer in zip(chunks, answers, strict=True)
@@ -53,26 +62,27 @@ def join(chunks: Sequence[EmbedChunk], answers: Sequence[Answered], started: flo
 
 
 def poison_pill(chunk: EmbedChunk) -> InferenceError:
-    """Return the error of a chunk that two replicas had when they died, and log whose it was."""
-    first, count = chunk.first_input, len(chunk.inputs)
+    """Log a chunk that two replicas died with, and return its error."""
+    first, last = chunk.first_input, chunk.first_input + len(chunk.inputs) - 1
     logger.error(
-        "the model's process died twice while it had this request's inputs %d to %d",
+        "the model's process died twice while processing inputs %d to %d",
         first,
-        first + count - 1,
+        last,
         extra={"request_id": chunk.request_id},
     )
-    if count == 1:
-        item = f"input[{first}]"
-        message = f"The model's process died twice while it had {item}."
-        return InferenceError(message, "inference_failed", item)
-    message = (
-        f"The model's process died twice while it had the inputs {first} to {first + count - 1}."
-    )
+    if first == last:
+        param = f"input[{first}]"
+        message = f"The model's process died twice while processing {param}."
+        return InferenceError(message, "inference_failed", param)
+    message = f"The model's process died twice while processing inputs {first} to {last}."
     return InferenceError(message, "inference_failed", "input")
 
 
 def _inference_seconds(answers: Sequence[Answered]) -> float:
-    """Return how long some batch of the request was being computed; chunks may share a batch, or a moment."""
+    """Return the seconds in which at least one batch of the request was computed.
+
+    Chunks can share a batch, and batches can overlap; each moment counts once.
+    """
     seconds, counted_until = 0.0, -math.inf
     for end, length in sorted((answer.at, answer.result.inference_s) for answer in answers):
         seconds += min(length, end - counted_until)

@@ -1,8 +1,9 @@
-"""A model's deployment as the ingress sees it: split, call, retry, and Ray's errors turned into ours.
+"""The ingress's client of one model: admit, split, call, retry, and translate Ray's errors.
 
-What waits here is bounded in tokens. A request is cut into chunks of at most half a token budget, so that a call is a
-unit of work to Ray Serve, and leaves room in its batch for others. Of one request only as many chunks wait at once as
-calls may be under way, so that others that come later find their place between its chunks. Knows nothing of HTTP or JSON.
+Pending work is bounded in tokens. A request is split into chunks of at most half a token budget, so
+that each call leaves room for other requests. A request has at most as many chunks in the queue as
+there may be calls in flight, so that later requests are scheduled between its chunks. Knows nothing
+of HTTP or JSON.
 """
 
 import asyncio
@@ -31,40 +32,44 @@ from serve_app.messages import (
 )
 from serve_app.observability.metrics import Metrics, Reason
 
-# Embedding is idempotent, so a chunk whose replica died may be sent again. A replica has one such chunk at a time, so one
-# that is there at two deaths is their cause.
+# Embedding is idempotent, so a chunk whose replica died can be sent again. A replica holds one
+# retry at a time, so a chunk that was present at two deaths caused them.
 _MAX_ATTEMPTS = 2
-# Calls to one replica that are under way at once: one computes and one is ready, so that the model need not wait.
+# Calls in flight to each replica: one is computed and one is ready, so that the model never waits.
 _CALLS_PER_REPLICA = 2
-# The next chunk of a request counts as come so many times the last one's computing after that one. Alone and with two
-# calls to a replica it is two; so a large request is due half of the model, and others find a place between its chunks.
+# Distance of the virtual start times of a request's successive chunks, in multiples of the earlier
+# chunk's inference time. A request that has the model to itself advances at 2, with two calls per
+# replica. At 4 a large request therefore claims half of the model, and chunks of other requests are
+# scheduled between its own.
 _CHUNK_PACE = 4.0
 
 
 class Response(Protocol):
-    """What Ray Serve's handle returns at once for a call: something to await or to cancel."""
+    """The part of Ray Serve's `DeploymentResponse` that is used here."""
 
     def __await__(self) -> Any:
-        """Wait for the answer."""
+        """Wait for the result."""
 
     def cancel(self) -> None:
-        """Give the call up, in the replica as well."""
+        """Cancel the call, in the replica as well."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClientSettings:
-    """What a client is told of its model.
+    """Settings of one model's client.
 
     Attributes:
         model: the served name.
-        chunk_tokens: most tokens in a call, until a replica has told its own budget; a longer input goes alone.
-        max_queued_tokens: most tokens accepted and not answered, until replicas have told theirs; one request always
-            fits.
-        replica_wait_timeout_s: seconds that a call may wait while there is no replica at all, or none that takes it.
-        retry_after_s: what a refused client is told to wait while nothing better is known.
-        retry_pause_s: most seconds before a chunk goes out again.
-        bulk_share: least share of the work that is bulk's while others wait, too.
-        scales_to_zero: whether there is no replica while nothing is to do.
+        chunk_tokens: maximum tokens in a call until a replica has reported its budget; a longer
+            input goes alone.
+        max_queued_tokens: maximum pending tokens until the replicas have reported their limits. One
+            request always fits.
+        replica_wait_timeout_s: seconds a call may wait while no replica is ready, or while all
+            replicas reject it.
+        retry_after_s: `Retry-After` in seconds until throughput has been measured.
+        bulk_share: bulk's minimum share of the tokens while both priority classes wait.
+        retry_pause_s: maximum seconds before a chunk is sent again.
+        scales_to_zero: whether the model may have no replica while it is idle.
     """
 
     model: str
@@ -83,7 +88,7 @@ class ModelClient:
     Args:
         handle: Ray Serve's `DeploymentHandle` of the model's deployment.
         settings: see `ClientSettings`.
-        metrics: where chunks are counted.
+        metrics: counts chunks and refusals.
     """
 
     def __init__(self, handle: Any, settings: ClientSettings, *, metrics: Metrics) -> None:
@@ -116,13 +121,14 @@ class ModelClient:
         """Return the vectors of all inputs.
 
         Args:
-            inputs: what is embedded.
-            request_id: the request's, for logs.
-            is_bulk: whether others may overtake it; it is also refused before them.
+            inputs: the tokenized inputs of one request.
+            request_id: the request's id, for logs.
+            is_bulk: whether interactive requests go first. Under overload bulk is refused first.
 
         Raises:
-            OverloadedError: there is no room, here or in Ray Serve's queue of calls.
-            UnavailableError: no replica answers.
+            OverloadedError: the token limit is reached, or Ray Serve's queue of calls is full.
+            UnavailableError: no replica is ready, or all replicas rejected the call.
+            InferenceError: two replicas died with the same chunk.
         """
         if not self.admission.has_room(inputs.tokens, is_bulk=is_bulk):
             raise self._overloaded("pending_tokens")
@@ -136,31 +142,34 @@ class ModelClient:
             await self._run(chunks, answers, is_bulk=is_bulk)
             return join(chunks, [answers[number] for number in range(len(chunks))], started)
         finally:
-            left = [chunk.inputs.tokens for n, chunk in enumerate(chunks) if n not in answers]
-            self.admission.drop(sum(left), is_bulk=is_bulk)
+            unanswered = [chunk.inputs.tokens for n, chunk in enumerate(chunks) if n not in answers]
+            self.admission.drop(sum(unanswered), is_bulk=is_bulk)
             self._metrics.pending_changed(model=self._settings.model, tokens=self.admission.units)
 
     async def states(self) -> list[ReplicaState]:
-        """Return the state of every replica that can embed now."""
+        """Return the state of every replica that is ready to embed."""
         return _present(await self._monitor.ask())
 
     async def is_ready(self) -> bool:
-        """Return whether a replica can embed now, or would be started by the first request."""
+        """Return whether a replica is ready, or the first request would start one."""
         return self._settings.scales_to_zero or bool(await self.states())
 
     async def _run(
         self, chunks: Sequence[EmbedChunk], answers: dict[int, Answered], *, is_bulk: bool
     ) -> None:
-        """Run chunks, a few at once, and put down their answers by number; the first that fails ends the others."""
+        """Send chunks, at most `max_in_flight` at once, and store their answers by number.
+
+        The first failure cancels the other chunks.
+        """
         now = time.perf_counter()
         if len(chunks) == 1:
             answers[0] = await self._send(chunks[0], is_bulk=is_bulk, virtual_start=now)
             return
-        to_do = iter(enumerate(chunks))
+        remaining = iter(enumerate(chunks))
 
-        async def work() -> None:
+        async def send_remaining() -> None:
             virtual_start = now
-            for number, chunk in to_do:
+            for number, chunk in remaining:
                 answer = answers[number] = await self._send(
                     chunk, is_bulk=is_bulk, virtual_start=virtual_start
                 )
@@ -168,7 +177,7 @@ class ModelClient:
                     virtual_start + _CHUNK_PACE * answer.result.inference_s, time.perf_counter()
                 )
 
-        tasks = [asyncio.create_task(work()) for _ in range(self._queue.max_in_flight)]
+        tasks = [asyncio.create_task(send_remaining()) for _ in range(self._queue.max_in_flight)]
         try:
             await asyncio.gather(*tasks)
         finally:
@@ -181,7 +190,7 @@ class ModelClient:
         except ReplicaDiedError:
             raise poison_pill(chunk) from None
         except ReplicaRejectedError:
-            raise self._unavailable("those that are there do not take it") from None
+            raise self._unavailable("its replicas reject the call") from None
         self.admission.finish(chunk.inputs.tokens, is_bulk=is_bulk)
         self._metrics.chunk_finished(
             model=self._settings.model,
@@ -192,19 +201,19 @@ class ModelClient:
         return answered
 
     async def _call(self, chunks: Sequence[EmbedChunk]) -> Sequence[EmbedResult]:
-        """Make one call, and virtual_start what Ray raises into ours."""
+        """Make one call, and translate Ray's errors into ours."""
         try:
             results = await _answer(self._handle.embed.remote(chunks))
         except UnavailableError:
             raise ReplicaDiedError from None
         except RayTaskError:
-            raise  # what the replica's own code did not expect
-        except (RayError, RpcError):  # RpcError: with gRPC between replicas
+            raise  # an unexpected error in the replica's own code
+        except (RayError, RpcError):  # RpcError: Ray Serve uses gRPC between replicas
             raise ReplicaDiedError from None
         except BackPressureError:
             raise self._overloaded("serve_queue") from None
         except DeploymentUnavailableError:
-            raise self._unavailable("it failed to start") from None
+            raise self._unavailable("its deployment failed to start") from None
         if isinstance(results, ReplicaRejected):
             raise ReplicaRejectedError
         return results
@@ -213,32 +222,35 @@ class ModelClient:
         self._metrics.chunk_retried(model=self._settings.model)
 
     async def _pause(self) -> None:
-        """Wait a moment, so that not all callers of a dead replica come back at once."""
+        """Sleep for a random time, so that a dead replica's callers do not all retry at once."""
         await asyncio.sleep(self._settings.retry_pause_s * random.uniform(0.2, 1))  # noqa: S311  # no secret
 
     def _adapt(self, answers: Sequence[ReplicaState | None], absent_s: float) -> None:
-        """Follow how many replicas there are and what they take, and fail what waits for none."""
-        # Of those that hang, too: calls that hang with them take nobody else's place.
+        """Adapt the limits to the replicas' states; fail old chunks if no replica is ready."""
+        # Replicas that hang count too, so that the calls stuck in them take no slot from others.
         self._queue.max_in_flight = _CALLS_PER_REPLICA * max(len(answers), 1)
-        patience_s = self._settings.replica_wait_timeout_s
+        timeout_s = self._settings.replica_wait_timeout_s
         if states := _present(answers):
-            # Settings may have been changed there, and the budget may be the device's.
+            # The replicas know best: `user_config` changes their settings while they run, and the
+            # default budget depends on their device.
             self._queue.budget = min(state.max_batch_tokens for state in states)
             self.admission.limit = sum(state.max_queued_tokens for state in states)
-            # As the one says that was told most; another may have started just now.
+            # The highest count is right: a replica that has just started knows of fewer peers.
             others = max(state.others_waiting for state in states)
-            # Where nothing waits this is the last look, and what it says would count for ever.
+            # Without pending tokens this is the last poll, and its count would never be updated.
             self.admission.sharers = 1 + others if self.admission.units else 1
-        elif absent_s >= patience_s:  # calls wait for ever where there is no replica
-            self._queue.fail_waiting(self._unavailable("none is there"), after_s=patience_s)
+        elif absent_s >= timeout_s:  # Ray Serve lets a call wait forever if there is no replica
+            self._queue.fail_waiting(self._unavailable("no replica is ready"), after_s=timeout_s)
 
     def _overloaded(self, reason: Reason) -> OverloadedError:
         self._metrics.overloaded(reason=reason)
-        message = f"{self._settings.model} has more work than it can queue. Try again."
+        message = (
+            f"The queue of {self._settings.model} is full. Retry after the time in Retry-After."
+        )
         return OverloadedError(message, "overloaded", retry_after_s=self.admission.retry_after_s)
 
-    def _unavailable(self, why: str) -> UnavailableError:
-        message = f"{self._settings.model} has no replica that answers: {why}."
+    def _unavailable(self, reason: str) -> UnavailableError:
+        message = f"{self._settings.model} is unavailable: {reason}."
         return UnavailableError(
             message, "model_unavailable", retry_after_s=self._settings.retry_after_s
         )
@@ -249,12 +261,12 @@ def _present(answers: Sequence[ReplicaState | None]) -> list[ReplicaState]:
 
 
 async def _answer(response: Response) -> Sequence[EmbedResult] | ReplicaRejected:
-    """Wait for a call; whoever stops waiting ends it.
+    """Wait for a call, and cancel it if the caller is cancelled.
 
     Raises:
-        ReplicaRejectedError: it was ended by Ray Serve.
+        ReplicaRejectedError: Ray Serve cancelled the call.
     """
-    waiting = asyncio.ensure_future(_awaited(response))
+    waiting = asyncio.ensure_future(_result(response))
     waiting.add_done_callback(_retrieve)
     try:
         await asyncio.wait([waiting])
@@ -268,11 +280,11 @@ async def _answer(response: Response) -> Sequence[EmbedResult] | ReplicaRejected
 
 
 def _retrieve(waiting: asyncio.Future[Any]) -> None:
-    """Look at a call's error, also when its caller has gone; asyncio would log it otherwise, message and all."""
+    """Retrieve a call's exception, else asyncio logs it with a message that can hold an input."""
     if not waiting.cancelled():
         waiting.exception()
 
 
-async def _awaited(response: Response) -> Sequence[EmbedResult] | ReplicaRejected:
+async def _result(response: Response) -> Sequence[EmbedResult] | ReplicaRejected:
     answer: Sequence[EmbedResult] | ReplicaRejected = await response
     return answer

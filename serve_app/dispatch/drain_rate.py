@@ -1,7 +1,8 @@
-"""How fast pending units are finished: the wait of what is pending, and the `Retry-After` of what is refused.
+"""The rate at which pending units finish, from which the expected wait and `Retry-After` follow.
 
-The rate is that of the last ten seconds or so of work, weighted by how much was pending: a model that has little to do
-is not slow. Knows nothing of HTTP, models or Ray.
+The rate covers roughly the last ten seconds of work. Each moment is weighted by the number of units
+pending at the time, so that a model with little to do does not look slow. Knows nothing of HTTP,
+models or Ray.
 """
 
 import math
@@ -9,51 +10,51 @@ import random
 import time
 from collections.abc import Callable
 
-# The time constant of the average, in seconds of work: older work weighs less than a third.
+# Time constant of the moving average, in seconds of work. Older work weighs less than 1/e.
 _MEMORY_S = 10.0
-# The current number of units must have been pending this long, in weighted seconds, before the rate counts as known.
+# The rate counts as known once the current number of units has been pending this long (weighted).
 _LEAST_KNOWN_S = 0.25
-# While nothing is finished the rate tends to zero and the wait to infinity.
+# Upper bound of the wait. While nothing finishes, the measured wait grows without limit.
 _LONGEST_S = 3600.0
-# `Retry-After` is within these bounds, and differs by up to a quarter from client to client so that they do not all
-# return at the same moment.
+# Bounds of `Retry-After`, and its jitter: clients must not all return at the same moment.
 _LEAST_RETRY_S, _MOST_RETRY_S, _JITTER = 1.0, 60.0, 0.25
 
 
 class DrainRate:
-    """The measured rate at which pending units are finished.
+    """The measured rate at which pending units finish.
 
     Args:
-        unknown_s: the wait while no rate is known, in seconds.
-        clock: the time in seconds.
+        unknown_s: the wait to report until a rate has been measured, in seconds.
+        clock: returns the time in seconds.
     """
 
     def __init__(self, *, unknown_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._unknown_s = unknown_s
         self._clock = clock
-        # When units were last finished, or began to be pending.
+        # The last time units finished, or began to be pending after a pause.
         self._since = 0.0
-        # Finished units and the seconds they took, both weighted by the pending units, both fading over `_MEMORY_S`.
+        # Finished units and the seconds they took. Both are weighted by the number of pending units
+        # and decay with `_MEMORY_S`.
         self._finished = 0.0
         self._seconds = 0.0
 
     def start(self) -> None:
-        """Note that units are pending from now on, and none were before."""
+        """Start measuring: units are pending from now on, and none were before."""
         self._since = self._clock()
 
     def finish(self, units: int, *, pending: int) -> None:
         """Count finished units.
 
         Args:
-            units: how many were finished.
-            pending: how many were pending until now, the finished ones included.
+            units: the number of finished units.
+            pending: the number of units that were pending until now, including the finished ones.
         """
         finished, self._seconds = self._until_now(pending)
         self._finished = finished + units * pending
         self._since = self._clock()
 
     def wait_s(self, pending: int) -> float:
-        """Return the seconds until all pending units are finished; one hour at most."""
+        """Return the seconds until all pending units are finished; at most one hour."""
         if not pending:
             return 0.0
         if self._seconds < pending * _LEAST_KNOWN_S:
@@ -68,6 +69,6 @@ class DrainRate:
         return min(max(self.wait_s(pending) * jitter, _LEAST_RETRY_S), _MOST_RETRY_S)
 
     def _until_now(self, pending: int) -> tuple[float, float]:
-        """Return the weighted sums, with the time since the last units were finished."""
+        """Return the weighted sums, extended by the time since units last finished."""
         kept = math.exp((self._since - self._clock()) / _MEMORY_S)
         return self._finished * kept, self._seconds * kept + _MEMORY_S * (1 - kept) * pending

@@ -1,21 +1,29 @@
-"""The queue of chunks before the calls to a model's replicas.
+"""The queue of chunks in front of a model's replicas.
 
-Theory of operation. A request comes as chunks of at most half a token budget. Each chunk is waiting, in flight or done:
+Theory of operation. Each chunk is waiting, in flight or done:
 
-- *Waiting* chunks are in one of two priority classes, each in the order of virtual start times. For most chunks that is
-  the time of arrival; the later chunks of a large request have a later one, so that others find a place between them.
-- `schedule` picks the chunks of the next call whenever fewer than `max_in_flight` calls run: as many of the first
-  chunks as fit one token budget, whoever asked for them. So under load a call carries a whole batch, and with no other
-  call in flight a chunk goes at once.
-- A chunk is *done* when its caller has the result or an error, or has left.
+- *Waiting* chunks form one list per priority class, sorted by virtual start time. That is normally
+  the arrival time. The later chunks of a large request have a later one, so that chunks of other
+  requests are scheduled between them.
+- *In flight* chunks belong to a call. Whenever fewer than `max_in_flight` calls run, `schedule`
+  takes the first chunks that fit one token budget, regardless of the request they belong to. Under
+  load a call therefore carries a full batch; without load a chunk is sent at once.
+- A chunk is *done* when its caller has the result or an error, or was cancelled. A call is
+  cancelled once all its chunks are done.
 
-Interactive chunks go before bulk ones. While both classes wait, bulk is owed `bulk_share` of the tokens that are sent,
-and goes first once it is owed some. A debt is never larger than one call, so that a class that asked for little does
-not keep the other out later.
+Two events move a chunk from in flight back to waiting:
 
-A chunk whose replica died goes again, alone and marked as a retry: it may be what the replica died of. A call belongs to
-all callers whose chunks it carries, so it runs in an empty context: Ray Serve ends whatever began in the context of a
-request when that request ends.
+- Its replica died. The chunk is sent again alone and marked as a retry, because it may have caused
+  the death. After `max_attempts` deaths it fails.
+- A replica rejected the call. The chunk is sent again, and fails if replicas have rejected it for
+  more than `wait_timeout_s`.
+
+Interactive chunks go before bulk chunks. While both classes wait, bulk is owed `bulk_share` of the
+tokens sent, and goes first while that debt is positive. The debt is bounded by one call's budget in
+either direction, so that a class with little traffic builds up no large claim.
+
+A call serves every caller whose chunks it carries. It runs in an empty context because Ray Serve
+cancels everything that was started in a request's context when that request ends.
 
 Plain asyncio on one loop. Knows nothing of Ray or of the model.
 """
@@ -41,7 +49,7 @@ class ReplicaDiedError(Exception):
 
 
 class ReplicaRejectedError(Exception):
-    """The replica did not take the call now, which says nothing about its chunks."""
+    """The replica rejected the call for now; the chunks are not at fault."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +57,9 @@ class Answered:
     """The result of a chunk, with its times.
 
     Attributes:
-        result: the replica's.
-        at: when it arrived, by `time.perf_counter`.
-        queue_s: seconds the chunk waited: in the queue, on its way and in the replica, without its batch's inference.
+        result: the replica's result.
+        at: the time it arrived, from `time.perf_counter`.
+        queue_s: seconds from `send` to the result, without the inference of the chunk's batch.
     """
 
     result: EmbedResult
@@ -74,13 +82,13 @@ class _Ticket:
         return self.chunk.inputs.tokens
 
     def note_death(self) -> None:
-        """Count the death of a replica that had the chunk, and mark the chunk as a retry."""
+        """Count the death of a replica that held the chunk, and mark the chunk as a retry."""
         self.deaths += 1
         self.rejected_since = None
         self.chunk = replace(self.chunk, is_retry=True)
 
     def note_rejection(self) -> float:
-        """Return the seconds since replicas began to reject the chunk."""
+        """Return the seconds since a replica first rejected the chunk."""
         now = time.perf_counter()
         if self.rejected_since is None:
             self.rejected_since = now
@@ -88,16 +96,17 @@ class _Ticket:
 
 
 class CallQueue:
-    """The chunks that wait for a model, and the calls that carry them.
+    """The waiting chunks of a model, and the calls that carry them.
 
     Args:
-        call: makes one call. It raises `ReplicaDiedError` when the replica died and `ReplicaRejectedError` when the call
-            should go again in a moment; any other exception fails the chunks.
-        budget: most tokens in a call; a larger chunk goes alone. May change at any time.
-        max_in_flight: most calls at once. May change at any time.
-        bulk_share: bulk's least share of the tokens while both classes wait.
-        max_attempts: how many replicas may die with a chunk before it fails.
-        wait_timeout_s: how long replicas may reject a chunk before it fails.
+        call: makes one call. It raises `ReplicaDiedError` if the replica died and
+            `ReplicaRejectedError` if the call should be repeated; any other exception fails the
+            chunks.
+        budget: maximum tokens in a call; a larger chunk goes alone. May change at any time.
+        max_in_flight: maximum number of concurrent calls. May change at any time.
+        bulk_share: bulk's minimum share of the tokens while both classes wait.
+        max_attempts: number of replica deaths after which a chunk fails.
+        wait_timeout_s: seconds for which replicas may reject a chunk before it fails.
         on_retry: called for each chunk that is sent again after a death.
         pause: waits before chunks are sent again.
     """
@@ -130,17 +139,20 @@ class CallQueue:
     async def send(
         self, chunk: EmbedChunk, *, is_bulk: bool = False, virtual_start: float | None = None
     ) -> Answered:
-        """Return the result of a chunk. A caller that is cancelled leaves at once and delays nobody.
+        """Return the result of a chunk.
+
+        A cancelled caller returns at once, and its chunk leaves the queue.
 
         Args:
             chunk: the inputs.
             is_bulk: whether interactive chunks go first.
-            virtual_start: the chunk's place in its class, as a time of `time.perf_counter`; None for now.
+            virtual_start: the chunk's position in its class, as a time of `time.perf_counter`;
+                None for now.
 
         Raises:
-            ReplicaDiedError: every replica that was given the chunk died.
-            ReplicaRejectedError: no replica took the chunk for `wait_timeout_s`.
-            Exception: what the call raised, or what `fail_waiting` was given.
+            ReplicaDiedError: `max_attempts` replicas died with the chunk.
+            ReplicaRejectedError: replicas rejected the chunk for more than `wait_timeout_s`.
+            Exception: the error raised by the call or passed to `fail_waiting`.
         """
         answer: asyncio.Future[Answered] = asyncio.get_running_loop().create_future()
         now = time.perf_counter()
@@ -154,26 +166,26 @@ class CallQueue:
                 self._drop_done()
 
     def fail_waiting(self, error: Exception, *, after_s: float) -> None:
-        """Fail every chunk that was given to `send` more than `after_s` seconds ago, also those in flight."""
-        last = time.perf_counter() - after_s
+        """Fail every chunk, waiting or in flight, that was sent at least `after_s` seconds ago."""
+        latest = time.perf_counter() - after_s
         tickets = chain(self._interactive, self._bulk, *self._in_flight.values())
-        _fail([ticket for ticket in tickets if ticket.enqueued_at <= last], error)
+        _fail([ticket for ticket in tickets if ticket.enqueued_at <= latest], error)
         self._drop_done()
 
     def schedule(self) -> list[_Ticket]:
-        """Take the chunks of the next call out of the queue; a chunk that met a death goes alone."""
-        do_both_wait = bool(self._interactive and self._bulk)
-        order = self._order(is_bulk_first=do_both_wait and self._owed_to_bulk > 0)
+        """Take the chunks of the next call out of the queue; a retry goes alone."""
+        both_wait = bool(self._interactive and self._bulk)
+        order = self._order(is_bulk_first=both_wait and self._owed_to_bulk > 0)
         if next(order()).deaths:
             count = 1
         else:
             fresh = takewhile(lambda ticket: not ticket.deaths, order())
             count = take_batch((ticket.tokens for ticket in fresh), budget=self.budget)
         tickets = list(islice(order(), count))
-        bulk = sum(ticket.is_bulk for ticket in tickets)
-        del self._bulk[:bulk]
-        del self._interactive[: count - bulk]
-        if do_both_wait:
+        bulk_count = len([ticket for ticket in tickets if ticket.is_bulk])
+        del self._bulk[:bulk_count]
+        del self._interactive[: count - bulk_count]
+        if both_wait:
             self._settle_debt(tickets)
         return tickets
 
@@ -212,8 +224,8 @@ class CallQueue:
             self._note_death(tickets, error)
             await self._send_again(tickets)
         except ReplicaRejectedError as error:
-            late = [t for t in tickets if t.note_rejection() > self._wait_timeout_s]
-            _fail(late, error)
+            expired = [t for t in tickets if t.note_rejection() > self._wait_timeout_s]
+            _fail(expired, error)
             await self._send_again(tickets)
         except Exception as error:
             _fail(tickets, error)
@@ -233,7 +245,7 @@ class CallQueue:
                 self._on_retry()
 
     async def _send_again(self, tickets: Sequence[_Ticket]) -> None:
-        """Enqueue the chunks whose callers still wait. The call counts as in flight during the pause."""
+        """Enqueue the chunks whose callers still wait. The call is in flight during the pause."""
         await self._pause()
         for ticket in tickets:
             if not ticket.answer.done():

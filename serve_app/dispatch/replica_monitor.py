@@ -1,6 +1,7 @@
-"""Looks at all replicas of a model, again and again while there is work, and tells them how much of it waits here.
+"""Poll all replicas of a model while work is pending.
 
-Knows nothing of what follows from what they say.
+A poll exchanges information in both directions: the replicas return their state, and learn how many
+tokens are pending in this ingress replica. Knows nothing of how the states are used.
 """
 
 import asyncio
@@ -14,24 +15,25 @@ from typing import Any
 from serve_app.dispatch.broadcast import ask_all
 from serve_app.messages import ReplicaState
 
-# Seconds between two looks, and what replicas have to answer.
+# Seconds between two polls, and the replicas' deadline for an answer.
 _POLL_S = 2.0
-# After a time without work it begins with so many, and doubles them at each look: so ingress replicas hear of each
-# other soon, as a burst comes to all of them.
+# After an idle time the first interval is this long, and each further one is twice as long. A burst
+# reaches all ingress replicas at once, and they have to learn of each other while it lasts.
 _FIRST_POLL_S = 0.1
 
-# What replicas said, None from one that cannot embed, and the seconds for which none was seen that can.
+# Receives the replicas' states (None for a replica that is not ready), and the seconds since a
+# ready replica was last seen.
 OnPoll = Callable[[Sequence[ReplicaState | None], float], None]
 
 
 class ReplicaMonitor:
-    """The replicas of one model.
+    """Polls the replicas of one model.
 
     Args:
         handle: Ray Serve's `DeploymentHandle` of the model's deployment.
-        waiting_tokens: how many tokens were accepted here that are not answered yet.
-        on_poll: called after each look.
-        pause_s: most seconds between two looks.
+        waiting_tokens: returns the number of pending tokens in this ingress replica.
+        on_poll: called after each poll.
+        pause_s: maximum seconds between two polls.
     """
 
     def __init__(
@@ -46,18 +48,18 @@ class ReplicaMonitor:
         self._polled_at = self._seen_at = -math.inf
 
     async def ask(self) -> list[ReplicaState | None]:
-        """Return the state of every replica that lives, None for one that cannot embed."""
-        told = (self._name, self._waiting_tokens())
-        return await ask_all(self._handle, "state", *told, timeout_s=_POLL_S)
+        """Return the state of every live replica; None for a replica that is not ready."""
+        backlog = self._waiting_tokens()
+        return await ask_all(self._handle, "state", self._name, backlog, timeout_s=_POLL_S)
 
     def start(self) -> None:
-        """Look until nothing waits any more; called whenever something does."""
+        """Poll until no tokens are pending. Does nothing if polling already runs."""
         if self._task is not None:
             return
-        now = self._seen_at = time.monotonic()  # whoever waits has waited no longer
+        now = self._seen_at = time.monotonic()  # absence is counted from now
         if now - self._polled_at > 2 * _POLL_S:
             self._pause_s = min(_FIRST_POLL_S, self._longest_s)
-        # In no request's context, as the sender's calls are.
+        # Ray Serve cancels what was started in a request's context when that request ends.
         self._task = asyncio.create_task(self._poll(), context=Context())
 
     async def _poll(self) -> None:

@@ -1,7 +1,10 @@
-"""The loaded model: ids to vectors. The only importer of torch, sentence-transformers and OpenVINO; works without Ray.
+"""The loaded model: token ids to vectors.
 
-What the rest of the server and Python callers use is named here; the rooms behind it know each other by their own
-names. Knows nothing of queues, requests, metrics or event loops.
+The only package that imports torch, sentence-transformers and OpenVINO. It works without Ray and knows nothing of
+queues, requests, metrics or event loops.
+
+This module lists the public names, for the rest of the server and for Python callers. Modules inside the package import
+each other directly.
 """
 
 from serve_app.encoder.batch import Encoded

@@ -1,6 +1,7 @@
-"""One batch: the inputs of several chunks joined, the forward passes they make, and what became of each.
+"""One batch: joins the inputs of chunks, cuts them into forward passes and collects the results.
 
-Buffers in, buffers out. Knows nothing of the model but the few facts that its constructor is given.
+Works on NumPy buffers only. Knows the vector width and whether the engine pads, and nothing else
+about the model.
 """
 
 from collections.abc import Sequence
@@ -20,14 +21,14 @@ NO_INPUTS = TokenizedInputs(np.zeros(0, np.int32), np.zeros(0, np.int32))
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """What the model made of some inputs.
+    """The result of encoding a batch.
 
     Attributes:
-        vectors: before any trailing Normalize, in the order given, float32 [inputs, dimensions]; rows of failed inputs
-            are zeros.
-        failures: the inputs without a vector, in order.
-        padded_tokens: tokens that were computed for each input, int64 [inputs]: the longest length in its forward pass
-            where shorter inputs are filled up, else its own; 0 for an input that was in none.
+        vectors: float32 [inputs, dimensions], in input order, before any trailing Normalize. The
+            rows of failed inputs are zero.
+        failures: the inputs without a vector, in input order.
+        padded_tokens: tokens computed for each input, int64 [inputs]: the longest length in its
+            forward pass if the engine pads, its own length if not, and 0 if it was never computed.
     """
 
     vectors: Vectors
@@ -36,18 +37,18 @@ class Encoded:
 
 
 class Batch:
-    """The inputs of several chunks as one buffer, and the places where their results go.
+    """The inputs of several chunks in one buffer, and the arrays that receive their results.
 
     Args:
         chunks: the inputs of each chunk.
         dimensions: components of a vector.
-        pads: inputs of a forward pass are filled up to the longest.
+        pads: the engine pads the inputs of a forward pass to the longest.
 
     Attributes:
-        ids: all ids, int32.
+        ids: the ids of all inputs, int32 [tokens].
         lengths: tokens of each input, int32 [inputs].
-        starts: where in `ids` each input starts, [inputs].
-        prompt_lengths: each input's leading ids that are the prompt's, [inputs].
+        starts: offset of each input in `ids`, [inputs].
+        prompt_lengths: number of leading ids of each input that belong to its prompt, [inputs].
     """
 
     def __init__(
@@ -66,17 +67,23 @@ class Batch:
         self._failures: dict[int, FailureCode] = {}
 
     def unreadable(self, *, vocabulary_size: int, may_be_empty: bool) -> npt.NDArray[np.bool_]:
-        """Return which inputs the model cannot read: ids that it has no row for, or no tokens where it needs some.
+        """Return a mask of the inputs that the model cannot read, [inputs].
+
+        An input is unreadable if one of its ids is outside the embedding table, or if it is empty
+        and the model needs at least one token.
 
         Args:
-            vocabulary_size: rows of the model's embedding table. On a GPU an id beyond it does not raise but breaks the
-                device for the whole process.
-            may_be_empty: an input without tokens has a vector: a sum of none is zero, attention to none is undefined.
+            vocabulary_size: rows of the embedding table. On a GPU, an id beyond it does not raise:
+                it breaks the device for the whole process.
+            may_be_empty: the model has a vector for an empty input. A sum over no tokens is zero;
+                attention over no tokens is undefined.
         """
         owners = np.repeat(np.arange(len(self.lengths)), self.lengths)
         unreadable = np.zeros(len(self.lengths), np.bool_)
         unreadable[owners[(self.ids < 0) | (self.ids >= vocabulary_size)]] = True
-        return unreadable if may_be_empty else unreadable | (self.lengths == 0)
+        if not may_be_empty:
+            unreadable[self.lengths == 0] = True
+        return unreadable
 
     def passes(
         self,
@@ -86,16 +93,16 @@ class Batch:
         pass_tokens: float,
         mixes_prompts: bool,
     ) -> list[Indices]:
-        """Cut the readable inputs into forward passes within the token budget, those with most to compute first.
+        """Cut the readable inputs into forward passes within the token budget, largest first.
 
         Args:
-            readable: which inputs, [inputs].
-            max_batch_tokens: most tokens in a pass, padding included.
-            pass_tokens: what a pass costs beside its tokens, in tokens.
-            mixes_prompts: inputs whose prompts differ in length may share a pass.
+            readable: mask of the inputs to include, [inputs].
+            max_batch_tokens: token budget of a forward pass, padding included.
+            pass_tokens: fixed cost of a forward pass, in tokens.
+            mixes_prompts: inputs with prompts of different lengths may share a forward pass.
 
         Returns:
-            The indices of each pass's inputs; longest first, where they are filled up.
+            The input indices of each forward pass, longest input first if the engine pads.
         """
         passes: list[Indices] = []
         kinds = np.zeros_like(self.prompt_lengths) if mixes_prompts else self.prompt_lengths
@@ -113,21 +120,21 @@ class Batch:
         return sorted(passes, key=lambda indices: self._computed(indices).sum(), reverse=True)
 
     def _computed(self, indices: Indices) -> npt.NDArray[np.int64]:
-        """Return the tokens that are computed for each input of a pass, [inputs]."""
+        """Return the tokens computed for each input of a forward pass, [inputs]."""
         lengths = self.lengths[indices].astype(np.int64)
         return np.full_like(lengths, lengths.max()) if self._pads else lengths
 
     def keep(self, indices: Indices, vectors: Vectors, finite: npt.NDArray[np.bool_]) -> None:
-        """Put the vectors of a pass in their places; those that are not finite fail."""
+        """Store the vectors of a forward pass; inputs whose vector is not finite fail."""
         self._vectors[indices[finite]] = vectors[finite]
         self._padded_tokens[indices] = self._computed(indices)
         self.fail(indices[~finite], "non_finite_embedding")
 
     def fail(self, indices: Indices, code: FailureCode) -> None:
-        """Note that these inputs have no vector."""
+        """Record that these inputs have no vector."""
         self._failures.update((int(index), code) for index in indices)
 
     def encoded(self) -> Encoded:
-        """Return the results, in the order of the inputs."""
+        """Return the results in input order."""
         failures = tuple(Failure(index, code) for index, code in sorted(self._failures.items()))
         return Encoded(self._vectors, failures, self._padded_tokens)

@@ -1,7 +1,10 @@
-"""From the inputs of several chunks to their vectors, through whichever engine computes.
+"""Turns the inputs of several chunks into vectors, whichever engine runs the model.
 
-Inputs are padded batch by batch within a token budget, cut so that padding and passes cost least together. What fails
-is tried again in halves, until the input at fault stands alone. One thread at a time; imports no library that computes.
+The encoder cuts a batch into forward passes within a token budget, so that padding and the fixed
+cost of each forward pass are lowest together. A forward pass that fails is retried in halves until
+the faulty input is alone, and only that input fails.
+
+Used by one thread at a time. Imports neither torch nor OpenVINO.
 """
 
 import logging
@@ -32,13 +35,14 @@ logger = logging.getLogger("ray.serve.embeddings")
 
 
 class Encoder:
-    """A loaded model. Made by `load_encoder`; used by one thread at a time.
+    """A loaded model, used by one thread at a time. `load_encoder` creates it.
 
     Args:
-        engine: what computes.
-        checkpoint: what the model's files say.
-        max_batch_tokens: token budget where `encode` is given none.
-        pass_tokens: what a forward pass that has the processor for itself costs beside its tokens, in tokens;
+        engine: runs the forward passes.
+        checkpoint: the model's metadata.
+        max_batch_tokens: token budget of a forward pass unless `encode` sets one; the device's
+            default if None.
+        pass_tokens: fixed cost, in tokens, of a forward pass that has the whole processor.
             `load_encoder` measures it.
     """
 
@@ -62,14 +66,15 @@ class Encoder:
     def encode(
         self, inputs: Sequence[TokenizedInputs], *, max_batch_tokens: int | None = None
     ) -> Encoded:
-        """Return the vectors of the inputs of several chunks, one chunk after the other.
+        """Encode the inputs of several chunks; the result holds the chunks in the order given.
 
         Args:
-            inputs: the chunks' inputs.
-            max_batch_tokens: most tokens in a forward pass, padding included, instead of the encoder's own budget.
+            inputs: the inputs of each chunk.
+            max_batch_tokens: token budget of a forward pass, padding included; overrides the
+                encoder's own.
 
         Raises:
-            EncoderBrokenError: the device failed, and everything after this would fail too.
+            EncoderBrokenError: the device failed. Every later call would fail too.
         """
         batch = Batch(inputs, dimensions=self.dimensions, pads=self._engine.pads)
         unreadable = batch.unreadable(
@@ -77,48 +82,50 @@ class Encoder:
         )
         batch.fail(np.flatnonzero(unreadable), "inference_failed")
         budget = max_batch_tokens or self._max_batch_tokens
-        in_stream = stream_budget(
+        stream_tokens = stream_budget(
             batch.lengths[~unreadable], max_batch_tokens=budget, streams=self._engine.streams
         )
-        # A stream takes longer over a token, but over what a pass costs as such no longer than the whole processor.
+        # A token takes longer in a stream than on the whole processor. The fixed cost of a forward
+        # pass takes as long in both, so in a stream it equals fewer tokens.
         passes = batch.passes(
             ~unreadable,
-            max_batch_tokens=in_stream or budget,
-            pass_tokens=self.pass_tokens / (self._engine.streams if in_stream else 1),
+            max_batch_tokens=stream_tokens or budget,
+            pass_tokens=self.pass_tokens / (self._engine.streams if stream_tokens else 1),
             mixes_prompts=self._includes_prompt,
         )
-        self._run(batch, deque(passes), alone=in_stream is None)
+        self._run(batch, deque(passes), alone=stream_tokens is None)
         return batch.encoded()
 
     def _run(self, batch: Batch, waiting: deque[Indices], *, alone: bool) -> None:
-        """Compute the passes that wait, and the halves of those that fail."""
+        """Run the waiting forward passes, and the halves of those that fail."""
         engine = self._engine
-        at_once = engine.passes_at_once if alone else engine.streams * PASSES_PER_STREAM
-        started: deque[tuple[Indices, Pass]] = deque()
-        while waiting or started:
-            if waiting and len(started) < at_once:
+        limit = engine.passes_at_once if alone else engine.streams * PASSES_PER_STREAM
+        in_flight: deque[tuple[Indices, Pass]] = deque()
+        while waiting or in_flight:
+            if waiting and len(in_flight) < limit:
                 indices = waiting.popleft()
-                if one := self._try(indices, partial(self._start, batch, indices, alone=alone)):
-                    started.append((indices, one))
+                if started := self._try(indices, partial(self._start, batch, indices, alone=alone)):
+                    in_flight.append((indices, started))
                     continue
             else:
-                indices, one = started.popleft()
-                if self._try(indices, partial(_finish, batch, indices, one)):
+                indices, started = in_flight.popleft()
+                if self._try(indices, partial(_finish, batch, indices, started)):
                     continue
-            _halve(batch, indices, waiting)
+            _retry_in_halves(batch, indices, waiting)
 
     def _start(self, batch: Batch, indices: Indices, *, alone: bool) -> Pass:
         return self._engine.start(self._features(batch, indices), alone=alone)
 
     def _try(self, indices: Indices, step: Callable[[], Result]) -> Result | None:
-        """Take a step of a forward pass; return None when the pass failed."""
+        """Run one step of a forward pass; return None if it fails."""
         try:
             return step()
         except EncoderBrokenError:
             raise
         except Exception as error:
             logger.warning("forward pass failed: %s, %d inputs", type(error).__name__, len(indices))
-        self._engine.recover()  # out here, where the error no longer holds the pass's tensors
+        # After the `except` block: inside it, the error's traceback still holds the tensors.
+        self._engine.recover()
         return None
 
     def _features(self, batch: Batch, indices: Indices) -> Features:
@@ -127,14 +134,15 @@ class Encoder:
         return Features(ids, lengths, int(batch.prompt_lengths[indices[0]]))
 
 
-def _finish(batch: Batch, indices: Indices, one: Pass) -> bool:
-    """Keep what a pass gives, once it is there."""
-    batch.keep(indices, *one.result())
+def _finish(batch: Batch, indices: Indices, started: Pass) -> bool:
+    """Wait for a forward pass and store its vectors."""
+    vectors, finite = started.result()
+    batch.keep(indices, vectors, finite)
     return True
 
 
-def _halve(batch: Batch, indices: Indices, waiting: deque[Indices]) -> None:
-    """Have a failed pass tried again in halves; an input that failed alone is given up."""
+def _retry_in_halves(batch: Batch, indices: Indices, waiting: deque[Indices]) -> None:
+    """Queue both halves of a failed forward pass; an input that failed alone is not retried."""
     if len(indices) == 1:
         batch.fail(indices, "inference_failed")
         return

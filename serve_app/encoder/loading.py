@@ -1,4 +1,4 @@
-"""From a source to an encoder: load the model, choose what computes, check that it computes right, warm it up."""
+"""Loads an encoder from a source: loads the model, selects an engine, verifies it, warms it up."""
 
 import importlib.util
 import logging
@@ -21,9 +21,9 @@ from serve_app.encoder.engine import (
     default_batch_tokens,
     streams_for,
 )
-from serve_app.encoder.model_check import check_model
 from serve_app.encoder.torch import TorchEngine, has_changing_positions
 from serve_app.encoder.varlen import check_device
+from serve_app.encoder.verification import check_model
 from serve_app.errors import ModelLoadError
 from serve_app.tokenization.tokenizer import Tokenizer
 
@@ -33,10 +33,10 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 
 class _CannotConvertError(Exception):
-    """This model stays with torch; the message says why."""
+    """OpenVINO cannot run this model; the message says why."""
 
 
-def load_encoder(  # noqa: PLR0913  # one for each setting of a model that is about computing
+def load_encoder(  # noqa: PLR0913  # one for each model setting that concerns inference
     source: str,
     *,
     revision: str | None = None,
@@ -49,24 +49,24 @@ def load_encoder(  # noqa: PLR0913  # one for each setting of a model that is ab
     padding: str = "auto",
     warm_up: bool = True,
 ) -> Encoder:
-    """Load a model and check that it is what its files say.
+    """Load a model and check it against the metadata in its files.
 
     Args:
         source: a directory, a Hub id, or `package:NAME/PATH`; see `serve_app.checkpoints.source`.
         revision: branch, tag or commit of a Hub id.
-        trust_remote_code: run code that the model brings.
-        device: `cpu`, `cuda`, `cuda:1`; `auto` takes a GPU where there is one.
-        engine: `torch`, `openvino`, or `auto`, which takes OpenVINO where it is installed and can run the model; a GPU
-            is always torch's.
-        dtype: `float32`, `float16` or `bfloat16`, of the weights and of the arithmetic.
-        threads: CPU threads of the model; as the engine chooses when None.
-        max_batch_tokens: token budget; see `default_batch_tokens` for what it is when None.
-        padding: `auto` computes none where model, GPU and dtype allow it; `always` does everywhere.
-        warm_up: run a full token budget and one short input before returning.
+        trust_remote_code: run the Python code that comes with the model.
+        device: `cpu`, `cuda` or `cuda:1`; `auto` uses a GPU if there is one.
+        engine: `torch` or `openvino`; `auto` uses OpenVINO if it is installed and can run the
+            model. On a GPU the engine is always torch.
+        dtype: precision of weights and arithmetic: `float32`, `float16` or `bfloat16`.
+        threads: CPU threads of the model; torch's current number if None.
+        max_batch_tokens: token budget of a forward pass; `default_batch_tokens` if None.
+        padding: `auto` runs without padding if model, GPU and dtype allow it; `always` pads.
+        warm_up: run a full token budget and a short input before returning.
 
     Raises:
-        ModelLoadError: the model is missing, does not embed, is not supported, or fails in the warm-up; or `openvino`
-            was asked for and cannot run it.
+        ModelLoadError: the model is missing, does not embed, is not supported, or fails in the
+            warm-up; or `engine` is `openvino`, which cannot run the model.
     """
     checkpoint = read_checkpoint(source, revision=revision)
     tokenizer = Tokenizer(checkpoint)
@@ -80,18 +80,18 @@ def load_encoder(  # noqa: PLR0913  # one for each setting of a model that is ab
         directory, checkpoint, tokenizer, device, trust_remote_code, threads, budget, padding
     )
     if engine == "torch" or device != "cpu":
-        chosen: Engine = loader.torch(dtype)
+        loaded: Engine = loader.torch(dtype)
     else:
-        chosen = loader.openvino_or_torch(dtype, must_be_openvino=engine == "openvino")
+        loaded = loader.openvino_or_torch(dtype, must_be_openvino=engine == "openvino")
     pass_tokens = DEFAULT_PASS_TOKENS
     if warm_up:
-        pass_tokens = verification.warm_up(Encoder(chosen, checkpoint), tokenizer, budget)
-    return Encoder(chosen, checkpoint, max_batch_tokens=budget, pass_tokens=pass_tokens)
+        pass_tokens = verification.warm_up(Encoder(loaded, checkpoint), tokenizer, budget)
+    return Encoder(loaded, checkpoint, max_batch_tokens=budget, pass_tokens=pass_tokens)
 
 
 @dataclass(frozen=True, slots=True)
 class _Loader:
-    """Makes engines of one model."""
+    """Creates engines for one model."""
 
     directory: Path
     checkpoint: Checkpoint
@@ -116,11 +116,11 @@ class _Loader:
         check_model(model, self.checkpoint, self.tokenizer)
         engine = TorchEngine(model, self.checkpoint, threads=self.threads, streams=self.streams)
         if self.device.startswith("cuda") and self.padding == "auto" and engine.pads:
-            self._unpad(engine, dtype)
+            self._pack_if_possible(engine, dtype)
         return engine
 
-    def _unpad(self, engine: TorchEngine, dtype: str) -> None:
-        """Have an engine compute no padding, if that gives the vectors that it gives with padding."""
+    def _pack_if_possible(self, engine: TorchEngine, dtype: str) -> None:
+        """Switch an engine to running without padding if the vectors stay the same."""
         try:
             check_device(self.device, DTYPES[dtype])
             verification.pack_verified(
@@ -130,9 +130,9 @@ class _Loader:
             raise ModelLoadError(
                 f"{self.directory}: the GPU failed without padding; set `padding: always` for this model"
             ) from error
-        except Exception as error:  # nothing else is worth a model that does not start
+        except Exception as error:  # fall back to padding rather than fail the start
             engine.unpack()
-            logger.info("%s: inputs are padded, because %r", self.directory, error)
+            logger.info("%s: inputs are padded: %r", self.directory, error)
 
     def openvino_or_torch(self, dtype: str, *, must_be_openvino: bool) -> Engine:
         model: TorchEngine | None = None
@@ -143,9 +143,9 @@ class _Loader:
         except _CannotConvertError as error:
             if must_be_openvino:
                 raise ModelLoadError(
-                    f"{self.directory}: engine openvino cannot run it: {error}"
+                    f"{self.directory}: engine openvino cannot run this model: {error}"
                 ) from error
-            logger.info("%s: engine torch, because %s", self.directory, error)
+            logger.info("%s: using engine torch: %s", self.directory, error)
         return model if model is not None and dtype == "float32" else self.torch(dtype)
 
     def _openvino(self, model: TorchEngine, dtype: str) -> Engine:
@@ -155,46 +155,46 @@ class _Loader:
         inputs = verification.probes(self.tokenizer, self.max_batch_tokens)
         expected = Encoder(model, self.checkpoint).encode(inputs)
         if expected.failures:
-            raise _CannotConvertError("it fails in torch too")
+            raise _CannotConvertError("the model fails in torch too")
         problem = ""
-        for anew in (False, True):
+        for rebuild in (False, True):  # a cached graph may be damaged or wrong
             try:
-                graph = load_graph(model, self.directory, anew=anew)
+                graph = load_graph(model, self.directory, rebuild=rebuild)
                 engine = OpenVinoEngine(
                     graph, model, dtype=dtype, threads=self.threads, streams=self.streams
                 )
             except Exception as error:
                 problem = f"{type(error).__name__}: {error}"
                 continue
-            found = Encoder(engine, self.checkpoint).encode(inputs)
-            if not found.failures and verification.agree(
-                found.vectors, expected.vectors, verification.TOLERANCES[engine.precision]
+            actual = Encoder(engine, self.checkpoint).encode(inputs)
+            if not actual.failures and verification.agree(
+                actual.vectors, expected.vectors, verification.TOLERANCES[engine.precision]
             ):
-                logger.info("%s: engine openvino in %s", self.directory, engine.precision)
+                logger.info("%s: using engine openvino in %s", self.directory, engine.precision)
                 return engine
-            problem = "its vectors are not those of torch"
+            problem = "its vectors differ from torch's"
         raise _CannotConvertError(problem)
 
 
 def _check_convertible(checkpoint: Checkpoint) -> None:
-    """Return when nothing that is known before the weights are loaded speaks against OpenVINO."""
+    """Check, before loading the weights, that OpenVINO may be able to run the model."""
     if importlib.util.find_spec("openvino") is None:
         raise _CannotConvertError("openvino is not installed")
     if not checkpoint.adds_special_tokens:
-        raise _CannotConvertError("it is a StaticEmbedding, which has nothing to gain")
+        raise _CannotConvertError("a StaticEmbedding gains nothing from OpenVINO")
 
 
 def _check_positions(config: Any, checkpoint: Checkpoint) -> None:
-    """Return when a graph does for inputs of every length what torch does.
+    """Check that a graph gives torch's vectors for inputs of every length.
 
-    Torch refuses a position that the model has no row for; a graph reads zeros.
+    For a position beyond the position table, torch raises an error, but a graph reads zeros.
     """
     positions = getattr(config, "max_position_embeddings", None)
     limit = checkpoint.max_input_tokens
     if isinstance(positions, int) and positions > 0 and (limit is None or limit > positions):
-        raise _CannotConvertError(f"its inputs may be longer than its {positions} positions")
-    if has_changing_positions(config):  # a graph keeps those of the input that it was made with
-        raise _CannotConvertError("its positions depend on the lengths of the inputs")
+        raise _CannotConvertError(f"inputs may be longer than its {positions} positions")
+    if has_changing_positions(config):  # a graph would keep the positions of its example input
+        raise _CannotConvertError("its rotary positions depend on the input length")
 
 
 def _load_model(
@@ -203,7 +203,7 @@ def _load_model(
     for pickled in directory.rglob("pytorch_model*.bin"):
         if not any(pickled.parent.glob("*.safetensors")):
             raise ModelLoadError(
-                f"{pickled}: pickled weights are not loaded; save the model as safetensors"
+                f"{pickled}: pickled weights are not supported; save the model as safetensors"
             )
     try:
         model = SentenceTransformer(
@@ -217,6 +217,6 @@ def _load_model(
         raise ModelLoadError(
             f"{directory} cannot be loaded: {type(error).__name__}: {error}"
         ) from error
-    if isinstance(model[0], StaticEmbedding):  # takes no arguments for its loading
+    if isinstance(model[0], StaticEmbedding):  # its loader takes no dtype
         model.to(dtype)
     return model

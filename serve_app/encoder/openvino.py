@@ -1,6 +1,7 @@
-"""The engine for CPUs: the same modules as one OpenVINO graph, one call a pass.
+"""The OpenVINO engine for CPUs: all modules of the model as one graph, one call per forward pass.
 
-Where prompts are left out of the pooling, the graph ends before it, and sentence-transformers' own module pools.
+If the pooling excludes the prompt, the graph ends before the pooling and sentence-transformers'
+own modules do the rest.
 """
 
 from dataclasses import dataclass
@@ -16,29 +17,30 @@ from serve_app.encoder.openvino_export import convert, graph_path, keep
 from serve_app.encoder.torch import TorchEngine, run
 from serve_app.messages import Vectors
 
-# By `dtype`: what OpenVINO calls it, and the capability that says that this processor computes in it.
+# `dtype` to OpenVINO's name for it, and the capability of a processor that computes in it natively.
 PRECISIONS = {"float32": ("f32", "FP32"), "bfloat16": ("bf16", "BF16"), "float16": ("f16", "FP16")}
 
 
 class OpenVinoEngine:
-    """A graph, compiled for this processor, as an engine; see `Engine` for its attributes and methods.
+    """An engine that runs a graph compiled for this processor; see `Engine` for its interface.
 
     Args:
-        graph: what `convert` gives, or the file in which it is kept.
+        graph: the result of `convert`, or the file that caches it.
         model: the same model in torch.
-        dtype: `float32`, `bfloat16` or `float16`; the last two where this processor has units for them.
-        threads: CPU threads; as OpenVINO chooses when None.
-        streams: how many passes are computed side by side.
+        dtype: `float32`, `bfloat16` or `float16`. Half precision falls back to float32 if the
+            processor has no units for it.
+        threads: CPU threads; OpenVINO's default if None.
+        streams: forward passes that run in parallel.
 
     Attributes:
-        precision: in what it computes: `f32`, `bf16` or `f16`.
+        precision: the precision in use: `f32`, `bf16` or `f16`.
     """
 
     name = "openvino"
     device = "cpu"
     reads_empty = False
     pads = True
-    passes_at_once = 1  # the request has one place for its output
+    passes_at_once = 1  # the infer request has one output buffer
 
     def __init__(
         self,
@@ -51,15 +53,15 @@ class OpenVinoEngine:
     ) -> None:
         self._pad_id = model.pad_id
         self.vocabulary_size = model.vocabulary_size
-        self._later = model.modules[_graph_end(model) :]
+        self._modules_after_graph = model.modules[_graph_end(model) :]
         self._dimensions = model.dimensions
         core = openvino.Core()
         precision, capability = PRECISIONS[dtype]
-        able = capability in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        self.precision = precision if able else "f32"
+        is_native = capability in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        self.precision = precision if is_native else "f32"
         options: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": self.precision,
-            # Each process would pin its threads to the same first cores.
+            # Every process would pin its threads to the same first cores.
             "ENABLE_CPU_PINNING": False,
         }
         if threads is not None:
@@ -76,12 +78,12 @@ class OpenVinoEngine:
             ]
 
     def start(self, features: Features, *, alone: bool) -> Pass:
-        """Start one pass; alone, it has been computed by then."""
+        """Start a forward pass; if `alone`, run it to the end."""
         ids, mask = features.padded(self._pad_id)
         arrays = {"input_ids": ids, "attention_mask": mask}
         if alone:
             output = self._request.infer(arrays, share_inputs=True, share_outputs=True)[0]
-            return Computed(*self._finished(output, features))
+            return Computed(*self._to_vectors(output, features))
         request = self._idle.pop()
         try:
             request.start_async(arrays, share_inputs=True)
@@ -91,18 +93,18 @@ class OpenVinoEngine:
         return _StreamPass(self, request, features)
 
     def finish(self, request: openvino.InferRequest, features: Features) -> tuple[Vectors, Finite]:
-        """Wait for a pass in a stream."""
+        """Wait for a forward pass in a stream and free its infer request."""
         try:
             request.wait()
-            return self._finished(request.get_output_tensor(0).data, features)
+            return self._to_vectors(request.get_output_tensor(0).data, features)
         finally:
             self._idle.append(request)
 
     def recover(self) -> None:
-        """Do nothing: a failed pass leaves nothing."""
+        """Do nothing: a failed forward pass holds no resources."""
 
-    def _finished(self, output: Any, features: Features) -> tuple[Vectors, Finite]:
-        if self._later:
+    def _to_vectors(self, output: Any, features: Features) -> tuple[Vectors, Finite]:
+        if self._modules_after_graph:
             output = self._pool(output, features)
         vectors: Vectors = output[:, : self._dimensions]
         finite: Finite = np.logical_and.reduce(np.isfinite(vectors), axis=1)
@@ -116,35 +118,38 @@ class OpenVinoEngine:
             "prompt_length": features.prompt_length,
         }
         with torch.inference_mode():
-            return run(self._later, tensors)["sentence_embedding"].numpy()
+            return run(self._modules_after_graph, tensors)["sentence_embedding"].numpy()
 
 
 @dataclass(frozen=True, slots=True)
 class _StreamPass:
-    """A pass that one of OpenVINO's streams computes."""
+    """A forward pass in flight in one of OpenVINO's streams."""
 
     engine: OpenVinoEngine
     request: openvino.InferRequest
     features: Features
 
     def result(self) -> tuple[Vectors, Finite]:
-        """Wait for the vectors, and which of them are finite."""
+        """Wait for the vectors and a mask of the finite ones."""
         return self.engine.finish(self.request, self.features)
 
 
-def load_graph(model: TorchEngine, directory: Path, *, anew: bool = False) -> Any:
-    """Return a model's graph, or the file in which it is kept.
+def load_graph(model: TorchEngine, directory: Path, *, rebuild: bool = False) -> Any:
+    """Return the cached graph of a model; convert the model and cache the graph if there is none.
 
     Args:
         model: the model in torch, in float32.
-        directory: where its files lie.
-        anew: convert it, also where a graph is kept.
+        directory: the directory of its files.
+        rebuild: convert the model even if a graph is cached.
+
+    Returns:
+        The path of the cached graph, or the graph itself if it cannot be cached.
 
     Raises:
-        Exception: of any kind, when OpenVINO does not know what the model does.
+        Exception: OpenVINO cannot convert the model. The type is OpenVINO's choice.
     """
     path = graph_path(directory)
-    if path is not None and path.exists() and not anew:
+    if path is not None and path.exists() and not rebuild:
         return path
     end = _graph_end(model)
     graph = convert(
@@ -152,10 +157,11 @@ def load_graph(model: TorchEngine, directory: Path, *, anew: bool = False) -> An
         output="token_embeddings" if end == 1 else "sentence_embedding",
         reads_token_types=model.reads_token_types,
     )
-    # The file and not the graph, which holds on to torch's weights; the file is mapped, and shared between replicas.
+    # Prefer the file: the graph in memory keeps torch's weights alive, while the file is
+    # memory-mapped and shared between replicas.
     return path if path is not None and keep(graph, path) else graph
 
 
 def _graph_end(model: TorchEngine) -> int:
-    """Return how many modules become the graph: all, or the first where the pooling has to know the prompt's length."""
+    """Return how many modules the graph has: all, or one if the pooling needs the prompt length."""
     return len(model.modules) if model.includes_prompt else 1

@@ -1,8 +1,7 @@
-"""From torch modules to an OpenVINO graph, kept on disk so that the next start reads it.
+"""Converts torch modules to an OpenVINO graph and caches the graph on disk for the next start.
 
-A graph is kept under a name made of everything that it was made from: each of the model's files, byte for byte, and
-the versions of the libraries. It can be deleted at any time. Whatever goes wrong with the disk costs a conversion and
-nothing else.
+The cache key is a hash of the model's files and of the versions of the libraries that convert it.
+The cache can be deleted at any time. A disk error costs another conversion and nothing else.
 """
 
 import hashlib
@@ -27,14 +26,14 @@ from serve_app.encoder.torch import run
 
 logger = logging.getLogger("ray.serve.embeddings")
 
-GRAPH_FORMAT = "1"  # of `_Traceable`: another number makes another name
+GRAPH_FORMAT = "1"  # part of the cache key; increase it when `_Traceable` changes
 GRAPH_FILE = "graph.xml"
-# What a model is made of; a Hub snapshot may hold other formats of the same weights beside it.
+# The files that define a model. A Hub snapshot may hold the same weights in other formats too.
 MODEL_FILES = frozenset({".json", ".py", ".safetensors", ".txt"})
 
 
 class _Traceable(torch.nn.Module):
-    """Modules of sentence-transformers with the signature that a tracer asks for: tensors in, one tensor out."""
+    """Modules of sentence-transformers with the signature a tracer needs: tensors in, one out."""
 
     def __init__(self, modules: list[Any], *, output: str, reads_token_types: bool) -> None:
         super().__init__()
@@ -51,59 +50,62 @@ class _Traceable(torch.nn.Module):
 
 
 def convert(modules: list[Any], *, output: str, reads_token_types: bool) -> Any:
-    """Return the modules as an OpenVINO graph of `input_ids` and `attention_mask`, both int64 [inputs, length].
+    """Convert modules to an OpenVINO graph.
+
+    The graph's inputs are `input_ids` and `attention_mask`, both int64 [inputs, length].
 
     Args:
-        modules: of sentence-transformers, in float32.
-        output: the feature that the graph gives.
-        reads_token_types: the first module is given token types, all 0.
+        modules: modules of sentence-transformers, in float32.
+        output: the name of the feature that the graph returns.
+        reads_token_types: pass token type ids, all 0, to the first module.
 
     Raises:
-        Exception: of any kind, when OpenVINO does not know what the modules do.
+        Exception: OpenVINO cannot convert the modules. The type is OpenVINO's choice.
     """
     module = _Traceable(modules, output=output, reads_token_types=reads_token_types).eval()
     ids = torch.ones(3, 9, dtype=torch.int64)
     mask = torch.ones_like(ids)
     mask[1, 5:] = 0
-    # The two steps of `openvino.convert_model`, without its third: it reports each use to its vendor.
-    with torch.inference_mode(), _quietly():
+    # These are the steps of `openvino.convert_model` except for its telemetry, which reports each
+    # use to the vendor.
+    with torch.inference_mode(), _without_tracer_warnings():
         decoder = TorchScriptPythonDecoder(module, example_input=(ids, mask))
         frontend = FrontEndManager().load_by_framework("pytorch")
         return frontend.convert(frontend.load(decoder))
 
 
 def graph_path(directory: Path) -> Path | None:
-    """Return where the graph of a model is kept, whether or not it is there yet; None where there is no such place."""
+    """Return the cache path of a model's graph, which may not exist yet; None without a cache."""
     try:
         return _cache_directory() / _identity(directory) / GRAPH_FILE
     except (OSError, RuntimeError) as error:
-        logger.info("no cache of converted models: %s", error)
+        logger.info("converted models are not cached: %s", error)
         return None
 
 
 def keep(graph: Any, path: Path) -> bool:
-    """Write a graph, wholly or not at all; return whether it is there now."""
+    """Write a graph to the cache atomically; return whether the file exists afterwards."""
     try:
         path.parent.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent.parent, prefix="new-") as draft:
             openvino.save_model(graph, Path(draft) / GRAPH_FILE, compress_to_fp16=False)
-            shutil.rmtree(path.parent, ignore_errors=True)  # one that could not be used
+            shutil.rmtree(path.parent, ignore_errors=True)  # a graph that could not be used
             Path(draft).rename(path.parent)
-            Path(draft).mkdir()  # for the end of the block
-    except (OSError, RuntimeError) as error:  # OpenVINO raises the latter when the disk is full
-        logger.info("the converted model is not kept: %s", error)
+            Path(draft).mkdir()  # TemporaryDirectory removes it
+    except (OSError, RuntimeError) as error:  # OpenVINO raises RuntimeError if the disk is full
+        logger.info("the converted model cannot be cached: %s", error)
     return path.exists()
 
 
 def _cache_directory() -> Path:
-    """Return the user's directory of things that can be made again, as the XDG base directories have it."""
+    """Return this server's cache directory; see the XDG Base Directory Specification."""
     root = os.environ.get("XDG_CACHE_HOME", "")
     base = Path(root) if os.path.isabs(root) else Path.home() / ".cache"
     return base / "ray-embeddings-server" / "openvino"
 
 
 def _identity(directory: Path) -> str:
-    """Return a name for the model's files and for the libraries that make a graph of them."""
+    """Return the cache key: a hash of the model's files and of the versions of the libraries."""
     versions = (openvino, torch, transformers, sentence_transformers)
     digest = hashlib.sha256(" ".join([GRAPH_FORMAT, *(v.__version__ for v in versions)]).encode())
     for path in sorted(directory.rglob("*")):
@@ -115,8 +117,8 @@ def _identity(directory: Path) -> str:
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
-    """Hide what tracing says of every model: that a trace may not fit other shapes. Here the result is compared."""
+def _without_tracer_warnings() -> Iterator[None]:
+    """Suppress warnings that a trace may not generalize: `loading` compares the vectors."""
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     try:

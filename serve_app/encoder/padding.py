@@ -1,6 +1,6 @@
-"""How a batch is cut into forward passes, and how the inputs of a pass are laid out.
+"""Cuts a batch into padded forward passes and lays out the ids of each.
 
-Pure functions over lengths and ids. Knows nothing of torch.
+Pure functions over lengths and ids, in NumPy.
 """
 
 from collections.abc import Iterator
@@ -8,33 +8,37 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-# Lengths that are told apart when a batch is cut. 64 keep the search under a millisecond; an input is padded by no more
-# than a 64th of the longest on their account.
+# Number of length classes when a batch is cut. 64 classes keep the search under a millisecond and
+# add at most 1/64 of the longest length in padding to an input.
 _LENGTH_CLASSES = 64
 
-# Least tokens for a stream. With MiniLM and two streams, 4 inputs of 12 tokens take the same time either way; with more to
-# do, streams are up to 8 % ahead on an idle machine, and 8 to 25 % where another process has a fifth of it.
+# Minimum tokens per stream. With MiniLM and two streams, 4 inputs of 12 tokens take the same time
+# with and without streams. With more work, streams are up to 8 % faster on an idle machine, and
+# 8 to 25 % faster if another process uses a fifth of it.
 _STREAM_TOKENS = 32
 
-# A pass of fewer tokens is not halved for the sake of balance; halves of 100 tokens would cost 4 % more together.
+# Forward passes of fewer tokens are not halved to balance the streams: two halves of 100 tokens
+# cost 4 % more than the whole.
 _SMALL_PASS_TOKENS = 256
 
 
 def stream_budget(
     lengths: npt.NDArray[np.int32], *, max_batch_tokens: int, streams: int
 ) -> int | None:
-    """Return the most padded tokens in a pass where several passes are computed side by side.
+    """Return the token budget of a forward pass in a stream, padding included.
 
-    Two passes for each stream if they are not small: one that is held up leaves more of the work to the others.
+    The budget gives each stream two forward passes unless they would be small. If one stream is
+    delayed, the others take more of the work.
 
     Args:
         lengths: tokens of each input, int32 [inputs].
-        max_batch_tokens: most padded tokens in all streams together.
-        streams: passes that are computed side by side, each on its part of the processor.
+        max_batch_tokens: token budget of all streams together, padding included.
+        streams: forward passes that run in parallel, each on its share of the processor.
 
     Returns:
-        None where passes go one at a time, on the whole processor: there is little to do, or one input is longer than a
-        stream's share of it or of the budget.
+        The budget, or None if forward passes should run one at a time on the whole processor. That
+        is the case if there is little work, or if one input is longer than a stream's share of the
+        work or of the token budget.
     """
     tokens = int(lengths.sum(dtype=np.int64))
     if streams == 1 or tokens < streams * _STREAM_TOKENS:
@@ -48,19 +52,20 @@ def stream_budget(
 def padded_batches(
     lengths: npt.NDArray[np.int32], *, max_batch_tokens: int, pass_tokens: float
 ) -> Iterator[npt.NDArray[np.intp]]:
-    """Cut inputs into the padded batches that cost least together, each within the budget of padded tokens.
+    """Cut inputs into padded batches with the lowest total cost, each within the token budget.
 
-    A batch costs its padded tokens (longest length times inputs), and `pass_tokens` for being one. Few batches pad
-    much, many cost a pass each; where the cuts go is found by dynamic programming. Longest first, so that a batch that
-    does not fit the memory fails at once and not after the others.
+    A batch costs its padded tokens (longest length times inputs) plus `pass_tokens`. Few batches
+    waste tokens on padding; many batches each pay the fixed cost. Dynamic programming finds the
+    best cuts. The batch with the longest inputs comes first, so that one that does not fit in
+    memory fails before the others run.
 
     Args:
         lengths: tokens of each input, int32 [inputs].
-        max_batch_tokens: most padded tokens in a batch; an input that is longer alone makes a batch of its own.
-        pass_tokens: what a forward pass costs beside its tokens, in tokens.
+        max_batch_tokens: padded tokens of a batch. An input that exceeds it gets its own batch.
+        pass_tokens: fixed cost of a forward pass, in tokens.
 
     Yields:
-        The indices of one batch's inputs, longest first.
+        The input indices of one batch, longest input first.
     """
     order = np.argsort(-lengths.astype(np.int64), kind="stable")
     descending = np.maximum(lengths[order].astype(np.int64), 1)
@@ -73,47 +78,51 @@ def padded_batches(
 def _cheapest_runs(
     descending: npt.NDArray[np.int64], max_batch_tokens: int, pass_tokens: float
 ) -> list[slice]:
-    """Cut inputs, sorted by length, into runs that are padded to one length each; a run may be several batches."""
+    """Cut inputs, sorted by length, into runs; the batches of a run are padded to the same length.
+
+    Let `least[n]` be the lowest cost of the inputs in the first n length classes. For every n, the
+    last run starts at the class that minimizes the cost before it plus its own cost:
+    `least[n] = min over i < n of least[i] + cost of a run over the classes i to n - 1`.
+    """
     if not len(descending):
         return []
-    # Lengths that differ by less are not told apart, so that there are few places for a cut however many inputs.
+    # A cut falls between length classes only, so the search stays small for any number of inputs.
     step = max(int(descending[0]) // _LENGTH_CLASSES, 1)
     classes = -(-descending // step)
     starts = np.concatenate([[0], np.flatnonzero(np.diff(classes)) + 1])
     ends = np.append(starts[1:], len(descending))
     longest = descending[starts]
     inputs_in_batch = np.maximum(max_batch_tokens // longest, 1)
-    # The least cost of everything before each place for a cut, and where the last run before that place starts.
     least = np.zeros(len(starts) + 1)
-    last_start = np.zeros(len(starts) + 1, np.intp)
-    for place in range(1, len(starts) + 1):
-        inputs = ends[place - 1] - starts[:place]
-        passes = -(-inputs // inputs_in_batch[:place])
-        costs = least[:place] + inputs * longest[:place] + passes * pass_tokens
-        last_start[place] = np.argmin(costs)
-        least[place] = costs[last_start[place]]
+    last_start = np.zeros(len(starts) + 1, np.intp)  # the class at which the last run starts
+    for cut in range(1, len(starts) + 1):
+        inputs = ends[cut - 1] - starts[:cut]
+        passes = -(-inputs // inputs_in_batch[:cut])
+        costs = least[:cut] + inputs * longest[:cut] + passes * pass_tokens
+        last_start[cut] = np.argmin(costs)
+        least[cut] = costs[last_start[cut]]
     runs = []
-    place = len(starts)
-    while place:
-        first = int(last_start[place])
-        runs.append(slice(int(starts[first]), int(ends[place - 1])))
-        place = first
+    cut = len(starts)
+    while cut:
+        first = int(last_start[cut])
+        runs.append(slice(int(starts[first]), int(ends[cut - 1])))
+        cut = first
     return runs[::-1]
 
 
 def gather(
     ids: npt.NDArray[np.int32], starts: npt.NDArray[np.intp], lengths: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.int64]:
-    """Lay some inputs of a buffer one after the other, int64.
+    """Concatenate selected inputs of a buffer, int64 [tokens].
 
     Args:
-        ids: token ids of many inputs, int32.
-        starts: where in `ids` each input starts, [inputs].
-        lengths: its tokens, [inputs].
+        ids: token ids of all inputs, concatenated, int32.
+        starts: offset in `ids` of each selected input, [inputs].
+        lengths: tokens of each selected input, [inputs].
     """
     ends = np.cumsum(lengths)
-    places = np.repeat(starts - ends + lengths, lengths) + np.arange(lengths.sum())
-    gathered: npt.NDArray[np.int64] = ids[places].astype(np.int64)
+    positions = np.repeat(starts - ends + lengths, lengths) + np.arange(lengths.sum())
+    gathered: npt.NDArray[np.int64] = ids[positions].astype(np.int64)
     return gathered
 
 
@@ -124,19 +133,19 @@ def pad(
     *,
     pad_id: int,
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Lay inputs of one buffer under each other, filled up on the right to the longest.
+    """Stack inputs of a buffer into a matrix, padded on the right to the longest.
 
     Args:
-        ids: token ids of many inputs, one after the other.
-        starts: where in `ids` each input of this batch starts, [inputs].
-        lengths: its tokens, at least one, [inputs].
-        pad_id: what fills up.
+        ids: token ids of all inputs, concatenated.
+        starts: offset in `ids` of each selected input, [inputs].
+        lengths: tokens of each selected input, at least one, [inputs].
+        pad_id: the padding id.
 
     Returns:
         The ids and the attention mask (1 for a token, 0 for padding), both int64 [inputs, longest length].
     """
     columns = np.arange(int(lengths.max()))
     mask = columns < lengths[:, None]
-    # Reading past an input's end is harmless where the mask hides it; past the buffer's end it is kept inside.
-    places = np.minimum(starts[:, None] + columns, len(ids) - 1)
-    return np.where(mask, ids[places], pad_id), mask.astype(np.int64)
+    # The mask hides ids beyond an input's end; `minimum` keeps positions within the buffer.
+    positions = np.minimum(starts[:, None] + columns, len(ids) - 1)
+    return np.where(mask, ids[positions], pad_id), mask.astype(np.int64)

@@ -1,4 +1,4 @@
-"""The engine that is always there: sentence-transformers' own modules, run by torch, on a CPU or a GPU."""
+"""The torch engine: runs sentence-transformers' own modules on a CPU or a GPU. Always available."""
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,23 +18,24 @@ from serve_app.encoder.engine import EncoderBrokenError, Features, Finite
 from serve_app.encoder.varlen import Attention, CannotPackError, PackedSequences
 from serve_app.messages import Vectors
 
-CUDA_OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation: the device goes on
+CUDA_OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation; the device stays usable
 
 
 class TorchEngine:
-    """A SentenceTransformer as an engine; see `Engine` for its attributes and methods.
+    """An engine that runs a SentenceTransformer; see `Engine` for its interface.
 
     Args:
         model: the SentenceTransformer, on its device.
-        checkpoint: what its files say.
-        threads: CPU threads; those that torch has when None.
-        streams: how many passes a CPU computes side by side, where the model is known to keep nothing between passes.
+        checkpoint: the model's metadata.
+        threads: CPU threads; torch's current number if None.
+        streams: forward passes that run in parallel on a CPU. Ignored if the model may keep state
+            between forward passes.
 
     Attributes:
-        modules: those of the model, less a Normalize at the end.
-        reads_token_types: the first of them is given token types, all 0.
-        includes_prompt: the pooling counts the prompt's tokens.
-        dimensions: components of its vectors.
+        modules: the model's modules, without a trailing Normalize.
+        reads_token_types: the first module reads token type ids; they are all 0.
+        includes_prompt: the pooling includes the prompt's tokens.
+        dimensions: components of a vector.
     """
 
     name = "torch"
@@ -49,18 +50,20 @@ class TorchEngine:
     ) -> None:
         self.device = str(model.device)
         self._is_cuda = self.device.startswith("cuda")
-        # One computes while the next is being prepared: a GPU that waits for Python is a GPU that does nothing.
+        # The GPU runs one forward pass while Python prepares the next, so that it never idles.
         self.passes_at_once = 2 if self._is_cuda else 1
         self.modules = _without_trailing_normalize(list(model.eval().children()))
         self.reads_empty = isinstance(self.modules[0], StaticEmbedding)
         self.pads = not self.reads_empty
         self._packed: PackedSequences | None = None
         first: Any = getattr(self.modules[0], "model", None)
-        is_known = type(first).__module__.startswith("transformers.")  # not a model's own code
-        self._keeps_nothing = is_known and not has_changing_positions(first.config)
-        # Without padding there is nothing to mask. A mask would be looked at on a GPU, which waits for all before it.
+        # Custom code that comes with a model may keep state or need a mask.
+        is_known = type(first).__module__.startswith("transformers.")
+        self._is_stateless = is_known and not has_changing_positions(first.config)
+        # Without padding there is nothing to mask, and reading a mask on a GPU waits for all earlier
+        # work.
         self._may_omit_mask = is_known
-        self.streams = streams if self._keeps_nothing and not self._is_cuda else 1
+        self.streams = streams if self._is_stateless and not self._is_cuda else 1
         self._threads = threads or torch.get_num_threads()
         self._pool = ThreadPoolExecutor(self.streams, thread_name_prefix="stream")
         self.pad_id: int = getattr(model.tokenizer, "pad_token_id", None) or 0
@@ -72,18 +75,19 @@ class TorchEngine:
         self.dimensions = checkpoint.dimensions
 
     def pack(self, attention: Attention = varlen_attn) -> None:
-        """Compute no padding from now on.
+        """Run without padding from now on.
 
         Raises:
-            CannotPackError: the model reads padded inputs only.
+            CannotPackError: the model needs padded inputs.
         """
-        if not self._keeps_nothing:
+        if not self._is_stateless:
             raise CannotPackError(
-                "its positions depend on the lengths of the inputs, or it is code of its own"
+                "its rotary positions depend on the input length, or it runs custom code"
             )
-        if not self.includes_prompt and any("lasttoken" in _modes(m) for m in self.modules):
-            # Of an input that is no longer than its prompt it would give the last token, and with padding zeros.
-            raise CannotPackError("it pools the last token and leaves prompts out")
+        if not self.includes_prompt and any("lasttoken" in _pooling_modes(m) for m in self.modules):
+            # For an input no longer than its prompt, sentence-transformers pools the last token if
+            # inputs are packed, but gives zeros if they are padded.
+            raise CannotPackError("its pooling takes the last token and excludes the prompt")
         self._packed = PackedSequences(self.modules[0], attention=attention)
         self.pads = False
 
@@ -94,25 +98,28 @@ class TorchEngine:
         self._packed, self.pads = None, True
 
     def start(self, features: Features, *, alone: bool) -> "_TorchPass | _StreamPass":
-        """Start one pass; alone, a CPU has computed it by then, and a GPU has been told all that there is to do."""
+        """Start a forward pass.
+
+        If `alone`, a CPU runs it to the end; a GPU has all its kernels queued on return.
+        """
         if not alone:
             return _StreamPass(
                 self._pool.submit(self._compute, features, self._threads // self.streams)
             )
-        with _telling_broken_devices():
+        with _detecting_broken_devices():
             return self._compute(features, self._threads)
 
     def _compute(self, features: Features, threads: int) -> "_TorchPass":
-        torch.set_num_threads(threads)  # of this thread; of MKL as a whole
+        torch.set_num_threads(threads)  # for this thread; MKL's setting is global
         return self._forward(self._tensors(features))
 
     def recover(self) -> None:
-        """Give the device's memory back."""
+        """Release the GPU's cached memory."""
         if self._is_cuda:
             torch.cuda.empty_cache()
 
     def _tensors(self, features: Features) -> dict[str, Any]:
-        """Return what the first module reads, as the tokenizer of sentence-transformers would make it."""
+        """Return the first module's features, as sentence-transformers' tokenizer makes them."""
         if self.reads_empty:
             return {
                 "input_ids": self._tensor(features.ids),
@@ -134,9 +141,7 @@ class TorchEngine:
 
     def _tensor(self, array: npt.NDArray[Any]) -> torch.Tensor:
         tensor = torch.from_numpy(array)
-        if (
-            self._is_cuda
-        ):  # from pinned memory, which alone is copied without waiting for the device
+        if self._is_cuda:  # only copies from pinned memory do not wait for the device
             return tensor.pin_memory().to(self.device, non_blocking=True)
         return tensor
 
@@ -147,56 +152,57 @@ class TorchEngine:
             finite = torch.isfinite(vectors).all(dim=1)
             if not self._is_cuda:
                 return _TorchPass(vectors, finite)
-            done = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            here = [torch.empty(t.shape, dtype=t.dtype, pin_memory=True) for t in (vectors, finite)]
-            here[0].copy_(vectors, non_blocking=True)
-            here[1].copy_(finite, non_blocking=True)
-            done.record()
-            return _TorchPass(here[0], here[1], done)
+            copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            host_vectors = torch.empty(vectors.shape, dtype=vectors.dtype, pin_memory=True)
+            host_finite = torch.empty(finite.shape, dtype=finite.dtype, pin_memory=True)
+            host_vectors.copy_(vectors, non_blocking=True)
+            host_finite.copy_(finite, non_blocking=True)
+            copied.record()
+            return _TorchPass(host_vectors, host_finite, copied)
 
 
 @dataclass(frozen=True, slots=True)
 class _TorchPass:
-    """A pass whose vectors are here, or will be once the device has come to `done`."""
+    """A forward pass. A GPU's vectors are in host memory once the event `copied` completes."""
 
     vectors: torch.Tensor
     finite: torch.Tensor
-    done: torch.cuda.Event | None = None
+    copied: torch.cuda.Event | None = None
 
     def result(self) -> tuple[Vectors, Finite]:
-        """Wait for the vectors, and which of them are finite."""
-        with _telling_broken_devices():
-            if self.done is not None:
-                self.done.synchronize()
+        """Wait for the vectors and a mask of the finite ones."""
+        with _detecting_broken_devices():
+            if self.copied is not None:
+                self.copied.synchronize()
         return self.vectors.numpy(), self.finite.numpy()
 
 
 @dataclass(frozen=True, slots=True)
 class _StreamPass:
-    """A pass that a thread of its own computes."""
+    """A forward pass in flight in a stream's thread."""
 
-    computing: Future[_TorchPass]
+    future: Future[_TorchPass]
 
     def result(self) -> tuple[Vectors, Finite]:
-        """Wait for the vectors, and which of them are finite."""
-        return self.computing.result().result()
+        """Wait for the vectors and a mask of the finite ones."""
+        return self.future.result().result()
 
 
 def has_changing_positions(config: Any) -> bool:
-    """Tell whether a model's rotary positions depend on the longest input, and are kept from one pass to the next."""
+    """Return whether rotary positions depend on the longest input and outlive a forward pass."""
     rotary = str(getattr(config, "rope_parameters", None))
     return any(f"'{kind}'" in rotary for kind in ("dynamic", "longrope"))
 
 
 def run(modules: list[Any], tensors: dict[str, Any]) -> dict[str, Any]:
-    """Return what modules of sentence-transformers make of features, one after the other."""
+    """Run modules of sentence-transformers in sequence and return the features of the last."""
     for module in modules:
         tensors = module(tensors)
     return tensors
 
 
 def _without_trailing_normalize(modules: list[Any]) -> list[Any]:
-    """Return the modules less a Normalize at the end: unit length is made where vectors are written."""
+    """Drop a trailing Normalize: the server normalizes vectors when it writes them."""
     while (
         isinstance(modules[-1], Normalize)
         and modules[-1].module_output_name == "sentence_embedding"
@@ -205,8 +211,8 @@ def _without_trailing_normalize(modules: list[Any]) -> list[Any]:
     return modules
 
 
-def _modes(module: Any) -> tuple[str, ...]:
-    """Return how a module pools, if it does."""
+def _pooling_modes(module: Any) -> tuple[str, ...]:
+    """Return the pooling modes of a module; empty if it is not a Pooling."""
     modes = getattr(module, "pooling_mode", ())
     return (modes,) if isinstance(modes, str) else tuple(modes)
 
@@ -218,7 +224,8 @@ def _vocabulary_size(first: Any) -> int:
 
 
 @contextmanager
-def _telling_broken_devices() -> Iterator[None]:
+def _detecting_broken_devices() -> Iterator[None]:
+    """Raise `EncoderBrokenError` for an error that leaves the device unusable."""
     try:
         yield
     except Exception as error:
@@ -228,7 +235,7 @@ def _telling_broken_devices() -> Iterator[None]:
 
 
 def _breaks_the_device(error: Exception) -> bool:
-    """Tell whether a CUDA error stays: all do except those for want of memory."""
+    """Return whether the device is unusable: after every CUDA error except out of memory."""
     if isinstance(error, torch.OutOfMemoryError):
         return False
     if isinstance(error, torch.AcceleratorError):

@@ -1,8 +1,10 @@
-"""Passes without padding: inputs lie one after the other in one row, and each attends to itself alone.
+"""Forward passes without padding: inputs are packed into one row, and each attends only to itself.
 
-For models of transformers' own code that look up their attention by name; under ours they find PyTorch's attention for
-inputs of many lengths, which needs a GPU and half precision. Pooling reads such a row as sentence-transformers made it
-for flash attention.
+Models in transformers look up their attention function by name. This module registers PyTorch's
+varlen attention under the name `packed`; it needs a GPU and half precision. The packed row has the
+layout that sentence-transformers uses for flash attention, so its Pooling can read it.
+
+Models with custom code are not supported.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,63 +20,66 @@ from transformers.masking_utils import AttentionMaskInterface
 from serve_app.encoder.engine import Features
 
 NAME = "packed"
-# The first generation of GPUs that have the kernel.
-_LEAST_CAPABILITY = (8, 0)
-# What reaches attention through the model, beside what its forward names.
-_PASSED_ON = {"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"}
+# The kernel needs at least this CUDA compute capability.
+_MIN_CAPABILITY = (8, 0)
+# Arguments that the model passes on to attention although its `forward` does not name them.
+_EXTRA_ARGUMENTS = {"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"}
 
 Attention = Callable[..., Any]
 
 
 class CannotPackError(Exception):
-    """This model stays with padding; the message says why."""
+    """The model cannot run without padding; the message says why."""
 
 
 def check_device(device: str, dtype: torch.dtype) -> None:
-    """Return if a device has the kernel for a type.
+    """Check that a GPU has the varlen attention kernel for a dtype.
 
     Raises:
-        CannotPackError: it has none.
+        CannotPackError: it does not.
     """
     if dtype == torch.float32:
-        raise CannotPackError("float32 has no attention without padding")
-    if torch.cuda.get_device_capability(device) < _LEAST_CAPABILITY:
-        raise CannotPackError("the GPU is too old for attention without padding")
+        raise CannotPackError("varlen attention does not support float32")
+    if torch.cuda.get_device_capability(device) < _MIN_CAPABILITY:
+        raise CannotPackError("varlen attention needs a GPU of compute capability 8.0 or higher")
 
 
 class PackedSequences:
-    """A Transformer module that reads rows of inputs, until it is told to `unpack`.
+    """Makes a Transformer module read packed inputs, until `unpack`.
 
     Args:
         transformer: sentence-transformers' module; changed in place.
-        attention: computes what `varlen_attn` does.
+        attention: a function with the signature and result of `varlen_attn`.
 
     Raises:
-        CannotPackError: its model does not take another attention.
+        CannotPackError: the model's attention cannot be replaced.
     """
 
     def __init__(self, transformer: Any, *, attention: Attention = varlen_attn) -> None:
         self._model = transformer.model
         if not self._model.is_backend_compatible():
             raise CannotPackError("its attention cannot be replaced")
-        AttentionInterface.register(NAME, _attending(attention))
+        AttentionInterface.register(NAME, _attention_function(attention))
         AttentionMaskInterface.register(NAME, _no_mask)
         self._padded_attention = self._model.config._attn_implementation
         self._model.set_attn_implementation(NAME)
         if self._model.config._attn_implementation != NAME:
             raise CannotPackError("its attention cannot be replaced")
         if transformer.model_forward_params is not None:
-            transformer.model_forward_params |= _PASSED_ON
+            transformer.model_forward_params |= _EXTRA_ARGUMENTS
         self._first_position = _first_position(self._model)
 
     def unpack(self) -> None:
-        """Give the model its own attention back."""
+        """Restore the model's own attention."""
         self._model.set_attn_implementation(self._padded_attention)
 
     def tensors(
         self, features: Features, on_device: Callable[[npt.NDArray[Any]], torch.Tensor]
     ) -> Mapping[str, Any]:
-        """Return what the Transformer and the Pooling read, beside token types and the prompt's length."""
+        """Return the features of the Transformer and the Pooling.
+
+        Token type ids and the prompt length are the caller's.
+        """
         lengths, starts = features.lengths, features.starts
         positions = np.arange(len(features.ids)) - np.repeat(starts, lengths)
         bounds = on_device(np.append(starts, len(features.ids)).astype(np.int32))
@@ -91,8 +96,8 @@ class PackedSequences:
         }
 
 
-def _attending(attention: Attention) -> Callable[..., tuple[torch.Tensor, None]]:
-    def attend(  # noqa: PLR0913  # as transformers calls it
+def _attention_function(attention: Attention) -> Callable[..., tuple[torch.Tensor, None]]:
+    def attend(  # noqa: PLR0913  # transformers defines the signature
         module: Any,
         query: torch.Tensor,
         key: torch.Tensor,
@@ -106,34 +111,34 @@ def _attending(attention: Attention) -> Callable[..., tuple[torch.Tensor, None]]
         sliding_window: int | None = None,
         **others: Any,
     ) -> tuple[torch.Tensor, None]:
-        """Attend as transformers asks for it: from [1, heads, tokens, width] to [1, tokens, heads, width]."""
+        """Map tensors [1, heads, tokens, width] to an output [1, tokens, heads, width]."""
         extras = (others.get(name) for name in ("softcap", "s_aux", "position_bias"))
         if attention_mask is not None or any(extra is not None for extra in extras):
-            raise NotImplementedError("attention without padding knows no mask, bias or sink")
+            raise NotImplementedError("varlen attention supports no mask, bias or sink")
         causal = module.is_causal if is_causal is None else is_causal
-        reach = -1 if sliding_window is None else sliding_window - 1
+        window = -1 if sliding_window is None else sliding_window - 1
         rows = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]
-        attended = attention(
+        output = attention(
             *rows,
             cu_seq_lens_q,
             cu_seq_lens_q,
             max_length_q,
             max_length_q,
             scale=scaling,
-            window_size=(reach, 0 if causal else reach),
+            window_size=(window, 0 if causal else window),
             enable_gqa=query.shape[1] != key.shape[1],
         )
-        return attended[None], None
+        return output[None], None
 
     return attend
 
 
 def _no_mask(*_: Any, **__: Any) -> None:
-    """Make no mask: what is masked elsewhere is not there."""
+    """Return None: packed inputs have no padding to mask."""
 
 
 def _first_position(model: Any) -> int:
-    """Return the number of an input's first position: RoBERTa and its kin count from behind that of padding."""
+    """Return an input's first position id: in models like RoBERTa, the one after the padding id."""
     for module in model.modules():
         table = getattr(module, "position_embeddings", None)
         if isinstance(table, torch.nn.Embedding):

@@ -1,4 +1,9 @@
-"""What is asked of an engine before it serves: the vectors that another way of computing gave, and a warm-up."""
+"""Verifies a loaded model before it serves, and warms it up.
+
+- The model must match the metadata read from its files. The ingress tokenizes and describes it from
+  the files alone; if sentence-transformers read them differently, vectors would be silently wrong.
+- An OpenVINO graph, and torch without padding, must reproduce the vectors of torch with padding.
+"""
 
 import logging
 import time
@@ -8,9 +13,8 @@ from typing import Any
 import numpy as np
 from torch.nn.attention.varlen import varlen_attn
 
-from serve_app.checkpoints.metadata import Checkpoint
+from serve_app.checkpoints.metadata import NO_LIMIT, Checkpoint
 from serve_app.encoder.encoder import Encoder
-from serve_app.encoder.model_check import PROBES
 from serve_app.encoder.torch import TorchEngine
 from serve_app.encoder.varlen import Attention, CannotPackError
 from serve_app.errors import ModelLoadError
@@ -19,21 +23,98 @@ from serve_app.tokenization.tokenizer import Tokenizer
 
 logger = logging.getLogger("ray.serve.embeddings")
 
-# How far a converted model's vectors may be from torch's, as a part of their length. Wide of what rounding does and
-# narrow of what a wrong graph does: that is all that is asked here.
+# Largest distance from torch's vector, relative to its length. The tolerances only need to tell
+# rounding (far below) from a wrong graph (far above).
 TOLERANCES = {"f32": 1e-3, "f16": 0.1, "bf16": 0.1}
-_ENDLESS_TOKENS = 512  # of a long input, where an input has no limit
+_UNLIMITED_TOKENS = 512  # length of the long input for a model without an input limit
+# Tokenizers differ in case, accents, scripts without spaces, ligatures, emoji and whitespace.
+PROBES = (
+    "Hello, World! This is a plain sentence.",
+    "ÀÉÎ Ünïcödé naïve e\u0301 İstanbul STRASSE",
+    "日本語のテスト 한국어 中文、标点。 ไทย हिन्दी",
+    "  two  spaces\tand\nlines \u200b\u00a0 ",
+    "don't — “quotes” … 12345.67 ﬁ ① ½ C++ <s> [MASK] https://example.org/a?b=c",
+    "🙂 👩\u200d👩\u200d👧 x",
+)
+KNOWN_FEATURES = frozenset(
+    {"input_ids", "attention_mask", "token_type_ids", "offsets", "modality", "prompt_length"}
+)
+
+
+def check_model(model: Any, checkpoint: Checkpoint, tokenizer: Tokenizer) -> None:
+    """Compare a loaded model with the metadata and the tokenizer read from its files.
+
+    Args:
+        model: the loaded SentenceTransformer.
+        checkpoint: the metadata.
+        tokenizer: the tokenizer created from `checkpoint`.
+
+    Raises:
+        ModelLoadError: they differ, or the model needs more than token ids.
+    """
+    limit = model.max_seq_length
+    limit = None if limit is None or limit >= NO_LIMIT else limit
+    facts = (
+        ("dimensions", model.get_embedding_dimension(), checkpoint.dimensions),
+        (
+            "max_seq_length (set it in sentence_bert_config.json)",
+            limit,
+            checkpoint.max_input_tokens,
+        ),
+        ("prompts", dict(model.prompts), dict(checkpoint.prompts)),
+    )
+    for name, loaded, read in facts:
+        if loaded != read:
+            raise ModelLoadError(
+                f"{checkpoint.directory}: {name}: {read} in the files, {loaded} in the loaded model"
+            )
+    for prompt_name in (None, *checkpoint.prompts):
+        for probe in PROBES:
+            _check_features(model, checkpoint, tokenizer, probe, prompt_name=prompt_name)
+
+
+def _check_features(
+    model: Any, checkpoint: Checkpoint, tokenizer: Tokenizer, probe: str, *, prompt_name: str | None
+) -> None:
+    prompt = checkpoint.prompts.get(prompt_name or "")
+    features = model.preprocess([probe], prompt=prompt)
+    if unknown := set(features) - KNOWN_FEATURES:
+        raise ModelLoadError(
+            f"{checkpoint.directory}: not supported: input features {', '.join(sorted(unknown))}"
+        )
+    if "token_type_ids" in features and features["token_type_ids"].any():
+        raise ModelLoadError(f"{checkpoint.directory}: not supported: token types other than 0")
+    ids = features["input_ids"]
+    if "attention_mask" in features:
+        ids = ids[features["attention_mask"].bool()]
+    ours = tokenizer.encode_texts(
+        [probe], prompt_name=prompt_name, truncate=True, truncate_direction="right"
+    ).inputs
+    same_prompt = (
+        checkpoint.include_prompt or features.get("prompt_length", 0) == ours.prompt_length
+    )
+    if not (same_prompt and np.array_equal(ids.numpy().ravel(), ours.ids)):
+        raise ModelLoadError(
+            f"{checkpoint.directory}: tokenizer.json and sentence-transformers give different token ids; save the "
+            "model again with `SentenceTransformer(directory).save(other_directory)` and serve the copy"
+        )
 
 
 def probes(tokenizer: Tokenizer, max_batch_tokens: int) -> list[TokenizedInputs]:
-    """Return inputs of all kinds and one as long as inputs may be, to compare vectors by."""
+    """Return inputs for comparing vectors: varied short texts, and one of maximum length."""
     texts = _texts(tokenizer)
     return [texts, _repeated(texts, length=_longest(tokenizer, max_batch_tokens), count=1)]
 
 
-def agree(found: Any, expected: Any, tolerance: float) -> bool:
-    """Tell whether no vector is further from the one expected than a part of its length."""
-    distances = np.linalg.norm(found - expected, axis=1)
+def agree(actual: Any, expected: Any, tolerance: float) -> bool:
+    """Return whether all vectors are within a relative distance of the expected ones.
+
+    Args:
+        actual: float32 [inputs, dimensions].
+        expected: float32 [inputs, dimensions].
+        tolerance: largest distance, as a fraction of the expected vector's length.
+    """
+    distances = np.linalg.norm(actual - expected, axis=1)
     return bool((distances <= tolerance * np.linalg.norm(expected, axis=1)).all())
 
 
@@ -44,52 +125,58 @@ def pack_verified(
     *,
     attention: Attention = varlen_attn,
 ) -> None:
-    """Have an engine compute no padding from now on.
+    """Switch an engine to running without padding and check that its vectors stay the same.
 
     Raises:
-        CannotPackError: it does not give the vectors that it gives with padding, which it goes on computing.
+        CannotPackError: the vectors differ; the engine goes back to padding. Or the model needs
+            padded inputs.
         EncoderBrokenError: the GPU failed.
     """
     expected = Encoder(engine, checkpoint).encode(probes)
     engine.pack(attention)
-    found = Encoder(engine, checkpoint).encode(probes)
-    if found.failures or not agree(found.vectors, expected.vectors, TOLERANCES["f16"]):
+    actual = Encoder(engine, checkpoint).encode(probes)
+    if actual.failures or not agree(actual.vectors, expected.vectors, TOLERANCES["f16"]):
         engine.unpack()
-        raise CannotPackError("its vectors were others without padding")
+        raise CannotPackError("its vectors differ without padding")
 
 
 def warm_up(encoder: Encoder, tokenizer: Tokenizer, max_batch_tokens: int) -> float:
-    """Run full token budgets and short inputs, so that the first request finds memory and kernels ready.
+    """Run full token budgets and short inputs, to allocate memory and load kernels.
 
     Returns:
-        What a forward pass costs beside its tokens, in tokens, as these passes show it.
+        The measured fixed cost of a forward pass, in tokens.
+
+    Raises:
+        ModelLoadError: an input failed.
     """
     probe, longest = _texts(tokenizer), _longest(tokenizer, max_batch_tokens)
     short = _repeated(probe, length=int(probe.lengths[0]), count=1)
     full = _repeated(probe, length=longest, count=max_batch_tokens // longest)
-    # The first pass of a kind finds nothing ready; what others do on the machine makes a pass longer, never shorter.
-    full_s, short_s = (
-        min(_pass_seconds(encoder, inputs, max_batch_tokens) for _ in range(passes))
-        for inputs, passes in ((full, 2), (short, 5))
-    )
+    # Take the minimum: the first forward pass of a shape is cold, and other load only adds time.
+    full_s = min(_forward_seconds(encoder, full, max_batch_tokens) for _ in range(2))
+    short_s = min(_forward_seconds(encoder, short, max_batch_tokens) for _ in range(5))
     pass_tokens = max(short_s * full.tokens / full_s - short.tokens, 0.0)
-    logger.info("a full pass takes %.4f s, a pass as such %.0f tokens", full_s, pass_tokens)
+    logger.info(
+        "warm-up: a full forward pass takes %.4f s, its fixed cost is %.0f tokens",
+        full_s,
+        pass_tokens,
+    )
     return pass_tokens
 
 
-def _pass_seconds(encoder: Encoder, inputs: TokenizedInputs, max_batch_tokens: int) -> float:
+def _forward_seconds(encoder: Encoder, inputs: TokenizedInputs, max_batch_tokens: int) -> float:
     started = time.perf_counter()
     failures = encoder.encode([inputs], max_batch_tokens=max_batch_tokens).failures
     seconds = time.perf_counter() - started
     if failures:
         raise ModelLoadError(
-            f"the model gave {failures[0].code} for an input of {inputs.lengths[0]} tokens in the warm-up"
+            f"warm-up failed: {failures[0].code} for an input of {inputs.lengths[0]} tokens"
         )
     return seconds
 
 
 def _repeated(inputs: TokenizedInputs, *, length: int, count: int) -> TokenizedInputs:
-    """Return inputs of one length, made of the ids of others over and over."""
+    """Return `count` inputs of `length` tokens that repeat the ids of the given inputs."""
     return TokenizedInputs(np.resize(inputs.ids, count * length), np.full(count, length, np.int32))
 
 
@@ -100,4 +187,4 @@ def _texts(tokenizer: Tokenizer) -> TokenizedInputs:
 
 
 def _longest(tokenizer: Tokenizer, max_batch_tokens: int) -> int:
-    return min(tokenizer.max_input_tokens or _ENDLESS_TOKENS, max_batch_tokens)
+    return min(tokenizer.max_input_tokens or _UNLIMITED_TOKENS, max_batch_tokens)

@@ -1,1 +1,1 @@
-"""What an operator reads: metrics and the access log."""
+"""Metrics and the access log."""

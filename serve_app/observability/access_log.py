@@ -1,7 +1,8 @@
-"""What the operator reads of a request: one line in the log, and the numbers that go with it.
+"""The access log: one line and a set of metrics for each request.
 
-HTTP requests and calls from Python are written alike. Never an input, a vector or a key; of an unforeseen exception its
-kind and place, but neither its message nor its values, for both can hold an input's text.
+HTTP requests and calls from Python are logged alike. A line never contains an input, a vector or a
+key. An unexpected exception is logged by type and location, without its message or its values,
+because both can contain the text of an input.
 """
 
 import logging
@@ -20,9 +21,19 @@ logger = logging.getLogger("ray.serve.embeddings")
 
 @dataclass(slots=True)
 class RequestRecord:
-    """What is known of a request while it is worked on.
+    """The data collected about one request.
 
-    `limits` gives the headers of its answer that tell of the server's state at that moment.
+    Attributes:
+        request_id: the id in the logs and in `x-request-id`.
+        method: the HTTP method, or `CALL` for a call from Python.
+        route: the route's path, `embed` for a call from Python, or `other`.
+        model: the served model's name; empty until it is known.
+        inputs: the number of inputs.
+        tokens: the number of tokens embedded.
+        code: the error code; empty if the request did not fail.
+        key: the name of the API key; empty without one.
+        limits: returns the rate limit headers of the response.
+        started: the start time, from `time.perf_counter`.
     """
 
     request_id: str
@@ -38,37 +49,40 @@ class RequestRecord:
 
     @property
     def elapsed_s(self) -> float:
-        """Seconds since the request came."""
+        """Seconds since the request started."""
         return time.perf_counter() - self.started
 
 
 class AccessLog:
-    """Counts requests and writes their lines.
+    """Logs and counts requests.
 
     Args:
-        metrics: where they are counted.
+        metrics: counts the requests.
     """
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
 
     def begin(self, request_id: str, *, method: str, route: str = "other") -> RequestRecord:
-        """A request has come."""
+        """Count the start of a request and return its record."""
         self._metrics.request_started()
         return RequestRecord(request_id, method, route)
 
     def fail(self, record: RequestRecord, error: Exception) -> ServiceError:
-        """A request failed; return the error that its sender gets, one of ours whatever it was."""
+        """Count a failed request and return the error to send.
+
+        An exception that is not a `ServiceError` is logged and becomes an `InternalError`.
+        """
         if not isinstance(error, ServiceError):
-            _write_unforeseen(record, error)
-            message = "The server made an error; its log has this request's id."
+            _log_unexpected(record, error)
+            message = "Internal server error. The server's log has details under this request's id."
             error = InternalError(message, "internal_error")
         record.code = error.code
         self._metrics.request_failed(route=record.route, code=error.code)
         return error
 
     def end(self, record: RequestRecord, *, status: int) -> None:
-        """A request has its answer."""
+        """Count a finished request and write its log line."""
         seconds = record.elapsed_s
         self._metrics.request_finished(
             model=record.model,
@@ -99,7 +113,7 @@ class AccessLog:
         logger.info(line, extra=fields)
 
 
-def _write_unforeseen(record: RequestRecord, error: Exception) -> None:
+def _log_unexpected(record: RequestRecord, error: Exception) -> None:
     frames = traceback.extract_tb(error.__traceback__)
     places = " < ".join(f"{PurePath(f.filename).name}:{f.lineno}" for f in reversed(frames[-5:]))
     kind = type(error).__name__
@@ -107,13 +121,14 @@ def _write_unforeseen(record: RequestRecord, error: Exception) -> None:
 
 
 class WithoutTracebacks(logging.Filter):
-    """Takes the traceback from what Ray Serve logs of an error that a caller from Python gets anyway.
+    """Removes the traceback of expected errors from Ray Serve's log lines.
 
-    Serve writes "Request failed." with a traceback for each exception of a handle call, our 400 to 504 among them.
+    Ray Serve logs "Request failed." with a traceback for each exception of a handle call. That
+    includes our 400 to 504 errors, which the caller receives anyway.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Let every record pass, without the traceback of one of ours."""
+        """Pass every record, and strip the traceback of a `ServiceError`."""
         error = record.exc_info[1] if record.exc_info else None
         if isinstance(error, ServiceError):
             record.msg, record.args = f"{record.getMessage()} {error.status} {error.code}", ()
@@ -122,5 +137,5 @@ class WithoutTracebacks(logging.Filter):
 
 
 def hide_expected_tracebacks() -> None:
-    """Let Ray Serve's logger in this process write our own errors without tracebacks."""
+    """Make Ray Serve's logger in this process log a `ServiceError` without its traceback."""
     logging.getLogger("ray.serve").addFilter(WithoutTracebacks())

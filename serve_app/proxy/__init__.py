@@ -1,1 +1,1 @@
-"""What runs in a proxy's process: around Ray Serve's own proxy, and in place of what HAProxy says by itself."""
+"""Code that runs in the proxy process: middleware for Ray Serve's own proxy, and HAProxy's error replies."""

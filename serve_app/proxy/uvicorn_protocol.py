@@ -1,11 +1,22 @@
-"""uvicorn's HTTP/1.1, which loses no body when a client offers to go on in HTTP/2, and bounds a request's head.
+"""uvicorn's HTTP/1.1 protocol with fixes for upgrade offers, request heads and pipelines.
 
-The JDK's client puts `Upgrade: h2c` into every first request. A server may ignore that and answer in HTTP/1.1, as here.
-httptools leaves such a request's body unread, in case an upgrade follows; so its headers are read again without the
-offer. uvicorn waits for ever for a head, the request's line and headers, and takes one of any size: here it has some
-seconds and kilobytes. So many seconds has what comes after an answer and begins no request, as the rest of a body that
-nobody read; and trailers, which nobody reads either, have the kilobytes and are not kept. What is no request is refused
-after the good one before it is answered. Knows nothing of our application.
+Upgrade offers. The JDK's HTTP client sends `Upgrade: h2c` with every first request. A server may
+ignore the offer and respond in HTTP/1.1. But httptools stops reading at the end of such a head, in
+case the protocol changes, and uvicorn loses the body. This protocol feeds the head to a new parser
+without the offer, followed by the rest of the data.
+
+Limits. uvicorn waits forever for a head (the request line and headers), and accepts one of any
+size. Here a timer runs from when a connection opens, a head begins, or data arrives after a
+response, until a head is complete. When it expires, the connection is closed, with a 408 if a head
+is missing or incomplete. While a request is in progress, uvicorn reads no further data, so the
+timer restarts. The bytes since the last complete head or part of a body are counted. Above the
+limit, the connection is closed, with a 431 if a head is incomplete. Trailers count too, and are
+dropped.
+
+Pipelines. If malformed data follows a complete request whose response is not finished, the response
+is sent first, and then the connection is closed. Otherwise the response is a 400.
+
+This module knows nothing of the application.
 """
 
 import asyncio
@@ -20,36 +31,34 @@ from uvicorn.protocols.http.httptools_impl import (
 )
 
 _OFFERS = (b"upgrade", b"http2-settings")
-# Seconds from when a connection is there, a head begins, or something else comes after an answer, until a head is
-# complete.
-_HEAD_S = 30.0
-# Bytes of a head that is not complete yet, or of anything else that is no body; a piece more may be with them, as the
-# system hands it over.
-_HEAD_BYTES = 65_536
+# The time limit for a head.
+_HEAD_TIMEOUT_S = 30.0
+# The limit of bytes outside bodies. It is checked after each read, so one read can exceed it.
+_MAX_HEAD_BYTES = 65_536
 
 
 def use() -> None:
-    """Have uvicorn servers that are started later in this process speak this HTTP/1.1."""
+    """Make uvicorn servers that start later in this process use this protocol."""
     auto.AutoHTTPProtocol = StayingProtocol
 
 
 class StayingProtocol(HttpToolsProtocol):
-    """A connection; upgrades to WebSocket are left to uvicorn."""
+    """One connection. uvicorn handles upgrades to WebSocket."""
 
     _timer: asyncio.TimerHandle | None = None
     _in_head = True
-    _bytes_beside_body = 0
-    _running: RequestResponseCycle | None = None  # whose answer is the next
+    _bytes_outside_body = 0
+    _running: RequestResponseCycle | None = None  # the request whose response is next
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
-        """Wait for the first request, for a while."""
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn's signature
+        """Start the timer for the first request."""
         super().connection_made(transport)
-        self._wait()
+        self._start_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Wait for nothing any more, and have what runs know."""
-        self._stop_waiting()
-        if self._running is not None:  # uvicorn tells the request that was read last
+        """Stop the timer, and notify the running request."""
+        self._stop_timer()
+        if self._running is not None:  # uvicorn only notifies the request that it read last
             self._running.disconnected = True
             self._running.message_event.set()
         super().connection_lost(exc)
@@ -59,79 +68,81 @@ class StayingProtocol(HttpToolsProtocol):
         super()._start_asgi_task(cycle, app)
 
     def data_received(self, data: bytes) -> None:
-        """Take what has come; where a request offers an upgrade, read it again without."""
+        """Parse data, and parse a request that offers an upgrade again without the offer."""
         self._unset_keepalive_if_required()
-        self._bytes_beside_body += len(data)
-        left: bytes | None = data
+        self._bytes_outside_body += len(data)
+        rest: bytes | None = data
         try:
-            while left is not None:
-                left = self._feed(left)
+            while rest is not None:
+                rest = self._feed(rest)
         except httptools.HttpParserError:
-            self._refuse()
+            self._reject()
             return
-        if self._bytes_beside_body > _HEAD_BYTES:
-            self._give_up(431)
+        if self._bytes_outside_body > _MAX_HEAD_BYTES:
+            self._abort(431)
         elif self._timer is None and getattr(self.cycle, "response_complete", False):
-            self._wait()  # as uvicorn does no more: something has come
+            self._start_timer()  # the data has ended uvicorn's own keep-alive timeout
 
     def _feed(self, data: bytes) -> bytes | None:
-        """Read data; return what is to be read again if a request in it offers an upgrade."""
+        """Parse data. Return the data to parse again if a request in it offers an upgrade."""
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
             if self._should_upgrade():
                 self.handle_websocket_upgrade()
-            elif self.parser.get_method() == b"CONNECT":  # for a proxy
-                self._refuse()
+            elif self.parser.get_method() == b"CONNECT":  # only proxies accept it
+                self._reject()
             else:
-                again = self._head() + data[upgrade.args[0] :]
+                rest = self._head_without_offer() + data[upgrade.args[0] :]
                 self.parser = httptools.HttpRequestParser(self)
-                # As uvicorn has it: a request may stand behind one that asks to close the connection.
+                # As in uvicorn: a request may follow one that asks to close the connection.
                 self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
-                return again
+                return rest
         return None
 
     def _should_upgrade(self) -> bool:
-        # To WebSocket only by GET, as its RFC has it; another method has a body that is waited for.
+        # The RFC of WebSocket allows only GET. A request with another method can have a body, which
+        # must be read.
         return self.parser.get_method() == b"GET" and bool(super()._should_upgrade())
 
-    def _wait(self) -> None:
-        self._stop_waiting()
-        self._timer = self.loop.call_later(_HEAD_S, self._is_late)
+    def _start_timer(self) -> None:
+        self._stop_timer()
+        self._timer = self.loop.call_later(_HEAD_TIMEOUT_S, self._on_timeout)
 
-    def _stop_waiting(self) -> None:
+    def _stop_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
         self._timer = None
 
-    def _is_late(self) -> None:
-        if not getattr(self.cycle, "response_complete", True):  # None before the first request
-            self._wait()  # more is not read while a request before it is worked on
+    def _on_timeout(self) -> None:
+        # The cycle is None before the first request.
+        if not getattr(self.cycle, "response_complete", True):
+            self._start_timer()  # no data is read while a request is in progress
         else:
-            self._give_up(408)
+            self._abort(408)
 
-    def _give_up(self, status: int) -> None:
-        """Close the connection; whoever has begun a request is told why."""
-        self._stop_waiting()
+    def _abort(self, status: int) -> None:
+        """Close the connection, and send the status if a head is incomplete."""
+        self._stop_timer()
         if self._in_head:
             self.transport.write(
                 STATUS_LINE[status] + b"content-length: 0\r\nconnection: close\r\n\r\n"
             )
         self.transport.close()
 
-    def _refuse(self) -> None:
+    def _reject(self) -> None:
         message = "Invalid HTTP request received."
         self.logger.warning(message)
         running = self._running
         if running is None or running.response_complete or running.more_body:
             self.send_400_response(message)
-        else:  # it was all there, and is answered before the connection is closed
+        else:  # the running request was complete: send its response, then close the connection
             running.keep_alive = False
             self.pipeline.clear()
             self.flow.pause_reading()
 
-    def _head(self) -> bytes:
-        """Return the headers that were read, without an offer to upgrade and what belongs to it."""
+    def _head_without_offer(self) -> bytes:
+        """Rebuild the head that was read, without the headers that offer an upgrade."""
         lines = [
             b"%b %b HTTP/%b"
             % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())
@@ -140,38 +151,38 @@ class StayingProtocol(HttpToolsProtocol):
             if name in _OFFERS:
                 continue
             if name == b"connection":
-                words = (word.strip() for word in value.split(b","))
-                value = b", ".join(w for w in words if w.lower() not in _OFFERS)  # noqa: PLW2901
+                options = (option.strip() for option in value.split(b","))
+                value = b", ".join(o for o in options if o.lower() not in _OFFERS)  # noqa: PLW2901
             lines.append(b"%b: %b" % (name, value))
         return b"\r\n".join([*lines, b"", b""])
 
     def on_message_begin(self) -> None:
-        """Wait for the rest of the head, for a while."""
+        """Start the timer for the rest of the head."""
         self._in_head = True
-        self._bytes_beside_body = 0
-        self._wait()
+        self._bytes_outside_body = 0
+        self._start_timer()
         super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a header, and no trailer."""
+        """Keep a header, and drop a trailer."""
         if self._in_head:
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """Begin the request, unless it is about to be read again."""
+        """Start the request, unless its head is about to be parsed again."""
         if not self._is_offer():
             self._in_head = False
-            self._bytes_beside_body = 0
-            self._stop_waiting()
+            self._bytes_outside_body = 0
+            self._stop_timer()
             super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        """Take a piece of the body."""
-        self._bytes_beside_body = 0
+        """Pass a part of the body on."""
+        self._bytes_outside_body = 0
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """End the request, unless it is about to be read again."""
+        """End the request, unless its head is about to be parsed again."""
         if not self._is_offer():
             super().on_message_complete()
 

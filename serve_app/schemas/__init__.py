@@ -1,1 +1,1 @@
-"""The JSON of the wire as pydantic models. No I/O."""
+"""The JSON of requests and responses as pydantic models. No I/O."""

@@ -1,7 +1,7 @@
-"""The JSON of requests, models and errors, as pydantic models.
+"""The request and response of `POST /v1/embeddings`, as pydantic models.
 
-What comes in is checked here, once; what goes out is described here for `/openapi.json` and written from buffers by
-`vectors`. Computes nothing, and never puts a value that a client sent into an error.
+Requests are validated here, once. Responses are only described here, for `/openapi.json`: `api/serialization` writes
+them from buffers. An error never contains a value that a client sent.
 """
 
 import codecs
@@ -38,56 +38,61 @@ Direction = Annotated[TruncateDirection | None, BeforeValidator(_lowercase)]
 
 
 class EmbeddingRequest(BaseModel):
-    """The body of `POST /v1/embeddings`; unknown fields are ignored and `null` means absent."""
+    """The body of `POST /v1/embeddings`. Unknown fields are ignored, and `null` means absent."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, protected_namespaces=())
 
     input: Annotated[
         Inputs, Field(description="The text or texts to embed, or token ids.", examples=["string"])
     ] = None
-    inputs: Annotated[Inputs, Field(description="Another name of `input`.")] = None
+    inputs: Annotated[Inputs, Field(description="Alias of `input`.")] = None
     model: Annotated[
-        StrictStr | None, Field(description="A served model or alias. Default: the first one.")
+        StrictStr | None,
+        Field(description="The name or alias of a model. Default: the first model."),
     ] = None
     encoding_format: Annotated[
         EncodingFormat | None,
-        Field(description="`base64` is little-endian float32. Default: `float`."),
+        Field(description="`float` or `base64` (little-endian float32). Default: `float`."),
     ] = None
     dimensions: Annotated[
         Annotated[StrictInt, Field(ge=1), BeforeValidator(whole)] | None,
-        Field(description="Keeps the first components; 1 to the model's own. Default: all."),
+        Field(description="Keep the first N components of each vector. Default: all of them."),
     ] = None
-    user: Annotated[StrictStr | None, Field(description="Accepted and not used.")] = None
-    normalize: Annotated[StrictBool | None, Field(description="Unit length. Default: true.")] = None
+    user: Annotated[StrictStr | None, Field(description="Accepted and ignored.")] = None
+    normalize: Annotated[
+        StrictBool | None, Field(description="Scale vectors to unit length. Default: true.")
+    ] = None
     prompt_name: Annotated[
-        StrictStr | None, Field(description="A prompt of the model, put before each input.")
+        StrictStr | None, Field(description="The name of a prompt that is prepended to each input.")
     ] = None
     input_type: Annotated[
         InputType | None,
         Field(
             description=(
-                "What the inputs are, which picks the model's prompt for it; a `prompt_name` wins. A model's name may "
-                "end in it instead, as `name:query`."
+                "The type of the inputs, which selects the model's prompt for it. `prompt_name` takes precedence. "
+                "It can also be a suffix of the model's name: `name:query`."
             )
         ),
     ] = None
     truncate: Annotated[
         StrictBool | None,
-        Field(description="Cut inputs that are too long, instead of 422. Default: false."),
+        Field(
+            description="Truncate inputs that are too long; otherwise 422. Default: the model's setting."
+        ),
     ] = None
     truncate_direction: Annotated[
-        Direction, Field(description="The side that is cut. Default: `right`.")
+        Direction, Field(description="The side to truncate. Default: `right`.")
     ] = None
     truncation_direction: Annotated[
-        Direction, Field(description="Another name of `truncate_direction`.")
+        Direction, Field(description="Alias of `truncate_direction`.")
     ] = None
 
     @model_validator(mode="after")
     def _one_input(self) -> Self:
         if self.input is None and self.inputs is None:
             raise InvalidRequestError("input is required.", "missing_input", "input")
-        _check_same("input", self.input, "inputs", self.inputs)
-        _check_same(
+        _check_alias("input", self.input, "inputs", self.inputs)
+        _check_alias(
             "truncate_direction",
             self.truncate_direction,
             "truncation_direction",
@@ -97,52 +102,52 @@ class EmbeddingRequest(BaseModel):
 
     @property
     def input_name(self) -> str:
-        """The name under which the client sent its inputs, for errors."""
+        """The field in which the client sent its inputs; errors use this name."""
         return "input" if self.input is not None else "inputs"
 
     @property
     def items(self) -> Texts | TokenIdLists:
-        """The inputs as a list, whichever way they were sent."""
-        value = self._sent
+        """The inputs as a list, even if the client sent a single one."""
+        value = self._value
         if isinstance(value, str):
             return [value]
-        # A flat list of integers is one input; that a list is of one kind was checked.
+        # A flat list of integers is one input. Validation has checked that all items have the same type.
         return [value] if isinstance(value[0], int) else value
 
     @property
     def is_single(self) -> bool:
-        """Whether the client sent one input outside a list, so that errors name it without an index."""
-        value = self._sent
+        """Whether the client sent one input without a list. Errors then name it without an index."""
+        value = self._value
         return isinstance(value, str) or isinstance(value[0], int)
 
     @property
-    def _sent(self) -> str | Texts | list[int] | TokenIdLists:
+    def _value(self) -> str | Texts | list[int] | TokenIdLists:
         value = self.input if self.input is not None else self.inputs
-        assert value is not None  # _one_input
+        assert value is not None  # checked by _one_input
         return value
 
     @property
     def direction(self) -> TruncateDirection:
-        """The side that is cut."""
+        """The side to truncate."""
         return self.truncate_direction or self.truncation_direction or "right"
 
 
-def _check_same(name: str, value: Any, alias: str, other: Any) -> None:
+def _check_alias(name: str, value: Any, alias: str, other: Any) -> None:
     if value is not None and other is not None and value != other:
         raise InvalidRequestError(
-            f"{name} and {alias} are the same field; send one of them.", "ambiguous", alias
+            f"{name} and {alias} are the same field. Send only one of them.", "ambiguous", alias
         )
 
 
 def parse_request(body: bytes, *, most_inputs: int | None = None) -> EmbeddingRequest:
-    """Parse a body.
+    """Parse and validate a request body.
 
     Args:
-        body: JSON.
-        most_inputs: lists of token ids are not looked into if there are more; the caller refuses them.
+        body: JSON in UTF-8.
+        most_inputs: longer lists of token ids are not checked; the caller rejects them.
 
     Raises:
-        InvalidRequestError: no JSON, no object, or a field that is wrong; it names the field and the item.
+        InvalidRequestError: the body is not a JSON object, or a field is invalid. `param` names the field or the item.
     """
     try:
         return EmbeddingRequest.model_validate_json(
@@ -153,7 +158,7 @@ def parse_request(body: bytes, *, most_inputs: int | None = None) -> EmbeddingRe
 
 
 def build_request(**fields: Any) -> EmbeddingRequest:
-    """Build a request from Python values, with the checks of `parse_request` and its errors."""
+    """Build a request from Python values, with the same checks and errors as `parse_request`."""
     try:
         return EmbeddingRequest.model_validate(
             {name: plain(value) for name, value in fields.items()}
@@ -163,14 +168,14 @@ def build_request(**fields: Any) -> EmbeddingRequest:
 
 
 def read_priority(sent: str | None, *, name: str) -> Priority | None:
-    """Read what a client says of its request's lane; None or "" says nothing.
+    """Parse a priority. None and "" mean that the client did not set one.
 
     Args:
-        sent: by the client, in any case.
-        name: what the client calls it.
+        sent: the client's value, in upper or lower case.
+        name: the client's name for it, such as a header; errors use it.
 
     Raises:
-        InvalidRequestError: it is none of the two.
+        InvalidRequestError: the value is neither `interactive` nor `bulk`.
     """
     if not sent:
         return None
@@ -182,11 +187,11 @@ def read_priority(sent: str | None, *, name: str) -> Priority | None:
 
 
 def explain(error: ValidationError) -> InvalidRequestError:
-    """Turn pydantic's first finding into ours; pydantic's words hold the expected type, not the value sent."""
+    """Convert pydantic's first error. Its message names the expected type and never contains the value sent."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     if first["type"] == "json_invalid":
-        why = first["msg"].removeprefix("Invalid JSON: ")
-        return InvalidRequestError(f"The body is not valid JSON: {why}.", "invalid_json")
+        reason = first["msg"].removeprefix("Invalid JSON: ")
+        return InvalidRequestError(f"The body is not valid JSON: {reason}.", "invalid_json")
     if not first["loc"]:
         return InvalidRequestError("The body must be a JSON object.", "invalid_json")
     param = str(first["loc"][0])
@@ -194,22 +199,22 @@ def explain(error: ValidationError) -> InvalidRequestError:
 
 
 class Embedding(Answer):
-    """One input's vector."""
+    """The vector of one input."""
 
-    embedding: list[float] | Annotated[str, Field(description="base64 of little-endian float32")]
+    embedding: list[float] | Annotated[str, Field(description="Little-endian float32 in base64.")]
     index: int
     object: Literal["embedding"]
 
 
 class Usage(Answer):
-    """Tokens that the model read: after truncation, with special and prompt tokens, without padding."""
+    """The number of tokens the model read: after truncation, with special and prompt tokens, without padding."""
 
     prompt_tokens: int
     total_tokens: int
 
 
 class EmbeddingResponse(Answer):
-    """The answer of `POST /v1/embeddings`."""
+    """The response of `POST /v1/embeddings`."""
 
     data: list[Embedding]
     model: str

@@ -1,4 +1,4 @@
-"""The JSON of errors, in both shapes."""
+"""The JSON of errors, in the flat shape and in OpenAI's."""
 
 from typing import Literal
 
@@ -6,7 +6,7 @@ from serve_app.schemas.base import Answer
 
 
 class ErrorBody(Answer):
-    """An error in the page's shape; the first two keys are the page's, the others OpenAI's, flat."""
+    """An error in the flat shape. The last four fields are those of OpenAI's error object."""
 
     error: str
     error_type: Literal[
@@ -19,7 +19,7 @@ class ErrorBody(Answer):
 
 
 class OpenAIError(Answer):
-    """What is inside OpenAI's envelope."""
+    """The error object inside OpenAI's envelope."""
 
     message: str
     type: str
@@ -28,6 +28,6 @@ class OpenAIError(Answer):
 
 
 class OpenAIErrorBody(Answer):
-    """An error in OpenAI's envelope: sent to OpenAI's SDKs, or to all with `error_format: openai`."""
+    """An error in OpenAI's envelope. Sent to OpenAI's SDKs, or to all clients with `error_format: openai`."""
 
     error: OpenAIError

@@ -1,4 +1,4 @@
-"""The JSON about models and the server: `/v1/models`, `/info`, `/health`."""
+"""The responses of `/v1/models`, `/info` and `/health`."""
 
 from typing import Annotated, Literal
 
@@ -8,32 +8,35 @@ from serve_app.schemas.base import Answer
 
 
 class ModelCard(Answer):
-    """A served name: OpenAI's four fields, and what this server knows beside them."""
+    """A served model: OpenAI's four fields and this server's own."""
 
     id: str
     object: Literal["model"] = "model"
     created: int
     owned_by: str
     embeds: Annotated[
-        bool, Field(description="Whether `/v1/embeddings` takes it; if not it answers 424.")
+        bool,
+        Field(
+            description="Whether it is an embedding model. If not, `/v1/embeddings` returns 424."
+        ),
     ]
     dimensions: int | None
     max_input_tokens: int | None
     prompts: Annotated[
         dict[str, str],
-        Field(description="What `prompt_name` may be, and the text that it stands for."),
+        Field(description="The values of `prompt_name`, each with the text of its prompt."),
     ]
 
 
 class ModelList(Answer):
-    """The answer of `GET /v1/models`."""
+    """The response of `GET /v1/models`."""
 
     object: Literal["list"] = "list"
     data: list[ModelCard]
 
 
 class TeiInfo(Answer):
-    """The answer of `GET /info`: the default model, in the words of text-embeddings-inference."""
+    """The response of `GET /info`: the default model, with the fields of text-embeddings-inference."""
 
     model_config = ConfigDict(protected_namespaces=())
 
@@ -50,6 +53,6 @@ class TeiInfo(Answer):
 
 
 class Health(Answer):
-    """The answer of `GET /health` and `GET /ready`."""
+    """The response of `GET /health` and `GET /ready`."""
 
     status: Literal["ok"] = "ok"

@@ -1,1 +1,1 @@
-"""One embedding request from validated input to result, for HTTP and for `DeploymentHandle` callers alike."""
+"""One embedding request, from validated input to result, for HTTP and `DeploymentHandle` callers alike."""

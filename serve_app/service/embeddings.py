@@ -1,6 +1,7 @@
-"""One embedding request, from validated input to vectors: which model, the limits, the ids, the answer.
+"""The embedding service: the path of one request from validated input to vectors.
 
-HTTP and `DeploymentHandle` callers meet here. Knows neither Starlette nor Ray.
+HTTP routes and `DeploymentHandle` callers share this code. `Service.embed` resolves the model, checks the limits,
+tokenizes, calls the model's embedder and post-processes the vectors. It knows neither Starlette nor Ray.
 """
 
 import asyncio
@@ -31,30 +32,30 @@ from serve_app.service.registry import ModelRegistry, ServedModel
 from serve_app.tokenization.openai_token_ids import Cl100k
 from serve_app.tokenization.tokenizer import Tokenized, Tokenizer
 
-# A request of more characters is tokenized in a thread: up to here the tokenizer takes less than a millisecond or two.
+# Requests with at least this many characters are tokenized in a thread. Smaller ones take less than 2 ms.
 _INLINE_CHARACTERS = 10_000
 
-# A body of this size always finds memory, so that nobody can keep out all others with a few large ones.
+# Bodies up to this size are always accepted, so that a few large bodies cannot lock out all other clients.
 _SMALL_BODY_BYTES = 65_536
-_TOKENIZING_THREADS = 2
-# A request of more characters has a line of its own: it takes seconds and gigabytes, and there is one such at a time.
+_TOKENIZER_THREADS = 2
+# Requests with at least this many characters take seconds and gigabytes. They run one at a time, in a separate thread.
 _LARGE_CHARACTERS = 1_000_000
 
-_FAILURES = {
+_FAILURE_MESSAGES = {
     "inference_failed": "The model failed on {item}.",
-    "non_finite_embedding": "The model gave a vector that is not finite for {item}.",
+    "non_finite_embedding": "The model returned a non-finite vector for {item}.",
 }
 
 
 class Service:
-    """All models, and the way of a request through them.
+    """Serve embedding requests for all models.
 
     Args:
-        models: the first is the default.
-        limits: what a request may ask for.
-        metrics: where inputs are counted.
-        max_requests: most embedding requests at once; None for no limit.
-        cl100k: reads OpenAI's token ids; needed where a model's `token_ids` say so.
+        models: the served models; the first is the default.
+        limits: the limits on a request.
+        metrics: records truncation, tokenization times and rejections.
+        max_requests: the maximum number of concurrent requests; None for no limit.
+        cl100k: decodes OpenAI's token ids; required if a model has `token_ids: cl100k`.
     """
 
     def __init__(
@@ -71,34 +72,35 @@ class Service:
         self._metrics = metrics
         self.requests = Admission(limit=max_requests, unknown_s=limits.retry_after_s)
         self._held_bytes = 0
-        # Few, because each takes memory and a core, and the library spreads a large batch over cores by itself.
-        self._tokenizing = ThreadPoolExecutor(_TOKENIZING_THREADS, thread_name_prefix="tokenize")
-        self._tokenizing_large = ThreadPoolExecutor(1, thread_name_prefix="tokenize-large")
+        # Few threads: each takes memory and a core, and the library itself spreads a large batch over cores.
+        self._threads = ThreadPoolExecutor(_TOKENIZER_THREADS, thread_name_prefix="tokenize")
+        self._large_thread = ThreadPoolExecutor(1, thread_name_prefix="tokenize-large")
         self._cl100k = cl100k
 
     def _prompt_name(self, request: EmbeddingRequest, tokenizer: Tokenizer) -> str | None:
-        """Return the prompt that a request asks for, by its name or by what the inputs are."""
+        """Return the request's `prompt_name`, or the prompt for its input type."""
         input_type = request.input_type or self.models.input_type(request.model)
         if request.prompt_name is not None or input_type is None:
             return request.prompt_name
         return tokenizer.prompt_for(input_type)
 
     async def not_ready(self) -> list[str]:
-        """Return the embedding models that no replica can embed with now."""
+        """Return the names of the embedding models that have no ready replica."""
         embedding = [(m.name, m.embedder) for m in self.models if m.embedder is not None]
         ready = await asyncio.gather(*(embedder.is_ready() for _, embedder in embedding))
         return [name for (name, _), is_ready in zip(embedding, ready, strict=True) if not is_ready]
 
     @contextmanager
     def admit(self) -> Iterator[Callable[[int], None]]:
-        """Hold one of the places that the service has for requests, from before a body is read.
+        """Hold a request slot. Enter before the body is read.
 
         Yields:
-            What is called with the number of bytes by which the request's body grows; raises `OverloadedError` where
-            the bodies of all requests are too much then, and this one is not small.
+            `reserve_bytes`, which takes the number of bytes by which the request's body grows (negative if it
+            shrinks). It raises `OverloadedError` if the bodies of all requests exceed the memory limit and this body
+            is not small.
 
         Raises:
-            OverloadedError: all places are taken.
+            OverloadedError: all slots are in use.
         """
         if not self.requests.has_room(1):
             raise self._overloaded("ingress_requests")
@@ -125,7 +127,7 @@ class Service:
 
     def _overloaded(self, reason: Reason) -> OverloadedError:
         self._metrics.overloaded(reason=reason)
-        message = "The server works on as many requests as it takes at once. Try again."
+        message = "Too many concurrent requests. Retry after the time in Retry-After."
         return OverloadedError(message, "overloaded", retry_after_s=self.requests.retry_after_s)
 
     async def embed(
@@ -134,12 +136,12 @@ class Service:
         """Embed one request.
 
         Args:
-            request: what was asked for.
-            request_id: its id.
-            priority: its lane before the model; None goes by how much it is.
+            request: the validated request.
+            request_id: identifies the request in logs.
+            priority: the request's priority; None derives it from the number of tokens.
 
         Raises:
-            ServiceError: whatever keeps any input from its vector; `param` names the field or the item.
+            ServiceError: an input has no vector. `param` names the field or the item.
         """
         seconds = self._limits.request_timeout_s
         try:
@@ -147,18 +149,18 @@ class Service:
                 return await self._embed(request, request_id, priority)
         except TimeoutError:
             if not deadline.expired():
-                raise  # somebody else's, and none of the errors that were foreseen
-            message = f"The request was not done after {seconds:g} s, the server's own limit."
+                raise  # an unexpected error, not this deadline
+            message = f"The request exceeded the server's time limit of {seconds:g} s."
             raise DeadlineError(message, "deadline_exceeded") from None
         except ServiceError as error:
-            raise _named_as_sent(error, request) from None
+            raise _with_client_names(error, request) from None
 
     async def _embed(
         self, request: EmbeddingRequest, request_id: str, priority: Priority | None
     ) -> EmbedResponse:
         model = self.models.resolve(request.model)
         if model.tokenizer is None or model.embedder is None:
-            message = f"{model.name} is served here, but not for embeddings: {model.reason}."
+            message = f"{model.name} is not an embedding model: {model.reason}."
             raise NotAnEmbeddingModelError(message, "not_an_embedding_model", "model")
         self._check_fields(request, model)
         prompt_name = self._prompt_name(request, model.tokenizer)
@@ -177,9 +179,9 @@ class Service:
         answer = await model.embedder.embed(
             tokenized.inputs, request_id=request_id, is_bulk=is_bulk
         )
-        _raise_for(answer.failures)
-        # A replica reports these as failures. Looked at again, as clients read NaN as a vector like any other.
-        _raise_for(
+        _raise_first_failure(answer.failures)
+        # Replicas already report non-finite vectors as failures. Check again: clients take NaN for a valid vector.
+        _raise_first_failure(
             [Failure(row, "non_finite_embedding") for row in non_finite_rows(answer.vectors)]
         )
         vectors = finish(
@@ -202,21 +204,23 @@ class Service:
             raise InvalidRequestError(message, "invalid_dimensions", "dimensions")
         if isinstance(request.items[0], list) and model.config.token_ids == "reject":
             message = (
-                f"{model.name} takes text here, not token ids. Send strings; an OpenAI client that tokenizes has a "
-                "switch for it (LangChain: check_embedding_ctx_length=False)."
+                f"{model.name} accepts text, not token ids. Send strings; if your client tokenizes, turn that off "
+                "(LangChain: check_embedding_ctx_length=False)."
             )
             raise InvalidRequestError(message, "token_ids_not_accepted", "input")
 
     def _check_batch_size(self, inputs: int) -> None:
-        most = self._limits.max_client_batch_size
-        if inputs > most:
-            message = f"this request has {inputs} inputs; at most {most} are taken. Split the list."
+        limit = self._limits.max_client_batch_size
+        if inputs > limit:
+            message = (
+                f"The request has {inputs} inputs; at most {limit} are allowed. Split the list."
+            )
             raise BatchSizeError(message, "batch_size_exceeded", "input")
 
     def _check_tokens(self, tokens: int) -> None:
-        most = self._limits.max_request_tokens
-        if tokens > most:
-            message = f"this request has {tokens} tokens in all; at most {most} are taken. Split the list."
+        limit = self._limits.max_request_tokens
+        if tokens > limit:
+            message = f"The request has {tokens} tokens in total; at most {limit} are allowed. Split the list."
             raise BatchSizeError(message, "max_tokens_per_request", "input")
 
     async def _tokenize(
@@ -226,41 +230,41 @@ class Service:
         tokenizer: Tokenizer,
         prompt_name: str | None,
     ) -> Tokenized:
-        """Turn the inputs into ids, in a thread if there is much of it; a caller that leaves ends it soon."""
+        """Tokenize the inputs, in a thread if they are long. Cancellation stops that thread after its current part."""
         items = request.items
         if isinstance(items[0], list) and model.config.token_ids == "cl100k":
-            assert self._cl100k is not None, "some model's token_ids say cl100k"
+            assert self._cl100k is not None, "a model has token_ids: cl100k"
             items = await self._cl100k.decode(items, max_bytes=self._limits.max_body_bytes)
-        has_left = threading.Event()
+        client_left = threading.Event()
         options: dict[str, Any] = {
             "prompt_name": prompt_name,
             "truncate": model.config.truncate if request.truncate is None else request.truncate,
             "truncate_direction": request.direction,
         }
         if isinstance(items[0], str):
-            options["is_wanted"] = lambda: not has_left.is_set()
+            options["is_wanted"] = lambda: not client_left.is_set()
             run = partial(tokenizer.encode_texts, items, **options)
         else:
             run = partial(tokenizer.encode_ids, items, **options)
         characters = sum(map(len, items))
         if characters < _INLINE_CHARACTERS:
             return run()
-        threads = self._tokenizing if characters < _LARGE_CHARACTERS else self._tokenizing_large
+        threads = self._threads if characters < _LARGE_CHARACTERS else self._large_thread
         try:
             return await asyncio.get_running_loop().run_in_executor(threads, run)
         finally:
-            has_left.set()
+            client_left.set()
 
 
-def _raise_for(failures: Sequence[Failure]) -> None:
+def _raise_first_failure(failures: Sequence[Failure]) -> None:
     if failures:
         first = failures[0]
         item = f"input[{first.index}]"
-        raise InferenceError(_FAILURES[first.code].format(item=item), first.code, item)
+        raise InferenceError(_FAILURE_MESSAGES[first.code].format(item=item), first.code, item)
 
 
-def _named_as_sent(error: ServiceError, request: EmbeddingRequest) -> ServiceError:
-    """Name the item in an error as the client wrote it: `inputs[3]`, or `input` for one that came without a list."""
+def _with_client_names(error: ServiceError, request: EmbeddingRequest) -> ServiceError:
+    """Name the item at fault as the client sent it: `inputs[3]`, or `input` for a single input without a list."""
     name, param, message = request.input_name, error.param, error.message
     if param == "input":
         param = name

@@ -1,4 +1,4 @@
-"""What happens to vectors after the model: dimensions, unit length, and a check that they are finite."""
+"""Post-processes the vectors of a model: truncates dimensions, normalizes, finds non-finite rows."""
 
 import numpy as np
 
@@ -6,14 +6,14 @@ from serve_app.messages import Vectors
 
 
 def finish(vectors: Vectors, *, dimensions: int | None, normalize: bool) -> Vectors:
-    """Keep the first components, then bring each row to unit length.
+    """Keep the first components of each row, then scale each row to unit length.
 
-    A row of zeros stays as it is, as in `torch.nn.functional.normalize`.
+    A row of zeros is left unchanged, as in `torch.nn.functional.normalize`.
 
     Args:
-        vectors: float32 [inputs, native dimensions]; not changed.
-        dimensions: how many components to keep; None keeps all.
-        normalize: whether rows get unit length.
+        vectors: float32 [inputs, native dimensions]; not modified.
+        dimensions: the number of components to keep; None keeps all.
+        normalize: scale rows to unit length.
 
     Returns:
         float32 [inputs, dimensions], contiguous.
@@ -27,5 +27,5 @@ def finish(vectors: Vectors, *, dimensions: int | None, normalize: bool) -> Vect
 
 
 def non_finite_rows(vectors: Vectors) -> list[int]:
-    """Return the indices of rows with a NaN or an infinity."""
+    """Return the indices of rows that contain NaN or infinity."""
     return [int(i) for i in np.flatnonzero(~np.isfinite(vectors).all(axis=1))]

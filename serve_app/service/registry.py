@@ -1,6 +1,6 @@
-"""The models that are served, and what the name means that a client sends: a name, an alias, `name:query`.
+"""The registry of served models. It resolves the `model` field of a request: a name, an alias, or `name:query`.
 
-Knows neither Starlette nor Ray: a model is reached through `Embedder`.
+It knows neither Starlette nor Ray. Models are called through the `Embedder` protocol.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,29 +16,35 @@ from serve_app.tokenization.tokenizer import Tokenizer
 
 
 class Embedder(Protocol):
-    """A model's deployment, as the service sees it."""
+    """The service's interface to a model's deployment."""
 
     admission: Admission
 
     async def embed(
         self, inputs: TokenizedInputs, *, request_id: str, is_bulk: bool
     ) -> ModelAnswer:
-        """Return the vectors of all inputs, or raise one of ours."""
+        """Return the vectors of all inputs.
+
+        Raises:
+            ServiceError: the call failed as a whole.
+        """
 
     async def is_ready(self) -> bool:
-        """Return whether a replica can embed now."""
+        """Return whether at least one replica can embed now."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """A model of the configuration, with what it takes to serve it.
+    """A configured model and the objects that serve it.
+
+    `dimensions`, `tokenizer` and `embedder` are None for a model that does not embed.
 
     Attributes:
-        config: its settings.
-        dimensions: native dimensions; None for a model that does not embed.
-        tokenizer: None for a model that does not embed.
-        embedder: None for a model that does not embed.
-        reason: why it embeds or does not.
+        config: the model's settings.
+        dimensions: the model's native number of dimensions.
+        tokenizer: the model's tokenizer.
+        embedder: the client of the model's deployment.
+        reason: why the model is or is not an embedding model.
     """
 
     config: ModelConfig
@@ -49,15 +55,15 @@ class ServedModel:
 
     @property
     def name(self) -> str:
-        """What responses call it."""
+        """The name that responses report."""
         return self.config.name
 
 
 class ModelRegistry:
-    """All models of the configuration.
+    """All configured models, by name and alias.
 
     Args:
-        models: the first is the default.
+        models: the models; the first is the default.
     """
 
     def __init__(self, models: Sequence[ServedModel]) -> None:
@@ -73,31 +79,31 @@ class ModelRegistry:
         return self._models[0]
 
     def resolve(self, name: str | None) -> ServedModel:
-        """Return the model that a request asks for; absent, empty and the page's literal "null" mean the first.
+        """Return the model for a request's `model` field. None, "" and "null" select the default model.
 
         Raises:
-            ModelNotFoundError: no model is served under that name.
+            ModelNotFoundError: no model has that name.
         """
         return self.get(name) if name and name != "null" else self.first
 
     def get(self, name: str) -> ServedModel:
-        """Return the model of a name or alias, which may end in what the inputs are: `name:query`.
+        """Return the model with this name or alias. The name may have an input type as a suffix: `name:query`.
 
         Raises:
-            ModelNotFoundError: no model is served under that name.
+            ModelNotFoundError: no model has that name.
         """
         model = self._by_name.get(name) or self._by_name.get(_without_input_type(name))
         if model is None:
-            served = ", ".join(self._by_name)
-            message = f"The model does not exist here. Served: {served}."
+            names = ", ".join(self._by_name)
+            message = f"The model does not exist. Available models: {names}."
             if name.rpartition(":")[0] in self._by_name:
                 known = ", ".join(get_args(InputType))
-                message = f"A model's name may end in what the inputs are, which is one of {known}."
+                message = f"The suffix of a model name must be an input type: one of {known}."
             raise ModelNotFoundError(message, "model_not_found", "model")
         return model
 
     def input_type(self, name: str | None) -> InputType | None:
-        """Return what the inputs are, if the name that a client sends says so and is not a model's own."""
+        """Return the input type in a name's suffix; None if there is none or the whole name is a model's."""
         return _input_type_of(name) if name and name not in self._by_name else None
 
 
@@ -108,9 +114,9 @@ def _names(models: Sequence[ServedModel]) -> Iterator[tuple[str, ServedModel]]:
 
 
 def _input_type_of(name: str) -> InputType | None:
-    """Return what stands behind a model's name, if it says what the inputs are."""
-    last = name.rpartition(":")[2]
-    return next((known for known in get_args(InputType) if known == last), None)
+    """Return the suffix after the last colon, if it is an input type."""
+    suffix = name.rpartition(":")[2]
+    return next((known for known in get_args(InputType) if known == suffix), None)
 
 
 def _without_input_type(name: str) -> str:

@@ -1,1 +1,1 @@
-"""Texts and token ids to the ids that a model reads, without torch."""
+"""Turns texts and token ids into the ids that a model reads. Does not import torch."""

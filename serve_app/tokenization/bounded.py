@@ -1,7 +1,14 @@
-"""Texts to ids, in parts and no further than needed, so that no body can take much memory or time.
+"""Tokenizes texts in bounded memory and time.
 
-The library takes some 250 bytes and a microsecond for each character while it is at it: a body of 16 MiB that is one
-text would take gigabytes and many seconds, only to be called too long. Knows nothing of prompts, requests or torch.
+The library tokenizers needs about 250 bytes and one microsecond per character: a 16 MiB body with a single text would
+take gigabytes and many seconds, only to be rejected as too long. Two measures bound this:
+
+- A list of texts is tokenized in parts of at most `PART_CHARACTERS` characters; a longer text is a part of its own.
+- Of a text far longer than an input may be, only an excerpt is tokenized. If the excerpt has too many tokens, so has
+  the text, and the excerpt's ids are enough to truncate it. If not, the whole text is tokenized, up to
+  `MOST_CHARACTERS` characters; a longer one is rejected.
+
+This module knows nothing of requests or torch.
 """
 
 from collections.abc import Iterator, Sequence
@@ -9,25 +16,25 @@ from typing import Any
 
 from serve_app.errors import TokenizationError
 
-# Most characters that are with the library at once.
+# The maximum number of characters in one call of the library, except for a single longer text.
 PART_CHARACTERS = 250_000
-# Of a text that is longer than this for each token that an input may have, an excerpt is enough to tell that it is too
-# long, or to cut it; English has four to five characters a token. Where the excerpt has fewer tokens, all is read.
+# An excerpt has this many characters for each token that an input may have. English has four to five per token.
 CHARACTERS_PER_TOKEN = 64
+# The minimum length of an excerpt.
 SHORT_CHARACTERS = 10_000
-# More characters are not read of a text whose excerpt has hardly any tokens, such as one of spaces.
+# Longer texts are rejected if their excerpt has too few tokens, for example because it consists of spaces.
 MOST_CHARACTERS = 1_000_000
-# Tokens at the excerpt's end that may be others than in the whole text.
+# The number of tokens at the end of an excerpt that may differ from those of the whole text.
 MARGIN = 32
 
 
 class TextEncoding:
-    """A tokenizer of the library tokenizers, used within bounds.
+    """Encode texts with a `tokenizers.Tokenizer`, within bounds.
 
     Args:
-        tokenizer: without padding or truncation.
-        adds_special_tokens: whether ids get them.
-        max_input_tokens: most tokens that an input may have; None for no limit.
+        tokenizer: the tokenizer, without padding or truncation.
+        adds_special_tokens: add special tokens to each text.
+        max_input_tokens: the maximum number of tokens in an input; None for no limit.
     """
 
     def __init__(
@@ -39,7 +46,7 @@ class TextEncoding:
 
     @property
     def reach(self) -> int | None:
-        """Characters that hold more tokens than an input may have, in any text but the strangest."""
+        """The length of an excerpt, in characters. Almost any text of this length has too many tokens."""
         limit = self._max_input_tokens
         return None if limit is None else max(CHARACTERS_PER_TOKEN * limit, SHORT_CHARACTERS)
 
@@ -52,25 +59,26 @@ class TextEncoding:
         from_left: bool = False,
         head: int = 0,
     ) -> list[list[int]]:
-        """Return the ids of texts; of one that is far too long those of an excerpt, which show that it is.
+        """Return the ids of each text, or of an excerpt if that shows that the text is too long.
 
         Args:
-            texts: what to encode.
-            first: the index of the first of them in the request, for errors.
-            reach: most characters that are looked at, if they have more tokens than an input may; None: all.
-            from_left: the excerpt is the text's end.
-            head: characters at a text's beginning, a prompt's, that such an excerpt begins with all the same.
+            texts: the texts to encode.
+            first: the index of the first text in the request, for errors.
+            reach: the length of an excerpt, in characters; None reads all texts to their end.
+            from_left: take the excerpt from the end of the text, because the left side is truncated.
+            head: the length of the prompt, in characters. An excerpt from the end of the text still starts with it.
 
         Raises:
-            TokenizationError: a text cannot be tokenized, or is huge and has hardly any tokens.
+            TokenizationError: a text cannot be tokenized, or it has more than `MOST_CHARACTERS` characters and its
+                excerpt has too few tokens.
         """
         excerpts = [_excerpt(text, reach, from_left=from_left, head=head) for text in texts]
         inputs = self._encode(excerpts, first)
-        enough = (self._max_input_tokens or 0) + MARGIN
+        sufficient_tokens = (self._max_input_tokens or 0) + MARGIN
         for index, (text, excerpt) in enumerate(zip(texts, excerpts, strict=True)):
-            if excerpt is not text and len(inputs[index]) <= enough:
+            if excerpt is not text and len(inputs[index]) <= sufficient_tokens:
                 if len(text) > MOST_CHARACTERS:
-                    raise _strange(f"input[{first + index}]", len(text))
+                    raise _too_few_tokens(f"input[{first + index}]", len(text))
                 inputs[index] = self._encode([text], first + index)[0]
         return inputs
 
@@ -80,9 +88,9 @@ class TextEncoding:
                 texts, add_special_tokens=self._adds_special_tokens
             )
         except Exception as error:
-            # The library says that a text is at fault, not which one: one by one tells.
-            culprit = next((i for i, text in enumerate(texts) if not self._is_tokenizable(text)), 0)
-            param = f"input[{first + culprit}]"
+            # The library does not say which text is at fault. Try them one by one.
+            invalid = next((i for i, text in enumerate(texts) if not self._is_tokenizable(text)), 0)
+            param = f"input[{first + invalid}]"
             raise TokenizationError(
                 f"{param} cannot be tokenized.", "tokenization_error", param
             ) from error
@@ -96,8 +104,8 @@ class TextEncoding:
         return True
 
 
-def _strange(param: str, characters: int) -> TokenizationError:
-    message = f"{param} has {characters} characters, and hardly any tokens where it was looked at; it is not read."
+def _too_few_tokens(param: str, characters: int) -> TokenizationError:
+    message = f"{param} is too long: it has {characters} characters, and almost no tokens in the part that was read."
     return TokenizationError(message, "tokenization_error", param)
 
 
@@ -108,7 +116,7 @@ def _excerpt(text: str, reach: int | None, *, from_left: bool, head: int) -> str
 
 
 def parts(texts: Sequence[str]) -> Iterator[Sequence[str]]:
-    """Cut a list of texts into parts of some characters; a longer text is a part of its own."""
+    """Split a list of texts into parts of at most `PART_CHARACTERS`. A longer text is a part of its own."""
     start = characters = 0
     for index, text in enumerate(texts):
         if characters + len(text) > PART_CHARACTERS and index > start:

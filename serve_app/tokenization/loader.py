@@ -1,7 +1,8 @@
-"""A model's `tokenizer.json`, set up as sentence-transformers would: the tokenizer and its special tokens.
+"""Loads a model's `tokenizer.json` and configures it as sentence-transformers does.
 
-Transformers changes a few tokenizers when it loads them; what it changes for embedding models is followed here, without
-importing it, and the encoder checks at load that both give the same ids. The only home of tokenizers.
+transformers modifies some tokenizers when it loads them. This module makes the same changes for embedding models
+without importing transformers, and the encoder verifies at load that both give the same ids. It is the only module
+that imports tokenizers.
 """
 
 import json
@@ -16,7 +17,8 @@ from tokenizers.normalizers import Sequence as NormalizerSequence
 from serve_app.checkpoints.metadata import Checkpoint
 from serve_app.errors import ModelLoadError
 
-# Classes of transformers that take `tokenizer.json` as it is; BERT's others build its normalizer from their settings.
+# These transformers classes use `tokenizer.json` unchanged. For BERT, all others rebuild the normalizer from
+# `tokenizer_config.json`.
 PLAIN_CLASSES = frozenset({"PreTrainedTokenizerFast", "TokenizersBackend"})
 NAMED_TOKENS = (
     "bos_token",
@@ -27,20 +29,21 @@ NAMED_TOKENS = (
     "cls_token",
     "mask_token",
 )
-# Letters, a digit, a mark and spaces: something in it has a token in any vocabulary that serves a language.
+# Letters of several scripts, a digit, a punctuation mark and spaces. Any vocabulary for a language has a token for at
+# least one of them.
 PROBE = "a 1 . e A é 字 я"
 
 
 @dataclass(frozen=True, slots=True)
 class TokenizerFile:
-    """A loaded tokenizer, never changed again.
+    """A loaded tokenizer. It is not modified after loading.
 
     Attributes:
-        tokenizer: neither cuts nor pads.
-        prefix: ids of the special tokens before a text.
-        suffix: ids of the special tokens after it.
-        special_ids: ids of all special tokens.
-        vocabulary_size: one more than the largest id.
+        tokenizer: the tokenizer, without truncation or padding.
+        prefix: the ids of the special tokens before a text.
+        suffix: the ids of the special tokens after a text.
+        special_ids: the ids of all special tokens.
+        vocabulary_size: the largest id plus one.
     """
 
     tokenizer: Tokenizer
@@ -54,32 +57,31 @@ def load_tokenizer_file(checkpoint: Checkpoint) -> TokenizerFile:
     """Load the tokenizer of a model.
 
     Raises:
-        ModelLoadError: there is no `tokenizer.json`, or it cannot be read.
+        ModelLoadError: `tokenizer.json` is missing or cannot be read.
     """
     directory = checkpoint.tokenizer_directory or checkpoint.directory
     path = directory / "tokenizer.json"
     if not path.is_file():
         raise ModelLoadError(
-            f"{directory} has no tokenizer.json; make it with "
-            "`AutoTokenizer.from_pretrained(directory).save_pretrained(directory)` of transformers"
+            f"{directory} has no tokenizer.json. Create it with transformers: "
+            "`AutoTokenizer.from_pretrained(directory).save_pretrained(directory)`"
         )
     try:
         tokenizer = Tokenizer.from_file(str(path))
         config = directory / "tokenizer_config.json"
         settings = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
-    except Exception as error:  # the library's own are plain `Exception`s
+    except Exception as error:  # the library raises plain `Exception`s
         raise ModelLoadError(f"the tokenizer in {directory} cannot be read: {error}") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
     prefix: list[int] = []
     suffix: list[int] = []
-    if (
-        checkpoint.adds_special_tokens
-    ):  # StaticEmbedding reads tokenizer.json itself, without transformers
-        _follow_settings(tokenizer, settings)
+    # StaticEmbedding adds no special tokens and reads tokenizer.json without transformers.
+    if checkpoint.adds_special_tokens:
+        _rebuild_bert_normalizer(tokenizer, settings)
         prefix, suffix = _affixes(tokenizer)
     if checkpoint.lowercase:
-        _put_lowercase_first(tokenizer)
+        _prepend_lowercase(tokenizer)
     return TokenizerFile(
         tokenizer,
         prefix,
@@ -89,10 +91,12 @@ def load_tokenizer_file(checkpoint: Checkpoint) -> TokenizerFile:
     )
 
 
-def _follow_settings(tokenizer: Tokenizer, settings: Mapping[str, Any]) -> None:
-    """Build BERT's normalizer from `tokenizer_config.json`, as transformers does, whatever `tokenizer.json` says."""
-    plain = settings.get("tokenizer_class") in PLAIN_CLASSES
-    if not plain and any(isinstance(step, BertNormalizer) for step in _steps(tokenizer.normalizer)):
+def _rebuild_bert_normalizer(tokenizer: Tokenizer, settings: Mapping[str, Any]) -> None:
+    """Build BERT's normalizer from `tokenizer_config.json`, as transformers does, and ignore `tokenizer.json`'s."""
+    is_plain = settings.get("tokenizer_class") in PLAIN_CLASSES
+    if not is_plain and any(
+        isinstance(step, BertNormalizer) for step in _steps(tokenizer.normalizer)
+    ):
         tokenizer.normalizer = BertNormalizer(
             clean_text=True,
             handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
@@ -102,16 +106,18 @@ def _follow_settings(tokenizer: Tokenizer, settings: Mapping[str, Any]) -> None:
 
 
 def _affixes(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-    """Return the special tokens that go before and after a text."""
+    """Return the ids of the special tokens before and after a text."""
     encoding = tokenizer.encode(PROBE)
     text = [index for index, sequence in enumerate(encoding.sequence_ids) if sequence is not None]
     if not text:
-        raise ModelLoadError("tokenizer.json knows none of the commonest letters; it is broken")
+        raise ModelLoadError(
+            "tokenizer.json is broken: it has no token for the most common letters"
+        )
     return encoding.ids[: text[0]], encoding.ids[text[-1] + 1 :]
 
 
-def _put_lowercase_first(tokenizer: Tokenizer) -> None:
-    """Lower-case before all else, unless that is done already: what `do_lower_case` means to sentence-transformers."""
+def _prepend_lowercase(tokenizer: Tokenizer) -> None:
+    """Lower-case text before any other step, unless a step already does; sentence-transformers' `do_lower_case`."""
     steps = _steps(tokenizer.normalizer)
     if not any(isinstance(step, Lowercase) for step in steps):
         tokenizer.normalizer = NormalizerSequence([Lowercase(), *steps])
@@ -120,7 +126,7 @@ def _put_lowercase_first(tokenizer: Tokenizer) -> None:
 def _steps(normalizer: Normalizer | None) -> list[Normalizer]:
     steps: list[Normalizer] = [] if normalizer is None else [normalizer]
     if isinstance(normalizer, NormalizerSequence):
-        steps = list(normalizer)  # type: ignore[call-overload]  # it has __getitem__, its stub does not
+        steps = list(normalizer)  # type: ignore[call-overload]  # its stub lacks __getitem__
     return steps
 
 

@@ -1,7 +1,7 @@
-"""Token ids of OpenAI's encoding `cl100k_base`, which its clients send for texts, back to the texts.
+"""Decodes token ids of OpenAI's `cl100k_base` encoding, which OpenAI clients send instead of text.
 
-tiktoken fetches the encoding's file once, or finds it in `TIKTOKEN_CACHE_DIR`. That is done in the background: a server
-without it starts and serves texts. Knows nothing of the served models.
+tiktoken downloads the encoding's file once, or finds it in `TIKTOKEN_CACHE_DIR`. It is loaded in the background, so a
+server without the file still starts and serves text. This module knows nothing of the served models.
 """
 
 import asyncio
@@ -15,13 +15,13 @@ from typing import Any
 from serve_app.errors import InvalidRequestError, PayloadTooLargeError
 
 NAME = "cl100k_base"
-# What lies beyond are a few special tokens, which are taken but stand for no text of anybody.
+# The few larger ids are special tokens. They are accepted, but they stand for no user's text.
 LAST_ORDINARY_ID = 100_255
-# Seconds that a request waits for the file; the first seconds of a server without network are spent on trying.
-_PATIENCE_S = 10.0
-# More ids than this are decoded in a thread: it takes some milliseconds.
+# The time a request waits for the file. Without network, tiktoken spends the server's first seconds on trying.
+_LOAD_TIMEOUT_S = 10.0
+# Requests with at least this many ids are decoded in a thread, because that takes several milliseconds.
 _INLINE_IDS = 20_000
-# So many ids are decoded before the length of their text is looked at.
+# The number of ids that are decoded between two checks of the text's length.
 _PART_IDS = 10_000
 
 logger = logging.getLogger("ray.serve.embeddings")
@@ -36,7 +36,7 @@ def _load() -> Any:
 
 
 class Cl100k:
-    """The encoding, once it is there; loading begins at once.
+    """Decode `cl100k_base` token ids. The encoding is loaded in a thread that the constructor starts.
 
     Args:
         load: returns tiktoken's encoding, or raises.
@@ -51,29 +51,33 @@ class Cl100k:
             self._encoding.set_result(load())
         except Exception as error:
             kind = type(error).__name__
-            logger.warning("token ids of %s cannot be read: %s; texts can", NAME, kind)
+            logger.warning(
+                "cannot load the %s encoding: %s; token ids of OpenAI clients are rejected, text is not",
+                NAME,
+                kind,
+            )
             self._encoding.set_exception(error)
 
     async def decode(self, inputs: Sequence[Sequence[int]], *, max_bytes: int) -> list[str]:
         """Return the text of each input.
 
         Args:
-            inputs: the ids of each.
-            max_bytes: most bytes of UTF-8 that all texts may have; an id can stand for 128 of them.
+            inputs: the token ids of each input.
+            max_bytes: the maximum total size of the texts in UTF-8; one id can stand for 128 bytes.
 
         Raises:
-            PayloadTooLargeError: the texts are longer.
-            InvalidRequestError: the encoding has no such id, or is not to be had here.
+            PayloadTooLargeError: the texts exceed `max_bytes`.
+            InvalidRequestError: an id is not in the encoding, or the encoding is not available.
         """
         try:
             encoding = await asyncio.wait_for(
-                asyncio.shield(asyncio.wrap_future(self._encoding)), _PATIENCE_S
+                asyncio.shield(asyncio.wrap_future(self._encoding)), _LOAD_TIMEOUT_S
             )
         except Exception:
             raise InvalidRequestError(
-                f"Token ids cannot be read here, as the file of {NAME} is missing. Send strings; LangChain: "
-                "check_embedding_ctx_length=False. For the operator: install tiktoken, and set TIKTOKEN_CACHE_DIR "
-                "where there is no network.",
+                f"This server cannot decode token ids because the file of the {NAME} encoding is missing. Send "
+                "strings (LangChain: check_embedding_ctx_length=False). Operators: install tiktoken, and set "
+                "TIKTOKEN_CACHE_DIR if the server has no network access.",
                 "token_ids_not_accepted",
                 "input",
             ) from None
@@ -84,20 +88,20 @@ class Cl100k:
 
 def _texts(encoding: Any, inputs: Sequence[Sequence[int]], max_bytes: int) -> list[str]:
     texts = []
-    left = max_bytes
+    remaining_bytes = max_bytes
     for index, ids in enumerate(inputs):
-        # In parts, so that what is too long is noticed before it is there.
+        # Decode in parts, so that a text that is too long is rejected before all of it is in memory.
         parts = []
         for start in range(0, len(ids), _PART_IDS):
             part = _bytes(encoding, ids[start : start + _PART_IDS], index)
-            left -= len(part)
-            if left < 0:
+            remaining_bytes -= len(part)
+            if remaining_bytes < 0:
                 message = (
-                    f"The token ids stand for more than {max_bytes} bytes of text. Split the list."
+                    f"The token ids decode to more than {max_bytes} bytes of text. Split the list."
                 )
                 raise PayloadTooLargeError(message, "payload_too_large", "input")
             parts.append(part)
-        # A client that cuts long texts into chunks may cut a character in two.
+        # Clients that split long texts by token ids may split a character.
         texts.append(b"".join(parts).decode("utf-8", errors="replace"))
     return texts
 
@@ -108,5 +112,5 @@ def _bytes(encoding: Any, ids: Sequence[int], index: int) -> bytes:
     except (KeyError, OverflowError):
         param = f"input[{index}]"
         raise InvalidRequestError(
-            f"{param} has a token id that {NAME} does not have.", "invalid_token_id", param
+            f"{param} contains a token id that is not in {NAME}.", "invalid_token_id", param
         ) from None

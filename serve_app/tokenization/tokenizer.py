@@ -1,6 +1,7 @@
-"""Texts, prompts and token ids of an input to the ids that the model reads, and what is cut when they are too many.
+"""Converts an input and its prompt to the token ids that the model reads, and truncates inputs that are too long.
 
-Gives the ids that sentence-transformers gives. Knows nothing of torch, transformers, requests or batches.
+The ids are those that sentence-transformers gives. This module knows nothing of torch, transformers, requests or
+batches.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +23,7 @@ TruncateDirection = Literal["right", "left"]
 
 @dataclass(frozen=True, slots=True)
 class Tokenized:
-    """What the tokenizer made of some inputs: their ids, and how many of the inputs were cut."""
+    """The ids of several inputs, and the number of inputs that were truncated."""
 
     inputs: TokenizedInputs
     truncated: int
@@ -30,7 +31,7 @@ class Tokenized:
 
 @dataclass(frozen=True, slots=True)
 class _Prompt:
-    """A prompt: its text, its bare ids, and its length as sentence-transformers' pooling counts it."""
+    """A prompt: its text, its ids without special tokens, and its length as pooling counts it."""
 
     text: str
     ids: Sequence[int]
@@ -41,15 +42,16 @@ NO_PROMPT = _Prompt("", (), 0)
 
 
 class Tokenizer:
-    """A model's tokenizer. It does not change after its construction, and any number of threads may use it at once.
+    """A model's tokenizer. It is immutable and thread-safe.
 
     Args:
-        checkpoint: the model, as its files describe it.
-        max_input_tokens: lowers the most tokens of an input; never raises it.
-        prompts: prompts by name, added to the model's own and put before them.
+        checkpoint: the metadata from the model's files.
+        max_input_tokens: the maximum number of tokens in an input. It can lower the model's own limit, not raise it.
+        prompts: prompts by name. They extend the model's own prompts and override those of the same name.
 
     Raises:
-        ModelLoadError: the model does not embed, brings no `tokenizer.json`, or leaves no room for text.
+        ModelLoadError: the model is not an embedding model, has no `tokenizer.json`, or its limit leaves no room for
+            text.
     """
 
     def __init__(
@@ -61,7 +63,7 @@ class Tokenizer:
     ) -> None:
         if not checkpoint.embeds:
             raise ModelLoadError(
-                f"{checkpoint.directory} is no embedding model: {checkpoint.reason}"
+                f"{checkpoint.directory} is not an embedding model: {checkpoint.reason}"
             )
         file = load_tokenizer_file(checkpoint)
         self._tokenizer = file.tokenizer
@@ -73,7 +75,8 @@ class Tokenizer:
         self._max_input_tokens = min(limits, default=None)
         if limits and min(limits) <= len(self._prefix) + len(self._suffix):
             raise ModelLoadError(
-                f"{checkpoint.directory}: {min(limits)} tokens in an input leave no room beside the special tokens"
+                f"{checkpoint.directory}: a limit of {min(limits)} tokens per input leaves no room for text beside "
+                "the special tokens"
             )
         self._texts = TextEncoding(
             file.tokenizer,
@@ -85,34 +88,35 @@ class Tokenizer:
 
     @property
     def max_input_tokens(self) -> int | None:
-        """Most tokens that an input may have, special tokens and prompt included; None for no limit."""
+        """The maximum number of tokens in an input, with special tokens and prompt; None for no limit."""
         return self._max_input_tokens
 
     @property
     def prompts(self) -> Mapping[str, str]:
-        """The texts that are put before inputs, by the names that `prompt_name` may have."""
+        """The texts of the prompts, by name."""
         return {name: prompt.text for name, prompt in self._prompts.items()}
 
     @property
     def vocabulary_size(self) -> int:
-        """One more than the largest id that the tokenizer knows."""
+        """The largest token id plus one."""
         return self._vocabulary_size
 
     def check_prompt(self, name: str | None) -> None:
-        """Return if there is such a prompt; None asks for none.
+        """Check that a prompt exists. None, for no prompt, is valid.
 
         Raises:
-            InvalidRequestError: there is not.
+            InvalidRequestError: the prompt does not exist.
         """
         self._find_prompt(name)
 
     def prompt_for(self, input_type: str) -> str | None:
-        """Return the prompt of a kind of input: the one of that name, else the one of its role, else None.
+        """Return the name of the prompt for an input type, or None if there is none.
 
-        The roles' prompts are those that `SentenceTransformer.encode_query` and `encode_document` take.
+        A non-empty prompt with the name of the input type comes first. Otherwise the input type's role, query or
+        document, selects the prompt that `SentenceTransformer.encode_query` or `encode_document` would use.
 
         Args:
-            input_type: a value of the request's field of that name.
+            input_type: a value of the request's `input_type` field.
         """
         if self._prompts.get(input_type, NO_PROMPT).text:
             return input_type
@@ -128,19 +132,19 @@ class Tokenizer:
         truncate_direction: TruncateDirection,
         is_wanted: Callable[[], bool] = lambda: True,
     ) -> Tokenized:
-        """Return the ids of texts.
+        """Tokenize texts.
 
         Args:
-            texts: what to encode.
-            prompt_name: the prompt that is put before each; None for none.
-            truncate: cut a text that is too long.
-            truncate_direction: the side that is cut.
-            is_wanted: whether somebody still waits for it; asked now and then.
+            texts: the texts to encode.
+            prompt_name: the name of the prompt to prepend to each text; None for no prompt.
+            truncate: truncate texts that are too long.
+            truncate_direction: the side to truncate.
+            is_wanted: returns False once nobody waits for the result; called before each part of the texts.
 
         Raises:
-            CancelledError: nobody does.
-            InvalidRequestError: there is no such prompt.
-            TokenizationError: a text is too long and `truncate` is false, or it cannot be tokenized.
+            CancelledError: `is_wanted` returned False.
+            InvalidRequestError: the prompt does not exist.
+            TokenizationError: a text is too long and `truncate` is False, or a text cannot be tokenized.
         """
         prompt = self._find_prompt(prompt_name)
         prompted = [prompt.text + text for text in texts] if prompt.text else list(texts)
@@ -154,7 +158,7 @@ class Tokenizer:
             inputs += self._texts.encode(
                 part, first=first, reach=reach, from_left=from_left, head=len(prompt.text)
             )
-            if not truncate:  # the first that is too long ends it, whatever else there is
+            if not truncate:  # stop at the first input that is too long
                 for index in self._too_long(inputs[first:]):
                     is_whole = reach is None or len(part[index]) <= reach
                     raise self._context_error(
@@ -174,11 +178,11 @@ class Tokenizer:
         truncate: bool,
         truncate_direction: TruncateDirection,
     ) -> Tokenized:
-        """Return the ids of inputs that are the model's own ids already, with the special tokens and the prompt added.
+        """Add special tokens and prompt to inputs that already consist of the model's own token ids.
 
         Raises:
-            InvalidRequestError: there is no such prompt, or the vocabulary has no such id.
-            TokenizationError: an input is too long and `truncate` is false.
+            InvalidRequestError: the prompt does not exist, or an id is not in the vocabulary.
+            TokenizationError: an input is too long and `truncate` is False.
         """
         prompt = self._find_prompt(prompt_name)
         for index, ids in enumerate(inputs):
@@ -193,7 +197,7 @@ class Tokenizer:
         return Tokenized(_pack(complete, prompt.length), len(too_long))
 
     def _too_long(self, inputs: Sequence[Sequence[int]]) -> list[int]:
-        """Return which inputs have too many tokens."""
+        """Return the indices of the inputs that are too long."""
         limit = self._max_input_tokens
         return [] if limit is None else [i for i, ids in enumerate(inputs) if len(ids) > limit]
 
@@ -208,20 +212,24 @@ class Tokenizer:
         )
 
     def _cut(self, ids: list[int], head: Sequence[int], direction: TruncateDirection) -> list[int]:
-        """Take from ids what is too much, and keep the special tokens at both ends.
+        """Truncate the ids of one input, and keep the special tokens at both ends.
 
         Args:
-            ids: all ids of one input, or of its excerpt.
-            head: what stays in front when the left side is cut: the special tokens and the prompt.
-            direction: the side that is cut.
+            ids: the ids of the input or of its excerpt.
+            head: the ids to keep at the front if the left side is truncated: special tokens and prompt.
+            direction: the side to truncate.
         """
         limit = self._max_input_tokens
-        assert limit is not None, "nothing is too long where there is no limit"
-        front = (ids if direction == "right" else [*head])[: limit - len(self._suffix)]
+        assert limit is not None, "without a limit no input is too long"
+        source = ids if direction == "right" else [*head]
+        front = source[: limit - len(self._suffix)]
         return front + ids[len(ids) - (limit - len(front)) :]
 
     def _prompt(self, text: str) -> _Prompt:
-        """Measure a prompt as `Transformer._get_prompt_length` does: cut, less a special token at its end."""
+        """Tokenize a prompt, and measure it as sentence-transformers' `Transformer._get_prompt_length` does.
+
+        The length is that of the truncated ids, minus one if they end in a special token.
+        """
         if not text:
             return NO_PROMPT
         ids = self._texts.encode([text])[0]
@@ -230,24 +238,27 @@ class Tokenizer:
             return _Prompt(text, bare, 0)
         if self._max_input_tokens is not None and len(ids) > self._max_input_tokens:
             ids = self._cut(ids, (), "right")
-        return _Prompt(text, bare, len(ids) - (bool(ids) and ids[-1] in self._special_ids))
+        length = len(ids)
+        if ids and ids[-1] in self._special_ids:
+            length -= 1
+        return _Prompt(text, bare, length)
 
     def _find_prompt(self, name: str | None) -> _Prompt:
         if name is None:
-            return NO_PROMPT  # also where the model's files name a default: none is applied that was not asked for
+            return NO_PROMPT  # the default prompt in a model's files is not applied
         if name not in self._prompts:
             known = ", ".join(self._prompts) or "none"
             raise InvalidRequestError(
-                f"this model has no such prompt; it has: {known}", "unknown_prompt", "prompt_name"
+                f"Unknown prompt. This model's prompts: {known}.", "unknown_prompt", "prompt_name"
             )
         return self._prompts[name]
 
     def _prompt_ids(self, prompted: str, prompt: _Prompt) -> list[int]:
-        """Return the ids that are the prompt's alone; one that reaches into the text is the text's."""
+        """Return the ids of the prompt. A token that spans prompt and text belongs to the text."""
         if not prompt.text:
             return []
-        beginning = prompted[: len(prompt.text) + SHORT_CHARACTERS]
-        encoding = self._tokenizer.encode(beginning, add_special_tokens=False)
+        start = prompted[: len(prompt.text) + SHORT_CHARACTERS]
+        encoding = self._tokenizer.encode(start, add_special_tokens=False)
         ends = (end for _, end in encoding.offsets)
         count = next((n for n, end in enumerate(ends) if end > len(prompt.text)), None)
         ids: list[int] = encoding.ids
@@ -258,10 +269,10 @@ class Tokenizer:
             array = np.fromiter(ids, np.int64, len(ids))
         except OverflowError:
             array = np.array([-1])
-        if array.size and not 0 <= array.min() <= array.max() < self._vocabulary_size:
+        if array.size and (array.min() < 0 or array.max() >= self._vocabulary_size):
             param = f"input[{index}]"
             raise InvalidRequestError(
-                f"{param} has a token id outside 0 to {self._vocabulary_size - 1}, the ids of this model",
+                f"{param} contains a token id outside the model's range of 0 to {self._vocabulary_size - 1}.",
                 "invalid_token_id",
                 param,
             )

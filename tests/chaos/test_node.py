@@ -1,4 +1,4 @@
-"""A node of the cluster dies with what runs on it."""
+"""A node of the cluster fails, and a replica with it."""
 
 import json
 import os
@@ -14,12 +14,10 @@ from tests.support.server import ROOT, free_port
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_a_node_that_dies_loses_no_request(tmp_path: Path) -> None:
-    """What its replica had is sent to the one on the other node, and a new node gets a replica."""
-    notes = tmp_path / "notes.json"
-    with tempfile.TemporaryDirectory(
-        prefix="ray", dir="/tmp"
-    ) as folder:  # sockets need a short path
+def test_a_node_failure_fails_no_request(tmp_path: Path) -> None:
+    results_file = tmp_path / "results.json"
+    # Ray's sockets need a short path.
+    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder:
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "SERVE_"))}
         done = subprocess.run(
             [
@@ -27,7 +25,7 @@ def test_a_node_that_dies_loses_no_request(tmp_path: Path) -> None:
                 "-m",
                 "tests.support.scripts.lose_a_node",
                 str(free_port()),
-                str(notes),
+                str(results_file),
             ],
             cwd=ROOT,
             env={
@@ -44,6 +42,6 @@ def test_a_node_that_dies_loses_no_request(tmp_path: Path) -> None:
         )
 
     assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]
-    seen = json.loads(notes.read_text())
-    print(seen)
-    assert set(seen["statuses"]) == {"200"}
+    results = json.loads(results_file.read_text())
+    print(results)
+    assert set(results["statuses"]) == {"200"}

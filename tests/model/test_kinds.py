@@ -1,4 +1,4 @@
-"""Models of other kinds, saved as their own classes save them, are told from their files and never loaded."""
+"""Models that do not embed, saved by their own classes, are recognized from their files alone."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +25,7 @@ from tests.support.tiny_models import BERT_TOKENS, SIZES, save_backbone
 
 
 def bert_with_head(directory: Path, head: Any) -> Path:
-    """Save a BERT with the head of another task."""
+    """Save a BERT with a task head, or without one."""
     tokenizer = wordpiece()
     config = BertConfig(vocab_size=tokenizer.get_vocab_size(), num_labels=1, **SIZES)
     return save_backbone(directory, head(config), tokenizer, BERT_TOKENS)
@@ -40,14 +40,14 @@ def language_model(directory: Path) -> Path:
 
 
 def cross_encoder(directory: Path) -> Path:
-    """Save a reranker as sentence-transformers does."""
+    """Save a reranker with sentence-transformers."""
     backbone = bert_with_head(directory / "backbone", BertForSequenceClassification)
     CrossEncoder(str(backbone), device="cpu").save(str(directory / "model"))
     return directory / "model"
 
 
 def sparse_encoder(directory: Path) -> Path:
-    """Save a SPLADE model as sentence-transformers does."""
+    """Save a SPLADE model with sentence-transformers."""
     backbone = bert_with_head(directory / "backbone", BertForMaskedLM)
     modules = [Transformer(str(backbone), transformer_task="fill-mask"), SpladePooling()]
     SparseEncoder(modules=modules, device="cpu").save(str(directory / "model"))
@@ -66,7 +66,6 @@ OTHERS: dict[str, Callable[[Path], Path]] = {
 
 @pytest.mark.parametrize("kind", OTHERS)
 def test_a_model_of_another_kind_does_not_embed(tmp_path: Path, kind: str) -> None:
-    """The reason names what it is, and it is not loaded to find out."""
     directory = OTHERS[kind](tmp_path)
 
     checkpoint = read_checkpoint(str(directory))

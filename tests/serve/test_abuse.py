@@ -1,4 +1,4 @@
-"""Clients that misbehave: each gets an error or is left, nothing grows, and nobody else waits for it."""
+"""Misbehaving clients get an error or are disconnected, use no extra memory and delay nobody else."""
 
 import contextlib
 import gzip
@@ -21,30 +21,29 @@ MILLION = 1_000_000
 
 
 def connect(server: Server) -> socket.socket:
-    """Open a connection."""
     host, port = server.url.removeprefix("http://").split(":")
     return socket.create_connection((host, int(port)), timeout=60)
 
 
 @contextmanager
-def connections(server: Server, count: int, begun: bytes = b"") -> Iterator[list[socket.socket]]:
-    """Hold connections, on each of which something was begun."""
+def connections(server: Server, count: int, data: bytes = b"") -> Iterator[list[socket.socket]]:
+    """Open `count` connections and send the same data on each; close them when the block ends."""
     with ExitStack() as stack:
-        held = [stack.enter_context(connect(server)) for _ in range(count)]
-        for connection in held:
-            connection.sendall(begun)
-        yield held
+        opened = [stack.enter_context(connect(server)) for _ in range(count)]
+        for connection in opened:
+            connection.sendall(data)
+        yield opened
 
 
 def assert_others_are_served(server: Server) -> None:
-    """Assert that an ordinary request is answered as ever."""
-    started = time.monotonic()
+    """Assert that a normal request succeeds within five seconds."""
+    start = time.monotonic()
     assert post(server.url, {"input": "a text"}).status_code == 200
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - start < 5
 
 
 def is_closed(connection: socket.socket) -> bool:
-    """Return whether the server has given a connection up; what it said before is read."""
+    """Read all pending data and return whether the server has closed the connection."""
     connection.settimeout(0.0)
     try:
         while connection.recv(65536):
@@ -57,7 +56,7 @@ def is_closed(connection: socket.socket) -> bool:
 
 
 HEAD = b"POST /v1/embeddings HTTP/1.1\r\nHost: test\r\n"
-# What is begun on a connection, and what comes of it each half second.
+# Slow requests: the data sent first on a connection, and the data that follows every half second.
 SLOW = {
     b"": b"",
     HEAD + b"X-Header: ": b"a",
@@ -68,41 +67,39 @@ SLOW = {
 
 @pytest.mark.slow
 @pytest.mark.both_modes
-def test_connections_that_are_slow_hold_up_nobody_and_are_given_up(server: Server) -> None:
-    """A thousand on which nothing comes, and hundreds of headers, bodies and chunks that come by the byte."""
+def test_slow_connections_block_nobody_and_get_closed(server: Server) -> None:
     _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))
     with ExitStack() as stack:
         slow = [
             (connection, drop)
-            for begun, drop in SLOW.items()
+            for first, drop in SLOW.items()
             for connection in stack.enter_context(
-                connections(server, 200 if begun else 1000, begun)
+                connections(server, 200 if first else 1000, first)
             )
         ]
         assert_others_are_served(server)
 
         def drip() -> bool:
-            open_ones = [one for one in slow if not is_closed(one[0])]
-            for connection, drop in open_ones:
+            still_open = [one for one in slow if not is_closed(one[0])]
+            for connection, drop in still_open:
                 with contextlib.suppress(OSError):
                     connection.sendall(drop)
             time.sleep(0.5)
-            return not open_ones
+            return not still_open
 
-        wait_for(drip, timeout_s=90, what="connections closed")
+        wait_for(drip, timeout_s=90, what="all slow connections are closed")
 
 
 @pytest.mark.both_modes
-def test_headers_without_end_are_refused(server: Server) -> None:
-    """They are not kept in memory."""
+def test_endless_headers_are_refused(server: Server) -> None:
     with connect(server) as connection:
         connection.sendall(b"GET /health HTTP/1.1\r\nHost: test\r\n")
         with contextlib.suppress(ConnectionError):
             for number in range(100):
                 connection.sendall(b"X-Header-%d: %b\r\n" % (number, b"a" * 8000))
 
-        wait_for(lambda: is_closed(connection), timeout_s=20, what="the connection closed")
+        wait_for(lambda: is_closed(connection), timeout_s=20, what="the connection is closed")
     assert_others_are_served(server)
 
 
@@ -126,10 +123,9 @@ def test_headers_without_end_are_refused(server: Server) -> None:
     ids=["lists", "objects", "deep lists", "deep objects", "64 MiB", "bomb", "digits", "id",
          "surrogate", "NUL", "no UTF-8", "spaces", "ids"],
 )  # fmt: skip
-def test_a_body_that_is_meant_to_hurt_is_an_error(
+def test_a_hostile_body_gets_an_error(
     server: Server, body: bytes, headers: dict[str, str], status: int
 ) -> None:
-    """In the contract's shape."""
     answer = requests.post(f"{server.url}/v1/embeddings", data=body, headers=headers, timeout=60)
 
     assert answer.status_code == status
@@ -137,14 +133,13 @@ def test_a_body_that_is_meant_to_hurt_is_an_error(
     assert_others_are_served(server)
 
 
-def test_a_zero_byte_in_a_text_is_a_character(server: Server) -> None:
-    """JSON has it, and tokenizers leave it out."""
+def test_a_nul_character_is_valid_input(server: Server) -> None:
+    """JSON allows NUL in a string, and tokenizers drop it."""
     assert post(server.url, {"input": "a\0b"}).status_code == 200
 
 
 @pytest.mark.both_modes
-def test_work_of_clients_that_leave_is_not_done(server: Server) -> None:
-    """What waits for the model is dropped before the model sees it."""
+def test_queued_work_of_disconnected_clients_is_dropped(server: Server) -> None:
     text = json.dumps({"input": "slow " * 40}).encode()
     head = b"POST /plumbing/v1/embeddings HTTP/1.1\r\nHost: test\r\nContent-Length: %d\r\n\r\n"
     before = total(server.plumbing_url, "embeddings_inputs_total")
@@ -153,20 +148,20 @@ def test_work_of_clients_that_leave_is_not_done(server: Server) -> None:
         wait_for(
             lambda: total(server.plumbing_url, "embeddings_pending_tokens") > 200,
             timeout_s=20,
-            what="a queue",
+            what="requests are queued",
         )
     wait_for(
         lambda: not total(server.plumbing_url, "embeddings_pending_tokens"),
         timeout_s=20,
-        what="no queue",
+        what="the queue is empty",
     )
 
     assert total(server.plumbing_url, "embeddings_inputs_total") - before <= 5
     assert post(server.plumbing_url, {"input": "fine"}).status_code == 200
 
 
-def test_clients_that_leave_take_no_others_work_along(server: Server) -> None:
-    """Calls carry inputs of several requests; they go on when that one ends with which they began."""
+def test_a_disconnect_fails_no_other_request(server: Server) -> None:
+    """A call carries inputs of several requests, and must outlive the request that started it."""
     text = json.dumps({"input": ["slow " * 20] * 8}).encode()
     head = b"POST /plumbing/v1/embeddings HTTP/1.1\r\nHost: test\r\nContent-Length: %d\r\n\r\n"
 

@@ -1,4 +1,4 @@
-"""When an input, a model or a replica fails: who gets an error, which one, and what goes on."""
+"""Failures of an input, a model or a replica: which requests get which error, and how the server recovers."""
 
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -8,13 +8,12 @@ import pytest
 import requests
 import yaml
 
-from tests.support.http import PAGE_KEYS, post
+from tests.support.http import FLAT_ERROR_KEYS, post
 from tests.support.metrics import replicas, total
 from tests.support.server import Server, answers, wait_for
 
 
-def test_only_the_input_that_fails_gets_an_error(server: Server) -> None:
-    """Requests that share a batch with a failing input are answered."""
+def test_only_the_failing_input_gets_an_error(server: Server) -> None:
     texts = ["fine", "poison", "slow", "fine", "poison", "fine"] * 4
 
     with ThreadPoolExecutor(24) as clients:
@@ -25,25 +24,24 @@ def test_only_the_input_that_fails_gets_an_error(server: Server) -> None:
     assert statuses == [424 if text == "poison" else 200 for text in texts]
 
 
-def test_a_failed_input_is_named(server: Server) -> None:
-    """The 424 body, key by key, says which input of the list it was."""
+def test_the_error_names_the_failed_input(server: Server) -> None:
     answer = post(server.plumbing_url, {"input": ["fine", "fine", "poison"]})
 
     body = answer.json()
     assert answer.status_code == 424
-    assert set(body) == PAGE_KEYS
+    assert set(body) == FLAT_ERROR_KEYS
     assert (body["error"], body["error_type"]) == ("Inference failed", "backend")
     assert (body["code"], body["param"]) == ("inference_failed", "input[2]")
 
 
-def test_a_model_that_does_not_embed_is_listed_and_answers_424(server: Server) -> None:
-    """A classifier gets no made-up pooling, and no replica that would hold back `/ready`."""
+def test_a_non_embedding_model_is_listed_and_answers_424(server: Server) -> None:
+    """A classifier gets neither a default pooling nor a replica, which would delay `/ready`."""
     answer = post(server.plumbing_url, {"input": "fine", "model": "reranker"})
     card = requests.get(f"{server.plumbing_url}/v1/models/reranker", timeout=60).json()
 
     body = answer.json()
     assert answer.status_code == 424
-    assert set(body) == PAGE_KEYS
+    assert set(body) == FLAT_ERROR_KEYS
     assert (body["error"], body["error_type"]) == ("Model is not an embedding model", "backend")
     assert (body["code"], body["param"]) == ("not_an_embedding_model", "model")
     assert (card["id"], card["embeds"]) == ("reranker", False)
@@ -52,7 +50,6 @@ def test_a_model_that_does_not_embed_is_listed_and_answers_424(server: Server) -
 @pytest.mark.slow
 @pytest.mark.parametrize("word", ["death", "broken"])
 def test_an_input_that_kills_two_replicas_is_refused(server: Server, word: str) -> None:
-    """It is named, in the answer and in the log by its request's id; whoever came with it is answered."""
     request_id = f"id-{uuid.uuid4().hex}"
     with ThreadPoolExecutor(4) as clients:
         poison_pill = clients.submit(
@@ -67,37 +64,41 @@ def test_an_input_that_kills_two_replicas_is_refused(server: Server, word: str) 
     answer = poison_pill.result()
     assert answer.status_code == 424
     assert (answer.json()["code"], answer.json()["param"]) == ("inference_failed", "input")
-    assert "died twice while it had the inputs 0 to 1" in answer.json()["message"]
+    assert "died twice while processing inputs 0 to 1" in answer.json()["message"]
     wait_for(
         lambda: any(
             "died twice" in line and request_id in line
             for line in server.read_logs("replica_plumbing_ingress*").splitlines()
         ),
         timeout_s=10,
-        what="a line of the log",
+        what="the log has the failed request's id",
     )
-    wait_for(lambda: answers(f"{server.plumbing_url}/ready"), timeout_s=100, what="a new replica")
+    wait_for(
+        lambda: answers(f"{server.plumbing_url}/ready"),
+        timeout_s=100,
+        what="a new replica is ready",
+    )
     assert post(server.plumbing_url, {"input": "fine"}).status_code == 200
 
 
 @pytest.mark.slow
-def test_a_wedged_model_is_noticed_and_replaced(server: Server) -> None:
-    """A replica with a batch that computes for longer than `hang_timeout_s` ends."""
+def test_a_replica_with_a_hung_model_is_replaced(server: Server) -> None:
     with ThreadPoolExecutor(1) as client:
-        wedged = client.submit(post, server.plumbing_url, {"input": "wedge"})
+        hanging = client.submit(post, server.plumbing_url, {"input": "wedge"})
 
-        wait_for(lambda: not answers(f"{server.plumbing_url}/ready"), timeout_s=30, what="503")
-        # It went to the next replica, and wedged that too.
-        assert wedged.result().status_code == 424
+        wait_for(
+            lambda: not answers(f"{server.plumbing_url}/ready"), timeout_s=30, what="/ready fails"
+        )
+        # The request is retried on the next replica, which hangs too.
+        assert hanging.result().status_code == 424
     wait_for(
         lambda: post(server.plumbing_url, {"input": "fine"}).status_code == 200,
         timeout_s=100,
-        what="a replica that answers",
+        what="a new replica answers",
     )
 
 
 def test_batch_settings_change_without_a_restart(server: Server) -> None:
-    """`user_config` in the Serve config reaches the replica that runs: the same one, with a new budget."""
     before = replicas(server)
 
     deploy(
@@ -105,14 +106,17 @@ def test_batch_settings_change_without_a_restart(server: Server) -> None:
     )
 
     wait_for(
-        lambda: "'max_batch_tokens': 128" in server.read_logs(), timeout_s=100, what="new settings"
+        lambda: "'max_batch_tokens': 128" in server.read_logs(),
+        timeout_s=100,
+        what="the new settings are applied",
     )
-    wait_for(lambda: answers(f"{server.plumbing_url}/ready"), timeout_s=100, what="ready again")
+    wait_for(
+        lambda: answers(f"{server.plumbing_url}/ready"), timeout_s=100, what="the server is ready"
+    )
     assert replicas(server) == before
 
 
-def test_a_mistake_in_batch_settings_leaves_the_replica_as_it_is(server: Server) -> None:
-    """It is logged and named; the replica that runs goes on with what it had."""
+def test_invalid_batch_settings_leave_the_replica_unchanged(server: Server) -> None:
     before = replicas(server)
 
     deploy(server, {"deployments": [{"name": "obedient", "user_config": {"max_batch_tokenz": 9}}]})
@@ -120,15 +124,16 @@ def test_a_mistake_in_batch_settings_leaves_the_replica_as_it_is(server: Server)
     wait_for(
         lambda: "max_batch_tokenz" in server.read_logs("replica_plumbing_obedient*"),
         timeout_s=100,
-        what="a line",
+        what="the invalid setting is logged",
     )
-    wait_for(lambda: answers(f"{server.plumbing_url}/ready"), timeout_s=100, what="ready again")
+    wait_for(
+        lambda: answers(f"{server.plumbing_url}/ready"), timeout_s=100, what="the server is ready"
+    )
     assert replicas(server) == before
 
 
 @pytest.mark.slow
-def test_replicas_that_are_replaced_finish_what_they_have_accepted(server: Server) -> None:
-    """New settings restart every replica while requests are in the model and in the queue before it."""
+def test_replaced_replicas_finish_accepted_requests(server: Server) -> None:
     before = replicas(server)
     with ThreadPoolExecutor(20) as clients:
         accepted = [
@@ -137,17 +142,19 @@ def test_replicas_that_are_replaced_finish_what_they_have_accepted(server: Serve
         wait_for(
             lambda: total(server.plumbing_url, "embeddings_replica_queued_chunks") > 0,
             timeout_s=10,
-            what="requests in the queue",
+            what="requests are queued",
         )
 
         deploy(server, {"deployments": []}, max_input_tokens=200)
 
         assert [answer.result().status_code for answer in accepted] == [200] * 12
-    wait_for(lambda: replicas(server).isdisjoint(before), timeout_s=100, what="new replicas")
+    wait_for(
+        lambda: replicas(server).isdisjoint(before), timeout_s=100, what="all replicas are replaced"
+    )
 
 
 def deploy(server: Server, change: dict[str, Any], **model: Any) -> None:
-    """Deploy the server's config with a change to the plumbing application, or to its first model."""
+    """Deploy the server's config with changes to the plumbing application and to its first model."""
     config = yaml.safe_load(server.config.read_text())
     application = config["applications"][1]
     application.update(change)

@@ -1,4 +1,4 @@
-"""Who may come in: API keys and pages of other origins, as the `guarded` application is set up."""
+"""API keys and CORS, tested on the `guarded` application."""
 
 import uuid
 from pathlib import Path
@@ -24,8 +24,7 @@ pytestmark = pytest.mark.slow
     ],
     ids=str,
 )
-def test_a_key_lets_in(guarded_url: str, headers: dict[str, str]) -> None:
-    """In each of the headers in which clients send one."""
+def test_a_valid_key_is_accepted_in_every_header(guarded_url: str, headers: dict[str, str]) -> None:
     answer = post(guarded_url, {"input": "a"}, headers=headers)
 
     assert answer.status_code == 200
@@ -36,8 +35,8 @@ def test_a_key_lets_in(guarded_url: str, headers: dict[str, str]) -> None:
     [{}, {"authorization": KEY}, {"authorization": f"Basic {KEY}"}, {"api-key": f"{KEY}x"}],
     ids=str,
 )
-def test_without_a_key_there_is_nothing(guarded_url: str, headers: dict[str, str]) -> None:
-    """In OpenAI's envelope, as this application is set to, and before anything is read."""
+def test_a_request_without_a_valid_key_is_401(guarded_url: str, headers: dict[str, str]) -> None:
+    # An empty input would be a 400 if the body were checked before the key.
     answer = post(guarded_url, {"input": ""}, headers=headers)
 
     assert answer.status_code == 401
@@ -47,22 +46,19 @@ def test_without_a_key_there_is_nothing(guarded_url: str, headers: dict[str, str
 
 
 @pytest.mark.parametrize("path", ["/health", "/ready", "/docs", "/openapi.json"])
-def test_what_is_open_is_open(guarded_url: str, path: str) -> None:
-    """A probe and a reader of the documentation have no key."""
+def test_public_paths_need_no_key(guarded_url: str, path: str) -> None:
     assert requests.get(f"{guarded_url}{path}", timeout=30).status_code == 200
 
 
 @pytest.mark.parametrize("path", ["/v1/models", "/info", "/metrics"])
-def test_what_is_closed_is_closed(guarded_url: str, path: str) -> None:
-    """`/metrics` too, as this application is set to."""
+def test_protected_paths_need_a_key(guarded_url: str, path: str) -> None:
     url = f"{guarded_url}{path}"
 
     assert requests.get(url, timeout=30).status_code == 401
     assert requests.get(url, headers={"api-key": KEY}, timeout=30).status_code == 200
 
 
-def test_keys_come_and_go_without_a_restart(guarded_url: str, keys_file: Path) -> None:
-    """The file is looked at again."""
+def test_keys_are_added_and_removed_without_a_restart(guarded_url: str, keys_file: Path) -> None:
     new = f"sk-{uuid.uuid4().hex}"
     before = keys_file.read_text()
 
@@ -71,20 +67,25 @@ def test_keys_come_and_go_without_a_restart(guarded_url: str, keys_file: Path) -
 
     assert status() == 401
     keys_file.write_text(f"{before}guest {new}\n")
-    wait_for(lambda: status() == 200, timeout_s=10, what="the new key")
+    wait_for(lambda: status() == 200, timeout_s=10, what="the new key is accepted")
     keys_file.write_text(before)
-    wait_for(lambda: status() == 401, timeout_s=10, what="its end")
+    wait_for(lambda: status() == 401, timeout_s=10, what="the removed key is rejected")
 
 
-def test_the_name_of_a_key_is_noted_and_the_key_is_not(server: Server, guarded_url: str) -> None:
-    """In the log and in the metrics."""
+def test_logs_and_metrics_show_the_key_name_but_not_the_key(
+    server: Server, guarded_url: str
+) -> None:
     request_id = f"id-{uuid.uuid4().hex}"
     headers = {"api-key": KEY, "x-request-id": request_id}
 
     post(guarded_url, {"input": "a"}, headers=headers)
 
-    # Both are written after the answer was sent.
-    wait_for(lambda: request_id in server.read_logs("replica_guarded*"), timeout_s=10, what="it")
+    # The log line and the metrics are written after the response is sent.
+    wait_for(
+        lambda: request_id in server.read_logs("replica_guarded*"),
+        timeout_s=10,
+        what="the request is logged",
+    )
     logs = server.read_logs()
     metrics = requests.get(f"{guarded_url}/metrics", headers=headers, timeout=30).text
     lines = [line for line in logs.splitlines() if request_id in line and "/v1/embeddings" in line]
@@ -94,9 +95,8 @@ def test_the_name_of_a_key_is_noted_and_the_key_is_not(server: Server, guarded_u
 
 
 @pytest.mark.both_modes
-def test_a_page_of_a_known_origin_may_call(guarded_url: str) -> None:
-    """Its browser asks first, without a key, and lets it read what a client needs."""
-    asked = requests.options(
+def test_a_page_of_an_allowed_origin_may_call(guarded_url: str) -> None:
+    preflight = requests.options(
         f"{guarded_url}/v1/embeddings",
         headers={
             "origin": ORIGIN,
@@ -107,16 +107,16 @@ def test_a_page_of_a_known_origin_may_call(guarded_url: str) -> None:
     )
     refused = post(guarded_url, {"input": "a"}, headers={"origin": ORIGIN})
 
-    assert asked.status_code == 200
-    assert asked.headers["access-control-allow-origin"] == ORIGIN
-    assert "authorization" in asked.headers["access-control-allow-headers"]
-    assert refused.status_code == 401  # and the page can read why
+    assert preflight.status_code == 200
+    assert preflight.headers["access-control-allow-origin"] == ORIGIN
+    assert "authorization" in preflight.headers["access-control-allow-headers"]
+    assert refused.status_code == 401
+    # The page must be able to read the error.
     assert refused.headers["access-control-allow-origin"] == ORIGIN
     assert "x-request-id" in refused.headers["access-control-expose-headers"]
 
 
-def test_a_page_of_another_origin_may_not(server: Server, guarded_url: str) -> None:
-    """Nor does an application allow any that was not told of origins."""
+def test_a_page_of_another_origin_may_not_call(server: Server, guarded_url: str) -> None:
     headers = {"origin": "https://evil.example", "api-key": KEY}
 
     for url in (guarded_url, server.url):

@@ -1,4 +1,4 @@
-"""The page's own examples, and the contract's answers, from a server that runs as a user runs it."""
+"""The API contract's examples and responses, tested against a server that runs as in production."""
 
 import json
 import subprocess
@@ -11,13 +11,12 @@ import requests
 from sentence_transformers import SentenceTransformer
 
 from tests.support.applications import NAME
-from tests.support.http import PAGE_KEYS, post, vectors
+from tests.support.http import FLAT_ERROR_KEYS, post, vectors
 
 TIMINGS = {"x-total-time", "x-tokenization-time", "x-queue-time", "x-inference-time"}
 
 
-def test_the_pages_raw_json_is_answered(url: str, reference: SentenceTransformer) -> None:
-    """The first example: `model` and `user` are the text "null"."""
+def test_the_raw_json_example_works(url: str, reference: SentenceTransformer) -> None:
     body = """
   {
     "encoding_format": "float",
@@ -33,8 +32,7 @@ def test_the_pages_raw_json_is_answered(url: str, reference: SentenceTransformer
 
 
 @pytest.mark.both_modes
-def test_the_pages_curl_command_is_answered(url: str, reference: SentenceTransformer) -> None:
-    """The second example, run by curl itself."""
+def test_the_curl_example_works(url: str, reference: SentenceTransformer) -> None:
     command = """curl -X POST \\
        -H "Content-Type: application/json"\\
        -d '{"input": "test input"}' \\
@@ -52,8 +50,7 @@ def test_the_pages_curl_command_is_answered(url: str, reference: SentenceTransfo
     np.testing.assert_allclose(embedding, reference.encode("test input"), atol=1e-5)
 
 
-def test_the_pages_python_is_answered(url: str, reference: SentenceTransformer) -> None:
-    """The third example, with its endpoint filled in."""
+def test_the_python_example_works(url: str, reference: SentenceTransformer) -> None:
     endpoint = url
 
     two = requests.post(f"{endpoint}/v1/embeddings", json={
@@ -64,12 +61,11 @@ def test_the_pages_python_is_answered(url: str, reference: SentenceTransformer) 
     })  # fmt: skip
 
     texts = ["test input", "test input 2", "test single input"]
-    given = np.concatenate([vectors(two), vectors(one)])
-    np.testing.assert_allclose(given, reference.encode(texts), atol=1e-5)
+    received = np.concatenate([vectors(two), vectors(one)])
+    np.testing.assert_allclose(received, reference.encode(texts), atol=1e-5)
 
 
-def test_an_answer_has_the_pages_keys_and_no_others(url: str) -> None:
-    """The 200 body, key by key."""
+def test_a_response_has_exactly_the_documented_keys(url: str) -> None:
     answer = post(url, {"input": ["test input", "test input 2"], "model": "all-MiniLM-L6-v2"})
 
     body = answer.json()
@@ -82,8 +78,7 @@ def test_an_answer_has_the_pages_keys_and_no_others(url: str) -> None:
 
 
 @pytest.mark.both_modes
-def test_an_answer_carries_its_timings_and_one_request_id(url: str) -> None:
-    """The headers of a 200."""
+def test_a_response_carries_timings_and_the_request_id(url: str) -> None:
     answer = post(url, {"input": "test input"}, headers={"x-request-id": "mine-1"})
 
     assert answer.headers["x-request-id"] == "mine-1"
@@ -104,21 +99,19 @@ def test_an_answer_carries_its_timings_and_one_request_id(url: str) -> None:
         ({"input": "a", "input_type": "x"}, 400, "Invalid request", "validation", "invalid_input_type", "input_type"),
     ],
 )  # fmt: skip
-def test_bad_input_gets_the_pages_shape(
+def test_invalid_input_gets_a_flat_error(
     url: str, body: Any, status: int, error: str, error_type: str, code: str, param: str
 ) -> None:
-    """The error bodies, key by key."""
     answer = post(url, body)
 
-    given = answer.json()
+    response = answer.json()
     assert answer.status_code == status
-    assert set(given) == PAGE_KEYS
-    assert (given["error"], given["error_type"]) == (error, error_type)
-    assert (given["code"], given["param"]) == (code, param)
+    assert set(response) == FLAT_ERROR_KEYS
+    assert (response["error"], response["error_type"]) == (error, error_type)
+    assert (response["code"], response["param"]) == (code, param)
 
 
-def test_openais_sdks_get_openais_envelope(url: str) -> None:
-    """The error format follows who asks."""
+def test_openai_sdks_get_the_openai_error_envelope(url: str) -> None:
     answer = post(url, {"input": ""}, headers={"x-stainless-lang": "python"})
 
     assert set(answer.json()) == {"error"}
@@ -131,10 +124,9 @@ def test_openais_sdks_get_openais_envelope(url: str) -> None:
     ("method", "path", "status", "code"),
     [("GET", "/nowhere", 404, "not_found"), ("PUT", "/v1/embeddings", 405, "method_not_allowed")],
 )
-def test_a_wrong_path_or_method_is_json_too(
+def test_a_wrong_path_or_method_gets_a_json_error(
     url: str, method: str, path: str, status: int, code: str
 ) -> None:
-    """404 and 405 through the proxy."""
     answer = requests.request(method, url + path, timeout=60)
 
     assert (answer.status_code, answer.json()["code"]) == (status, code)
@@ -148,16 +140,15 @@ def test_a_wrong_path_or_method_is_json_too(
     {"truncate": True},
     {"truncate": True, "truncate_direction": "left"},
 ])  # fmt: skip
-def test_fields_that_change_the_vector_give_what_sentence_transformers_gives(
+def test_vector_options_match_sentence_transformers(
     url: str, reference: SentenceTransformer, fields: dict[str, Any]
 ) -> None:
-    """Parity over HTTP, one field after the other, for inputs of mixed length."""
     long = (
         " ".join(f"word{i}" for i in range(300)) if "truncate" in fields else "a longer text " * 12
     )
     texts = ["short", long, "The quick brown fox", "naïve café 東京 🎉", "x"]
 
-    given = vectors(post(url, {"input": texts, **fields}))
+    received = vectors(post(url, {"input": texts, **fields}))
 
     reference.tokenizer.truncation_side = fields.get("truncate_direction", "right")
     pooled = reference[1](reference[0](reference.preprocess(texts)))["sentence_embedding"]
@@ -165,24 +156,23 @@ def test_fields_that_change_the_vector_give_what_sentence_transformers_gives(
     expected = pooled.detach().numpy()[:, : fields.get("dimensions")]
     if fields.get("normalize", True):
         expected /= np.linalg.norm(expected, axis=1, keepdims=True)
-    np.testing.assert_allclose(given, expected, atol=1e-5)
+    np.testing.assert_allclose(received, expected, atol=1e-5)
 
 
 @pytest.mark.both_modes
-def test_a_full_request_comes_back_in_order(url: str, reference: SentenceTransformer) -> None:
-    """2,048 inputs are more than one chunk; each vector must be its own input's."""
+def test_2048_inputs_come_back_in_order(url: str, reference: SentenceTransformer) -> None:
+    """These inputs span more than one chunk."""
     texts = [f"text number {i}" for i in range(2048)]
 
-    given = vectors(post(url, {"input": texts, "encoding_format": "base64"}))
+    received = vectors(post(url, {"input": texts, "encoding_format": "base64"}))
 
-    np.testing.assert_allclose(given, reference.encode(texts, batch_size=128), atol=1e-5)
+    np.testing.assert_allclose(received, reference.encode(texts, batch_size=128), atol=1e-5)
 
 
 @pytest.mark.both_modes
-def test_many_clients_at_once_each_get_their_own_vector(
+def test_concurrent_clients_each_get_their_own_vector(
     url: str, reference: SentenceTransformer
 ) -> None:
-    """Batching must not mix up whose vector is whose; a burst that fits is queued, not refused."""
     texts = [f"client {i} says {'many ' * (i % 7)}things" for i in range(200)]
 
     with ThreadPoolExecutor(64) as clients:
@@ -192,7 +182,6 @@ def test_many_clients_at_once_each_get_their_own_vector(
 
 
 def test_the_documentation_needs_no_internet(url: str) -> None:
-    """The page refers to nothing but paths of this server, and they answer."""
     page = requests.get(f"{url}/docs", timeout=60)
     script = requests.get(f"{url}/docs/swagger-ui-bundle.js", timeout=60)
     schema = requests.get(f"{url}/openapi.json", timeout=60)

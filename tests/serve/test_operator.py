@@ -1,4 +1,4 @@
-"""What the operator reads: metrics of all replicas at every scrape, one line a request, and nothing that leaks."""
+"""Metrics and logs: every scrape covers all replicas, each request logs one line, and no input text leaks."""
 
 import uuid
 
@@ -10,24 +10,22 @@ from tests.support.server import Server, wait_for
 
 
 @pytest.mark.both_modes
-def test_every_scrape_has_the_series_of_both_ingress_replicas(server: Server) -> None:
-    """Whichever replica answers, both are in it."""
-
+def test_every_scrape_covers_both_ingress_replicas(server: Server) -> None:
     def ingress_replicas() -> set[str]:
-        found = samples(server.plumbing_url, "embeddings_requests_in_flight")
-        return {sample.labels["replica"] for sample in found}
+        in_flight = samples(server.plumbing_url, "embeddings_requests_in_flight")
+        return {sample.labels["replica"] for sample in in_flight}
 
-    wait_for(lambda: len(ingress_replicas()) == 2, timeout_s=30, what="two replicas in a scrape")
+    wait_for(
+        lambda: len(ingress_replicas()) == 2, timeout_s=30, what="a scrape covers two replicas"
+    )
 
     scrapes = [ingress_replicas() for _ in range(10)]
 
-    assert all(len(found) == 2 for found in scrapes)
+    assert all(len(scrape) == 2 for scrape in scrapes)
     assert len(set.union(*scrapes)) == 2
 
 
-def test_requests_are_counted_once(server: Server) -> None:
-    """The sum over the replicas grows by what was sent."""
-
+def test_each_input_is_counted_once(server: Server) -> None:
     def inputs() -> float:
         return total(server.plumbing_url, "embeddings_inputs_total")
 
@@ -35,20 +33,23 @@ def test_requests_are_counted_once(server: Server) -> None:
     for _ in range(5):
         post(server.plumbing_url, {"input": ["fine", "fine"]})
 
-    # Counted after the answer was sent.
-    wait_for(lambda: inputs() >= before + 10, timeout_s=10, what="all inputs counted")
+    # Inputs are counted after the response is sent.
+    wait_for(lambda: inputs() >= before + 10, timeout_s=10, what="all inputs are counted")
     assert inputs() == before + 10
 
 
 @pytest.mark.both_modes
-def test_a_request_is_one_line_with_its_id(server: Server) -> None:
-    """The access line carries the client's request id, the route, the status and the counts."""
+def test_a_request_logs_one_line_with_its_id(server: Server) -> None:
     request_id = f"id-{uuid.uuid4().hex}"
 
     post(server.url, {"input": ["a", "b"]}, headers={"x-request-id": request_id})
 
-    wait_for(lambda: request_id in server.read_logs("replica_*"), timeout_s=10, what="the line")
-    # Ray's default proxy writes a line of its own, into a file of its own.
+    wait_for(
+        lambda: request_id in server.read_logs("replica_*"),
+        timeout_s=10,
+        what="the request is logged",
+    )
+    # Ray's default proxy logs the request too, but in its own file.
     log = server.read_logs("replica_embeddings_ingress*")
     lines = [line for line in log.splitlines() if request_id in line]
     assert len(lines) == 1
@@ -58,7 +59,6 @@ def test_a_request_is_one_line_with_its_id(server: Server) -> None:
 
 @pytest.mark.both_modes
 def test_no_input_reaches_a_log_or_an_error(server: Server) -> None:
-    """Neither an answered nor a refused nor a failed input is written anywhere."""
     secret = f"confidential{uuid.uuid4().hex}"
     bodies = [
         {"input": secret},
@@ -78,8 +78,8 @@ def test_no_input_reaches_a_log_or_an_error(server: Server) -> None:
 
 
 @pytest.mark.both_modes
-def test_clients_cannot_steer_ray_serve(server: Server) -> None:
-    """A client's own timeout for Ray Serve would end its request in Serve's words."""
+def test_clients_cannot_set_ray_serve_s_timeout(server: Server) -> None:
+    """Ray Serve would end the request with an error in its own format."""
     answer = post(
         server.plumbing_url, {"input": "slow"}, headers={"x-request-timeout-seconds": "0.05"}
     )

@@ -1,4 +1,4 @@
-"""Overload is the page's 429, whichever limit is met and whoever would have refused."""
+"""Overload is answered with 429 and a flat error, whichever limit is reached."""
 
 import asyncio
 import json
@@ -6,61 +6,56 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import openai
 import pytest
 import requests
 
-from tests.support.http import PAGE_KEYS, post
+from tests.support.http import FLAT_ERROR_KEYS, post
 from tests.support.load import send_at
 from tests.support.server import Server
 
 
-def burst(server: Server, text: str, clients: int) -> list[requests.Response]:
-    """Send a text from many clients at once."""
+def burst(server: Server, text: str, clients: int, **options: Any) -> list[requests.Response]:
+    """Send a text from `clients` clients at once."""
     with ThreadPoolExecutor(clients) as senders:
-        return list(
-            senders.map(lambda _: post(server.plumbing_url, {"input": text}), range(clients))
-        )
+        answers = [
+            senders.submit(post, server.plumbing_url, {"input": text}, **options)
+            for _ in range(clients)
+        ]
+        return [answer.result() for answer in answers]
 
 
 def assert_only_answers_and_refusals(answers: list[requests.Response]) -> None:
-    """Assert that there is nothing but 200 and well-made 429, and some of both."""
+    """Assert that all answers are 200 or a valid 429, and that there are some of both."""
     assert set(Counter(answer.status_code for answer in answers)) == {200, 429}
     for refusal in (answer for answer in answers if answer.status_code == 429):
-        assert set(refusal.json()) == PAGE_KEYS
+        assert set(refusal.json()) == FLAT_ERROR_KEYS
         assert refusal.json()["error"] == "Model is overloaded"
         assert refusal.json()["error_type"] == "overloaded"
         assert 1 <= int(refusal.headers["retry-after"]) <= 60
 
 
 @pytest.mark.both_modes
-def test_more_requests_than_the_ingress_takes_are_429(server: Server) -> None:
-    """Two ingress replicas take 40 requests each; short inputs leave the token limits alone."""
-    answers = burst(server, "slow", 120)
+def test_too_many_concurrent_requests_are_429(server: Server) -> None:
+    """Two ingress replicas accept 40 requests each; short inputs stay below the token limits."""
+    # The model computes 40 of these texts per second: all must arrive within four seconds to overload it.
+    answers = burst(server, "slow a a", 240)
 
     assert_only_answers_and_refusals(answers)
 
 
-def test_more_tokens_than_may_wait_are_429(server: Server) -> None:
-    """512 tokens may wait; few requests of many tokens meet that limit first."""
+def test_too_many_queued_tokens_are_429(server: Server) -> None:
+    """At most 512 tokens may wait, a limit that a few long requests reach first."""
     answers = burst(server, "slow " * 60, 30)
 
     assert_only_answers_and_refusals(answers)
 
 
-def test_a_refusal_comes_in_openais_envelope_to_its_sdks(server: Server) -> None:
-    """A retrying SDK needs the status, the header and the code."""
-    with ThreadPoolExecutor(120) as senders:
-        answers = list(
-            senders.map(
-                lambda _: post(
-                    server.plumbing_url, {"input": "slow"}, headers={"x-stainless-lang": "python"}
-                ),
-                range(120),
-            )
-        )
+def test_openai_sdks_get_the_429_in_their_own_envelope(server: Server) -> None:
+    answers = burst(server, "slow " * 60, 60, headers={"x-stainless-lang": "python"})
 
     refusals = [answer for answer in answers if answer.status_code == 429]
     assert refusals
@@ -68,8 +63,7 @@ def test_a_refusal_comes_in_openais_envelope_to_its_sdks(server: Server) -> None
     assert {answer.json()["error"]["type"] for answer in refusals} == {"rate_limit_error"}
 
 
-def test_the_server_answers_normally_after_an_overload(server: Server) -> None:
-    """Nothing is left behind by refusals."""
+def test_the_server_recovers_after_an_overload(server: Server) -> None:
     burst(server, "slow", 120)
 
     answer = post(server.plumbing_url, {"input": "fine"})
@@ -78,8 +72,7 @@ def test_the_server_answers_normally_after_an_overload(server: Server) -> None:
 
 
 @pytest.mark.both_modes
-def test_a_burst_that_fits_is_queued(server: Server) -> None:
-    """Two hundred at once, on a server that has nothing to do."""
+def test_a_burst_within_the_limits_is_queued(server: Server) -> None:
     with ThreadPoolExecutor(200) as senders:
         answers = [senders.submit(post, server.url, {"input": "a short text"}) for _ in range(200)]
 
@@ -89,48 +82,46 @@ def test_a_burst_that_fits_is_queued(server: Server) -> None:
 @pytest.mark.slow
 @pytest.mark.both_modes
 @pytest.mark.anyio
-async def test_ten_times_what_it_can_do_is_answered_in_time_or_refused(server: Server) -> None:
-    """For a minute: the model does three such texts a second, and four seconds of work may wait in all."""
+async def test_tenfold_overload_is_answered_in_time_or_refused(server: Server) -> None:
+    """The model computes three such texts per second, and four seconds of work may wait."""
     body = {"input": "slow " * 40}  # 42 tokens, a batch of 0.3 s
     queued_s = 512 / 42 * 0.3
 
-    begun = await send_at(server.plumbing_url, body, per_s=33, seconds=10)
+    warm_up = await send_at(server.plumbing_url, body, per_s=33, seconds=10)
     before = server.memory()
     load = await send_at(server.plumbing_url, body, per_s=33, seconds=50)
     grown = {pid: (used - before.get(pid, used)) / 1e6 for pid, used in server.memory().items()}
 
     print(
-        f"{server.mode}: {load}; memory of a process grew by at most {max(grown.values()):.1f} MB"
+        f"{server.mode}: {load}; the memory of a process grew by at most {max(grown.values()):.1f} MB"
     )
-    assert set(begun.statuses + load.statuses) == {200, 429}
+    assert set(warm_up.statuses + load.statuses) == {200, 429}
     assert load.seconds(200)[-1] < queued_s + 3
     assert load.seconds(429)[len(load.seconds(429)) * 9 // 10] < 0.1
     for refusal in load.bodies(429):
-        assert set(json.loads(refusal)) == PAGE_KEYS
+        assert set(json.loads(refusal)) == FLAT_ERROR_KEYS
     assert max(grown.values()) < 30
 
 
 @dataclass
 class Tries:
-    """What was answered to one call of an SDK, try by try: the status, and when."""
+    """The status and the time of each try of one SDK call."""
 
     statuses: list[int] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
 
-    async def note(self, answer: Any) -> None:
-        """Be told of an answer."""
+    async def record(self, answer: Any) -> None:
+        """Record a response; an event hook for httpx."""
         self.statuses.append(answer.status_code)
         self.times.append(time.monotonic())
 
 
 @pytest.mark.slow
 @pytest.mark.anyio
-async def test_an_sdk_that_is_refused_waits_as_it_is_told_and_gets_through(server: Server) -> None:
-    """Three times as many as are taken at once come together."""
-
+async def test_a_refused_sdk_honors_retry_after_and_succeeds(server: Server) -> None:
     async def call() -> Tries:
         tries = Tries()
-        http = openai.DefaultAsyncHttpxClient(event_hooks={"response": [tries.note]})
+        http = openai.DefaultAsyncHttpxClient(event_hooks={"response": [tries.record]})
         async with openai.AsyncOpenAI(
             base_url=f"{server.plumbing_url}/v1", api_key="sk-any", max_retries=8, http_client=http
         ) as client:
@@ -143,23 +134,20 @@ async def test_an_sdk_that_is_refused_waits_as_it_is_told_and_gets_through(serve
     assert refused
     for tries in refused:
         assert set(tries.statuses[:-1]) == {429}
-        pauses = [
-            later - sooner for sooner, later in zip(tries.times, tries.times[1:], strict=False)
-        ]
-        assert (
-            min(pauses) > 0.9
-        )  # of the second that Retry-After says; an SDK's own first pause is half of one
+        pauses = [later - earlier for earlier, later in pairwise(tries.times)]
+        # Retry-After asks for one second. Without it, an SDK first waits half a second.
+        assert min(pauses) > 0.9
     assert {tries.statuses[-1] for tries in calls} == {200}
 
 
 @pytest.mark.slow
 @pytest.mark.anyio
-async def test_clients_that_obey_get_through_at_twice_what_is_taken(server: Server) -> None:
-    """OpenAI's SDK with its own two retries: 160 clients, each with one call after the other, where 80 find room."""
+async def test_most_sdk_calls_succeed_at_twice_the_capacity(server: Server) -> None:
+    """160 clients use the SDK's default of two retries, and the server accepts 80 requests."""
     outcomes: Counter[str] = Counter()
-    begun = time.monotonic()
+    start = time.monotonic()
 
-    async def call_often() -> None:
+    async def call_repeatedly() -> None:
         async with openai.AsyncOpenAI(
             base_url=f"{server.plumbing_url}/v1", api_key="sk-any"
         ) as client:
@@ -173,8 +161,8 @@ async def test_clients_that_obey_get_through_at_twice_what_is_taken(server: Serv
 
     async with asyncio.TaskGroup() as group:
         for _ in range(160):
-            group.create_task(call_often())
+            group.create_task(call_repeatedly())
 
-    print(f"{server.mode}: {outcomes} in {time.monotonic() - begun:.1f} s")
+    print(f"{server.mode}: {outcomes} in {time.monotonic() - start:.1f} s")
     assert outcomes.total() == 800
     assert outcomes["answered"] > 800 * 0.8

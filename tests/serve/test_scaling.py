@@ -1,4 +1,4 @@
-"""Replicas follow the work: up within the delays, down again, to none, and back with the first request."""
+"""Autoscaling follows the load: up and down within the delays, down to zero, and up with the first request."""
 
 import threading
 import time
@@ -14,17 +14,17 @@ from tests.support.server import Server, wait_for
 
 pytestmark = pytest.mark.slow
 
-# A batch of one such text takes its replica 0.3 s, and no second one fits beside it.
+# A replica needs 0.3 s for this text, which fills a batch by itself.
 SLOW = "slow " * 40
 MOST = 3
 
 
 class Load:
-    """Clients that each send a text, and the next one as long after it as it should take: so much work a second.
+    """Sends a text at a constant rate, without waiting for the answers.
 
     Args:
-        server: where to.
-        busy: how many replicas they keep busy, in all.
+        server: the server to send to.
+        busy: the number of replicas that the load keeps busy.
     """
 
     def __init__(self, server: Server, busy: float) -> None:
@@ -45,10 +45,10 @@ class Load:
         self.statuses[answer.status_code] += 1
 
     def hold(self, seconds: float) -> None:
-        """Send for so long, and note how many replicas there are."""
+        """Send for some seconds and record the number of replicas over time."""
         self._starter.start()
-        ends = time.monotonic() + seconds
-        while time.monotonic() < ends:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
             self.replicas.append(len(replicas(self._server, ELASTIC)))
             self._ends.wait(0.25)
         self._ends.set()
@@ -56,33 +56,32 @@ class Load:
         self._clients.shutdown()
 
 
-def test_replicas_follow_the_work(server: Server) -> None:
-    """A load of half a replica's work, of four times that, and of half a replica's again; then none."""
+def test_replicas_follow_the_load(server: Server) -> None:
     first = post(server.plumbing_url, {"input": "fine", "model": ELASTIC})
-    assert first.status_code == 200  # there was no replica, and it waited for one
+    assert first.status_code == 200  # the request waited for the first replica to start
 
-    little, much, again = Load(server, 0.5), Load(server, 2.0), Load(server, 0.5)
-    little.hold(8)
-    much.hold(25)
-    again.hold(15)
+    low, high, low_again = Load(server, 0.5), Load(server, 2.0), Load(server, 0.5)
+    low.hold(8)
+    high.hold(25)
+    low_again.hold(15)
 
-    assert set(little.statuses + much.statuses + again.statuses) == {200}
-    assert set(little.replicas) == {1}
-    assert much.replicas == sorted(much.replicas)  # none goes while there is work for all
-    assert much.replicas[-1] == MOST
-    assert again.replicas == sorted(again.replicas, reverse=True)
-    assert again.replicas[-1] == 1
-    wait_for(lambda: replicas(server, ELASTIC) == set(), timeout_s=30, what="no replica")
+    assert set(low.statuses + high.statuses + low_again.statuses) == {200}
+    assert set(low.replicas) == {1}
+    assert high.replicas == sorted(high.replicas)  # no replica stops under high load
+    assert high.replicas[-1] == MOST
+    assert low_again.replicas == sorted(low_again.replicas, reverse=True)
+    assert low_again.replicas[-1] == 1
+    wait_for(lambda: replicas(server, ELASTIC) == set(), timeout_s=30, what="all replicas stopped")
 
 
-def test_one_request_of_many_inputs_is_as_much_work_as_many_requests(server: Server) -> None:
-    """It is one call to Ray Serve at a time, and most of it waits in the ingress."""
+def test_one_large_request_scales_up_like_many_small_ones(server: Server) -> None:
+    """Ray Serve sees one call at a time of it, and most of its work waits in the ingress."""
     with ThreadPoolExecutor(1) as client:
         sent = client.submit(post, server.plumbing_url, {"input": [SLOW] * 120, "model": ELASTIC})
         wait_for(
-            lambda: len(replicas(server, ELASTIC)) == MOST, timeout_s=100, what="three replicas"
+            lambda: len(replicas(server, ELASTIC)) == MOST, timeout_s=100, what="three replicas run"
         )
-        was_at_it = not sent.done()
+        was_in_flight = not sent.done()
 
     assert sent.result().status_code == 200
-    assert was_at_it
+    assert was_in_flight

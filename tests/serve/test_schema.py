@@ -1,4 +1,4 @@
-"""schemathesis, for a short while: what it makes of `/openapi.json`, right and wrong, is answered as documented."""
+"""A short schemathesis run: valid and invalid requests generated from `/openapi.json` get documented responses."""
 
 import sys
 from pathlib import Path
@@ -10,15 +10,15 @@ from tests.support.server import Server
 
 @pytest.mark.slow
 @pytest.mark.both_modes
-def test_every_answer_is_as_documented(server: Server) -> None:
-    """`make fuzz` does the same with more examples, and with the values at the edges of the schema."""
+def test_every_response_matches_the_openapi_document(server: Server) -> None:
+    """`make fuzz` does the same with more examples and with values at the schema's boundaries."""
     program = str(Path(sys.executable).with_name("st"))
 
     printed = server.run(
         [
             *(program, "run", f"{server.url}/openapi.json", "--url", server.url),
             *("--phases", "examples,fuzzing", "--max-examples", "50"),
-            "--generation-deterministic",  # what chance finds is for `make fuzz`
+            "--generation-deterministic",  # random exploration is left to `make fuzz`
         ],
         timeout_s=280,
     )

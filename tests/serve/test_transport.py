@@ -1,4 +1,4 @@
-"""What clients do to a connection, over a raw socket: offers of HTTP/2, chunks, expectations, compression."""
+"""HTTP/1.1 details over a raw socket: HTTP/2 upgrade offers, chunks, Expect, compression."""
 
 import gzip
 import json
@@ -22,12 +22,12 @@ OFFER = (
 
 
 def request(*headers: bytes, body: bytes = BODY) -> bytes:
-    """Return a request as bytes, without a Content-Type."""
+    """Return a raw request without a Content-Type header."""
     return b"POST /v1/embeddings HTTP/1.1\r\nHost: test\r\n" + b"".join(headers) + b"\r\n" + body
 
 
 def exchange(server: Server, *pieces: bytes, answers: int = 1) -> str:
-    """Send pieces over one connection; return what comes back, up to so many complete answers."""
+    """Send pieces over one connection and return the data received until `answers` responses are complete."""
     host, port = server.url.removeprefix("http://").split(":")
     received = ""
     with socket.create_connection((host, int(port)), timeout=30) as connection:
@@ -35,15 +35,14 @@ def exchange(server: Server, *pieces: bytes, answers: int = 1) -> str:
         for piece in pieces:
             connection.sendall(piece)
         while len(re.findall('"total_tokens":4}}', received)) < answers:
-            some = connection.recv(65536)
-            assert some, received
-            received += some.decode("latin-1")
+            data = connection.recv(65536)
+            assert data, received
+            received += data.decode("latin-1")
     return received
 
 
 @pytest.mark.parametrize("cut", [len(request()), 40, -len(BODY), -3])
-def test_an_offer_of_http_2_loses_no_body(server: Server, cut: int) -> None:
-    """Wherever the segments end."""
+def test_an_http2_upgrade_offer_keeps_the_body(server: Server, cut: int) -> None:
     message = request(OFFER, LENGTH)
 
     answer = exchange(server, message[:cut], message[cut:])
@@ -51,8 +50,8 @@ def test_an_offer_of_http_2_loses_no_body(server: Server, cut: int) -> None:
     assert answer.startswith("HTTP/1.1 200")
 
 
-def test_an_offer_of_http_2_loses_no_chunks(server: Server) -> None:
-    """Spring's client sends its body like this."""
+def test_an_http2_upgrade_offer_keeps_the_chunks(server: Server) -> None:
+    """Spring's client sends its bodies like this."""
     chunks = b"%x\r\n%b\r\n%x\r\n%b\r\n0\r\n\r\n" % (5, BODY[:5], len(BODY) - 5, BODY[5:])
 
     answer = exchange(server, request(OFFER, b"Transfer-Encoding: chunked\r\n", body=chunks))
@@ -60,8 +59,7 @@ def test_an_offer_of_http_2_loses_no_chunks(server: Server) -> None:
     assert answer.startswith("HTTP/1.1 200")
 
 
-def test_a_connection_is_kept(server: Server) -> None:
-    """For requests of all these kinds, one after the other."""
+def test_a_connection_is_kept_alive(server: Server) -> None:
     chunks = b"%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY)
     packed = gzip.compress(BODY)
 
@@ -77,8 +75,8 @@ def test_a_connection_is_kept(server: Server) -> None:
     assert answer.count("HTTP/1.1 200") == 4
 
 
-def test_a_client_that_waits_to_be_asked_for_its_body_is_asked(server: Server) -> None:
-    """Curl does for large bodies."""
+def test_expect_100_continue_is_answered(server: Server) -> None:
+    """For large bodies, curl sends this header."""
     host, port = server.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=30) as connection:
         connection.sendall(request(b"Expect: 100-continue\r\n", LENGTH, body=b""))
@@ -87,8 +85,8 @@ def test_a_client_that_waits_to_be_asked_for_its_body_is_asked(server: Server) -
         assert connection.recv(65536).startswith(b"HTTP/1.1 200")
 
 
-def test_options_says_which_methods_there_are(server: Server) -> None:
-    """Without pages of other origins there are no preflights to answer."""
+def test_options_lists_the_allowed_methods(server: Server) -> None:
+    """Without CORS origins there are no preflight requests to answer."""
     answer = requests.options(f"{server.url}/v1/embeddings", timeout=30)
 
     assert answer.status_code == 405
@@ -96,7 +94,7 @@ def test_options_says_which_methods_there_are(server: Server) -> None:
 
 
 def test_head_is_get_without_a_body(server: Server) -> None:
-    """Probes and load balancers send it; the route itself has no GET."""
+    """Probes and load balancers send HEAD. The embeddings route has no GET."""
     probe = requests.head(f"{server.url}/health", timeout=30)
     route = requests.head(f"{server.url}/v1/embeddings", timeout=30)
 

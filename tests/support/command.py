@@ -1,4 +1,4 @@
-"""Runs the command line as a user does."""
+"""Runs the command line as a user would."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def run_launcher(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
-    """Run the command until it ends by itself."""
+    """Run the command until it exits."""
     return subprocess.run(
         [sys.executable, "-m", "serve_app.cli.serve", *args],
         cwd=folder,

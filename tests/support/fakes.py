@@ -1,7 +1,7 @@
-"""Doubles of the seams, and the HTTP application around them.
+"""Fakes of the embedder and of Ray Serve's handles, and the HTTP application built on them.
 
-A tokenizer is small enough to be real: `tiny_checkpoint` writes one. Vectors are a function of the token ids alone, so
-a test can say which vector an input must get.
+The tokenizer is a real one, which `tiny_checkpoint` writes. Vectors depend on the token ids alone,
+so that a test knows which vector an input must get.
 """
 
 import asyncio
@@ -55,13 +55,13 @@ RANKER_REASON = "it is BertForSequenceClassification"
 
 
 def error_kinds() -> list[type[ServiceError]]:
-    """Return every error that a request can end in."""
+    """Return every class of error that a request can fail with."""
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
     return [kind for kind in kinds if issubclass(kind, ServiceError) and kind is not ServiceError]
 
 
 def tiny_checkpoint(directory: Path) -> Checkpoint:
-    """Write a tokenizer of a dozen words, and describe an embedding model around it."""
+    """Write a tokenizer of a dozen words, and return an embedding model's checkpoint with it."""
     vocabulary = {word: number for number, word in enumerate(WORDS)}
     tokenizer = TokenizerFile(WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = Whitespace()
@@ -71,8 +71,8 @@ def tiny_checkpoint(directory: Path) -> Checkpoint:
     )
     tokenizer.add_special_tokens(list(WORDS[:4]))
     tokenizer.save(str(directory / "tokenizer.json"))
-    named = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "[PAD]"}
-    (directory / "tokenizer_config.json").write_text(json.dumps(named))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "[PAD]"}
+    (directory / "tokenizer_config.json").write_text(json.dumps(config))
     return Checkpoint(
         directory=directory,
         embeds=True,
@@ -84,14 +84,14 @@ def tiny_checkpoint(directory: Path) -> Checkpoint:
 
 
 def tokenized(*inputs: Sequence[int], prompt_length: int = 0) -> TokenizedInputs:
-    """Pack lists of token ids."""
+    """Pack lists of token ids into one `TokenizedInputs`."""
     lengths = np.array([len(ids) for ids in inputs], np.int32)
     ids = np.array([number for ids in inputs for number in ids], np.int32)
     return TokenizedInputs(ids, lengths, prompt_length)
 
 
 def vectors_of(inputs: TokenizedInputs) -> Vectors:
-    """Return the vectors that every fake gives for these ids: float32 [inputs, DIMENSIONS], not of unit length."""
+    """Return the fakes' vectors for these ids: float32 [inputs, DIMENSIONS], not of unit length."""
     ends = np.cumsum(inputs.lengths)
     rows = [
         np.random.default_rng(ids).standard_normal(DIMENSIONS, np.float32)
@@ -101,7 +101,7 @@ def vectors_of(inputs: TokenizedInputs) -> Vectors:
 
 
 def result_of(chunk: EmbedChunk) -> EmbedResult:
-    """Return what a replica gives for a chunk that met no difficulty."""
+    """Return a replica's result for a chunk without failures."""
     return EmbedResult(
         vectors=vectors_of(chunk.inputs),
         failures=(),
@@ -113,19 +113,19 @@ def result_of(chunk: EmbedChunk) -> EmbedResult:
 
 @dataclass(slots=True)
 class FakeEmbedder:
-    """A model's deployment that answers by arithmetic, or as it is told.
+    """A fake of `ModelClient` that computes vectors from the token ids.
 
     Attributes:
-        error: raised instead of an answer.
-        failures: inputs that get no vector.
-        non_finite: rows that get a NaN nobody reports.
-        waits: whether calls never end.
-        is_up: whether a replica can embed.
+        error: raised instead of returning an answer.
+        failures: the inputs reported without a vector.
+        non_finite: rows that contain a NaN but are not reported as failures.
+        waits: whether calls never return.
+        is_up: whether the model is ready.
         seen: the inputs of every call.
         bulk: whether each call was bulk.
-        called: set when the first call has come.
-        cancelled: calls that their caller gave up.
-        admission: what a test puts into it.
+        called: set by the first call.
+        cancelled: the number of cancelled calls.
+        admission: the pending tokens of the model.
     """
 
     error: Exception | None = None
@@ -146,7 +146,7 @@ class FakeEmbedder:
         request_id: str,  # noqa: ARG002
         is_bulk: bool,
     ) -> ModelAnswer:
-        """Give the vectors of all inputs."""
+        """Return the vectors of all inputs."""
         self.seen.append(inputs)
         self.bulk.append(is_bulk)
         self.called.set()
@@ -163,20 +163,20 @@ class FakeEmbedder:
         return ModelAnswer(vectors, self.failures, queue_s=0.001, inference_s=0.002)
 
     async def is_ready(self) -> bool:
-        """Tell whether a replica can embed."""
+        """Return `is_up`."""
         return self.is_up
 
 
 @dataclass(frozen=True, slots=True)
 class Application:
-    """The HTTP application over fakes, and what a test looks at."""
+    """The HTTP application on fakes, with its embedder and metrics."""
 
     asgi: Starlette
     embedder: FakeEmbedder
     metrics: Metrics
 
     def client(self, **options: Any) -> httpx.AsyncClient:
-        """Open an HTTP client that calls the application in this process."""
+        """Return an HTTP client that calls the application in this process."""
         transport = httpx.ASGITransport(self.asgi)
         return httpx.AsyncClient(transport=transport, base_url="http://test", **options)
 
@@ -192,17 +192,17 @@ def build_application(
     cl100k: Cl100k | None = None,
     adds_request_id: bool = True,
 ) -> Application:
-    """Serve one model that embeds and one that does not.
+    """Build the application with an embedding model and a model that does not embed.
 
     Args:
-        tokenizer: the embedding model's.
-        embedder: the embedding model's; by default one that answers.
+        tokenizer: the tokenizer of the embedding model.
+        embedder: the embedder of the embedding model; None for a new `FakeEmbedder`.
         http: settings under `http:`.
         model: settings of the embedding model.
-        max_requests: as in `Service`.
-        keys: API keys, as the environment holds them.
-        cl100k: as in `Service`.
-        adds_request_id: as in `build_asgi_app`.
+        max_requests: see `Service`.
+        keys: API keys, in the format of the environment variable.
+        cl100k: see `Service`.
+        adds_request_id: see `build_asgi_app`.
     """
     embedder = embedder or FakeEmbedder()
     settings = HttpConfig.model_validate(http or {})
@@ -229,7 +229,7 @@ def build_application(
 def served_models(
     tokenizer: Tokenizer, embedder: FakeEmbedder, model: Mapping[str, Any] | None = None
 ) -> list[ServedModel]:
-    """Describe the two models of `build_application`."""
+    """Return the two models of `build_application`."""
     settings = {"name": MODEL, "source": "-", "aliases": [ALIAS], "token_ids": "model"}
     return [
         ServedModel(
@@ -250,28 +250,28 @@ def served_models(
 
 
 def counted(metrics: Metrics, name: str, **labels: str) -> float:
-    """Return the value of one sample; 0 when nothing was counted under it."""
+    """Return the value of one sample; 0 if it does not exist."""
     samples = (sample for metric in metrics.snapshot() for sample in metric.samples)
-    found = [s.value for s in samples if s.name == name and s.labels == labels]
-    return found[0] if found else 0.0
+    values = [s.value for s in samples if s.name == name and s.labels == labels]
+    return values[0] if values else 0.0
 
 
 Answer = Callable[[EmbedChunk], Awaitable[EmbedResult | ReplicaRejected]]
 
 
 class FakeCall:
-    """What a handle returns for a call: to be awaited or given up."""
+    """A fake of Ray Serve's `DeploymentResponse`."""
 
     def __init__(self, answer: Awaitable[Sequence[EmbedResult] | ReplicaRejected]) -> None:
         self._answer = asyncio.ensure_future(answer)
         self.is_cancelled = False
 
     def __await__(self) -> Generator[Any, None, Sequence[EmbedResult] | ReplicaRejected]:
-        """Wait for the answer."""
+        """Wait for the result."""
         return self._answer.__await__()
 
     def cancel(self) -> None:
-        """Give the call up."""
+        """Cancel the call."""
         self.is_cancelled = True
         self._answer.cancel()
 
@@ -281,11 +281,17 @@ State = ReplicaState | Exception | str | None
 
 
 class FakeHandle:
-    """Ray Serve's handle of a model's deployment.
+    """A fake of Ray Serve's handle of a model's deployment.
 
     Args:
-        answer: what a replica does with a chunk.
-        states: what a broadcast of `state` gives: for each replica an answer, an exception, or `LATE`.
+        answer: returns a replica's result for a chunk.
+        states: for each replica its answer to `state`, an exception to raise, or `LATE`.
+
+    Attributes:
+        broadcast_error: raised by a broadcast instead of returning the states.
+        chunks: all chunks received.
+        calls: all calls received.
+        polls: the arguments of every broadcast of `state`.
     """
 
     def __init__(self, answer: Answer, *, states: Sequence[State] = ()) -> None:
@@ -294,13 +300,13 @@ class FakeHandle:
         self.broadcast_error: Exception | None = None
         self.chunks: list[EmbedChunk] = []
         self.calls: list[FakeCall] = []
-        self.told: list[tuple[str, int]] = []
+        self.polls: list[tuple[str, int]] = []
         self.embed = SimpleNamespace(remote=self._call)
 
     def broadcast(self, method: str, caller: str, waiting_tokens: int) -> SimpleNamespace:
-        """Call a method of every replica."""
+        """Record a call of `state` on every replica."""
         assert method == "state"
-        self.told.append((caller, waiting_tokens))
+        self.polls.append((caller, waiting_tokens))
         return SimpleNamespace(_fetch_replica_results_async=self._results)
 
     def _call(self, chunks: Sequence[EmbedChunk]) -> FakeCall:
@@ -323,10 +329,10 @@ class FakeHandle:
     async def _results(self) -> list[SimpleNamespace]:
         if self.broadcast_error is not None:
             raise self.broadcast_error
-        return [SimpleNamespace(get_async=partial(_tell, state)) for state in self.states]
+        return [SimpleNamespace(get_async=partial(_answer_state, state)) for state in self.states]
 
 
-async def _tell(state: State) -> ReplicaState | None:
+async def _answer_state(state: State) -> ReplicaState | None:
     if state == LATE:
         await asyncio.Event().wait()
     if isinstance(state, Exception):

@@ -1,4 +1,4 @@
-"""Requests to the embeddings route, and the vectors of their answers."""
+"""Send requests to the embeddings route and decode the vectors of the responses."""
 
 import base64
 from typing import Any
@@ -7,16 +7,16 @@ import numpy as np
 import numpy.typing as npt
 import requests
 
-PAGE_KEYS = {"error", "error_type", "message", "type", "param", "code"}
+FLAT_ERROR_KEYS = {"error", "error_type", "message", "type", "param", "code"}
 
 
 def post(url: str, body: Any, **options: Any) -> requests.Response:
-    """POST a body to the route."""
+    """POST a JSON body to the embeddings route."""
     return requests.post(f"{url}/v1/embeddings", json=body, timeout=170, **options)
 
 
 def vectors(answer: requests.Response) -> npt.NDArray[np.float32]:
-    """Return the vectors of an answer, whatever their encoding."""
+    """Decode the vectors of a response, which may be base64 or lists of floats."""
     assert answer.status_code == 200, answer.text
     rows = [item["embedding"] for item in answer.json()["data"]]
     if isinstance(rows[0], str):

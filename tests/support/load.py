@@ -1,4 +1,4 @@
-"""Clients that keep sending while something happens to the server, and what they were answered."""
+"""Clients that send requests continuously while a test disturbs the server, and a record of the answers."""
 
 import asyncio
 import threading
@@ -12,19 +12,19 @@ from typing import Any
 
 import httpx
 
-# What a client sees as an answer that never came.
+# The status of a request whose connection broke.
 LOST = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What became of one request.
+    """The outcome of one request.
 
     Attributes:
-        status: LOST if the connection broke.
-        seconds: from the request to the whole answer.
-        body: of an answer that is no 200.
-        at: when it came.
+        status: the HTTP status, or LOST if the connection broke.
+        seconds: the latency until the complete response.
+        body: the response body, or the error if the connection broke; empty for a 200.
+        at: the time of the response, by `time.monotonic`.
     """
 
     status: int
@@ -35,55 +35,55 @@ class Answer:
 
 @dataclass(slots=True)
 class Load:
-    """What a load was answered; filled while it goes on.
+    """The answers to a load. The record grows while the load runs.
 
     Attributes:
-        answers: in the order in which they came.
+        answers: the answers in order of arrival.
     """
 
     answers: list[Answer] = field(default_factory=list)
 
     @property
     def statuses(self) -> Counter[int]:
-        """How many there were of each."""
+        """The number of answers by status."""
         return Counter(answer.status for answer in self.answers)
 
     def __str__(self) -> str:
-        """Return it in a line, for whoever reads the output of a test."""
+        """Summarize the load in one line, for the output of a test."""
         parts = []
         for status, count in sorted(self.statuses.items()):
             seconds = self.seconds(status)
-            middle, late = seconds[len(seconds) // 2], seconds[len(seconds) * 99 // 100]
+            p50, p99 = seconds[len(seconds) // 2], seconds[len(seconds) * 99 // 100]
             parts.append(
-                f"{status or 'lost'}: {count}, p50 {middle:.3f} s, p99 {late:.3f} s, most {seconds[-1]:.3f} s"
+                f"{status or 'lost'}: {count}, p50 {p50:.3f} s, p99 {p99:.3f} s, max {seconds[-1]:.3f} s"
             )
         return "; ".join(parts)
 
     def seconds(self, status: int) -> list[float]:
-        """Return how long the answers of one status took, shortest first."""
+        """Return the latencies of the answers with a status, in ascending order."""
         return sorted(answer.seconds for answer in self.answers if answer.status == status)
 
     @property
     def longest_gap_s(self) -> float:
-        """The longest time in which nobody was answered with 200."""
+        """The longest time between two consecutive 200 responses."""
         times = [answer.at for answer in self.answers if answer.status == 200]
-        return max(later - sooner for sooner, later in pairwise(times))
+        return max(later - earlier for earlier, later in pairwise(times))
 
     def bodies(self, status: int) -> set[str]:
-        """Return the bodies of the answers of one status."""
+        """Return the distinct bodies of the answers with a status."""
         return {answer.body for answer in self.answers if answer.status == status}
 
 
 async def _send(client: httpx.AsyncClient, url: str, body: Any, load: Load) -> None:
-    started = time.monotonic()
+    start = time.monotonic()
     try:
         answer = await client.post(f"{url}/v1/embeddings", json=body)
     except httpx.TransportError as error:
-        load.answers.append(Answer(LOST, time.monotonic() - started, repr(error)))
+        load.answers.append(Answer(LOST, time.monotonic() - start, repr(error)))
         await asyncio.sleep(0.05)
         return
     text = "" if answer.status_code == 200 else answer.text
-    load.answers.append(Answer(answer.status_code, time.monotonic() - started, text))
+    load.answers.append(Answer(answer.status_code, time.monotonic() - start, text))
 
 
 def _client() -> httpx.AsyncClient:
@@ -91,23 +91,23 @@ def _client() -> httpx.AsyncClient:
 
 
 async def send_at(url: str, body: Any, *, per_s: float, seconds: float) -> Load:
-    """Send a body so many times a second for some seconds, whatever comes back, and wait for all answers."""
+    """Send a body at a constant rate, regardless of the responses, and wait for all answers."""
     load = Load()
     async with _client() as client, asyncio.TaskGroup() as group:
-        begun = time.monotonic()
+        start = time.monotonic()
         for number in range(round(per_s * seconds)):
-            await asyncio.sleep(max(begun + number / per_s - time.monotonic(), 0))
+            await asyncio.sleep(max(start + number / per_s - time.monotonic(), 0))
             group.create_task(_send(client, url, body, load))
     return load
 
 
 @contextmanager
 def sending(url: str, body: Any, *, clients: int) -> Iterator[Load]:
-    """Have clients send a body, each again as soon as it is answered, until the block ends and all are answered."""
-    load, ends = Load(), threading.Event()
+    """Run clients that each send a body repeatedly until the block ends, then wait for the last answers."""
+    load, stop = Load(), threading.Event()
 
     async def client_loop(client: httpx.AsyncClient) -> None:
-        while not ends.is_set():
+        while not stop.is_set():
             await _send(client, url, body, load)
 
     async def run() -> None:
@@ -120,5 +120,5 @@ def sending(url: str, body: Any, *, clients: int) -> Iterator[Load]:
     try:
         yield load
     finally:
-        ends.set()
+        stop.set()
         thread.join()

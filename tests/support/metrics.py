@@ -1,4 +1,4 @@
-"""What a server publishes under `/metrics`, as tests ask for it."""
+"""Read the metrics that a server publishes under `/metrics`."""
 
 import requests
 from prometheus_client.parser import text_string_to_metric_families
@@ -9,7 +9,7 @@ from tests.support.server import Server
 
 
 def samples(url: str, name: str, **labels: str) -> list[Sample]:
-    """Return the samples of one name that have these labels, from a scrape of an application."""
+    """Scrape an application and return the samples with this name and these labels."""
     answer = requests.get(f"{url}/metrics", timeout=60)
     assert answer.status_code == 200
     return [
@@ -21,11 +21,11 @@ def samples(url: str, name: str, **labels: str) -> list[Sample]:
 
 
 def total(url: str, name: str, **labels: str) -> float:
-    """Return the sum of these samples over all replicas."""
+    """Scrape an application and return the sum of the samples with this name and these labels."""
     return sum(sample.value for sample in samples(url, name, **labels))
 
 
 def replicas(server: Server, model: str = OBEDIENT) -> set[str]:
-    """Return the ids of the replicas of a model of the plumbing application."""
-    found = samples(server.plumbing_url, "embeddings_replica_memory_bytes", model=model)
-    return {sample.labels["replica"] for sample in found}
+    """Return the ids of the replicas of one of the plumbing application's models."""
+    memory = samples(server.plumbing_url, "embeddings_replica_memory_bytes", model=model)
+    return {sample.labels["replica"] for sample in memory}

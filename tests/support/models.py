@@ -1,4 +1,4 @@
-"""Tiny models on both sides: loaded by this project for each engine, and by sentence-transformers."""
+"""Loads a model twice for comparison: with this project's engines and with sentence-transformers."""
 
 import importlib.util
 from collections.abc import Callable
@@ -36,7 +36,7 @@ TinyModels = Callable[..., "Loaded"]
 
 @dataclass(frozen=True, eq=False)
 class Loaded:
-    """A model on both sides: ours from its directory, and sentence-transformers' own, its last Normalize taken off."""
+    """A model loaded by this project, and by sentence-transformers without a trailing Normalize."""
 
     directory: Path
     checkpoint: Checkpoint
@@ -51,7 +51,7 @@ class Loaded:
         prompt_name: str | None = None,
         truncate_direction: TruncateDirection = "right",
     ) -> Vectors:
-        """Return our vectors of texts, cut where they are too long."""
+        """Return our vectors of texts; long texts are truncated."""
         tokenized = self.tokenizer.encode_texts(
             texts, prompt_name=prompt_name, truncate=True, truncate_direction=truncate_direction
         )
@@ -60,15 +60,15 @@ class Loaded:
         return encoded.vectors
 
     def expect(self, texts: list[str], *, prompt_name: str | None = None) -> Vectors:
-        """Return sentence-transformers' vectors, each text in a batch of its own."""
-        # Without a name no prompt, also for a model that names a default: that is what the route promises.
+        """Return sentence-transformers' vectors, with a batch size of 1."""
+        # The API adds no prompt unless the request names one, even if the model has a default prompt.
         prompt = self.reference.prompts[prompt_name] if prompt_name else ""
         vectors: Vectors = self.reference.encode(texts, prompt=prompt, batch_size=1)
         return vectors
 
 
 def reference_of(directory: Path) -> SentenceTransformer:
-    """Load a model as sentence-transformers does, less its last Normalize."""
+    """Load a model with sentence-transformers, without a trailing Normalize."""
     reference = SentenceTransformer(
         str(directory), device="cpu", model_kwargs={"dtype": torch.float32}
     )
@@ -78,7 +78,7 @@ def reference_of(directory: Path) -> SentenceTransformer:
 
 
 def load(directory: Path, reference: SentenceTransformer, *, engine: str) -> Loaded:
-    """Load a model for an engine."""
+    """Load a model for an engine: `torch`, `packed` or `openvino`."""
     checkpoint = read_checkpoint(str(directory))
     if engine == PACKED:
         encoder = packed(directory, checkpoint)
@@ -89,7 +89,7 @@ def load(directory: Path, reference: SentenceTransformer, *, engine: str) -> Loa
 
 
 def packed(directory: Path, checkpoint: Checkpoint) -> Encoder:
-    """Load a model for torch without padding, with an attention that any device has."""
+    """Load a model in torch without padding, with attention that runs on any device."""
     model = SentenceTransformer(str(directory), device="cpu", model_kwargs={"dtype": torch.float32})
     engine = TorchEngine(model, checkpoint)
     try:
@@ -100,7 +100,7 @@ def packed(directory: Path, checkpoint: Checkpoint) -> Encoder:
 
 
 def assert_same(ours: Vectors, theirs: Vectors) -> None:
-    """Compare within the tolerance that is promised."""
+    """Compare vectors within the tolerance that the project guarantees."""
     assert ours.dtype == np.float32
     assert ours.shape == theirs.shape
     np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)

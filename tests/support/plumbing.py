@@ -1,6 +1,6 @@
-"""The application with an encoder whose pace and faults the inputs choose; all else is the product's own.
+"""The product's application with a fake encoder whose delays and failures are controlled by the inputs.
 
-An input's vector is the sum of its token ids and their count, then zeros, so a test knows it without a model.
+An input's vector is the sum of its token ids and their count, followed by zeros. A test can compute it without a model.
 """
 
 import os
@@ -17,11 +17,11 @@ from serve_app.encoder import Encoded, EncoderBrokenError
 from serve_app.errors import ModelLoadError
 from serve_app.messages import Failure, TokenizedInputs
 
-# Ids of words in the embedded default's vocabulary, and what the encoder does when it reads them.
-SLOW, POISON, DEATH, WEDGE, BROKEN = 4030, 9947, 2331, 17632, 3714  # "slow", "poison", ...
+# Token ids, in the default model's vocabulary, of the words that control the encoder: "slow", "poison" and so on.
+SLOW, POISON, DEATH, WEDGE, BROKEN = 4030, 9947, 2331, 17632, 3714
 SLOW_S, WEDGE_S = 0.3, 30.0
-# What every batch takes in the application that only sleeps: a replica with a token budget of one text does a hundred
-# texts a second, whatever the processor.
+# The duration of every batch in the sleeping application. With a token budget of one text, a replica encodes a hundred
+# texts per second on any processor.
 BATCH_S = 0.010
 DIMENSIONS = 384
 
@@ -32,15 +32,15 @@ def build(config: ServerConfig) -> Application:
 
 
 def build_sleeping(config: ServerConfig) -> Application:
-    """Build it around an encoder that takes the same time for every batch."""
+    """Build the product's application around an encoder that sleeps for the same time in every batch."""
     return compose(config, replica=SleepingReplica)
 
 
 class ObedientEncoder:
-    """Does what the words of its inputs say.
+    """A fake encoder that obeys control words in its inputs.
 
     Args:
-        batch_s: how long every batch takes.
+        batch_s: seconds per batch without a control word.
     """
 
     dimensions = DIMENSIONS
@@ -55,7 +55,11 @@ class ObedientEncoder:
         *,
         max_batch_tokens: int | None = None,  # noqa: ARG002
     ) -> Encoded:
-        """Encode by arithmetic, slowly or not at all where a word says so."""
+        """Compute the vectors, or delay, fail or exit if an input has a control word.
+
+        Raises:
+            EncoderBrokenError: An input has the word "broken".
+        """
         rows = [
             ids for chunk in inputs for ids in np.split(chunk.ids, np.cumsum(chunk.lengths)[:-1])
         ]
@@ -63,8 +67,13 @@ class ObedientEncoder:
         if DEATH in words:
             os._exit(1)
         if BROKEN in words:
-            raise EncoderBrokenError("no more of this device")
-        time.sleep(WEDGE_S if WEDGE in words else SLOW_S if SLOW in words else self._batch_s)
+            raise EncoderBrokenError("The device is broken.")
+        if WEDGE in words:
+            time.sleep(WEDGE_S)
+        elif SLOW in words:
+            time.sleep(SLOW_S)
+        else:
+            time.sleep(self._batch_s)
         vectors = np.zeros((len(rows), DIMENSIONS), np.float32)
         vectors[:, 0] = [ids.sum() for ids in rows]
         vectors[:, 1] = [len(ids) for ids in rows]
@@ -73,16 +82,16 @@ class ObedientEncoder:
 
 
 class PlumbingReplica(EmbeddingReplica):
-    """The product's replica around that encoder."""
+    """The product's replica with `ObedientEncoder`."""
 
     def _load(self) -> ObedientEncoder:  # type: ignore[override]
         if self._model.device.startswith("cuda"):
-            raise ModelLoadError("There is no GPU here.")
+            raise ModelLoadError("No GPU is available.")
         return ObedientEncoder()
 
 
 class SleepingReplica(EmbeddingReplica):
-    """The product's replica around an encoder that sleeps."""
+    """The product's replica with an encoder that sleeps in every batch."""
 
     def _load(self) -> ObedientEncoder:  # type: ignore[override]
         return ObedientEncoder(batch_s=BATCH_S)

@@ -1,4 +1,4 @@
-"""Starts a real server as a user would, `serve run CONFIG`, and stops all of it again."""
+"""Start a real server with `serve run CONFIG`, as a user would, and stop all its processes."""
 
 import contextlib
 import os
@@ -26,7 +26,7 @@ from serve_app.proxy.environment import haproxy_settings
 ROOT = Path(__file__).parents[2]
 ProxyMode = Literal["default", "throughput"]
 _PORTS = cycle(random.sample(range(21_000, 29_000), 8_000))
-EDGE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
+PROXY_CALLBACK = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +34,13 @@ class Server:
     """A running server.
 
     Attributes:
-        url: where the product's application answers.
-        mode: the proxy mode it runs in.
-        config: the Serve config file that it runs.
-        environment: what its processes and its callers have in their environment.
+        url: the URL of the product's application.
+        mode: the proxy mode.
+        config: the path of the Serve config file.
+        environment: the environment variables of the server's processes and of its callers.
         logs: the folder of Ray Serve's log files.
         session: its processes.
-        early: what it answered before it was ready: status and content type.
+        early: status and content type of the responses before the server was ready.
     """
 
     url: str
@@ -53,17 +53,17 @@ class Server:
 
     @property
     def plumbing_url(self) -> str:
-        """Where the application of plumbing.py answers."""
+        """The URL of the plumbing application."""
         return f"{self.url}/plumbing"
 
     def run_script(self, name: str, *arguments: str) -> str:
-        """Run a script of this folder on the server's cluster and return what it prints."""
+        """Run a script of `tests/support/scripts` on the server's cluster and return its output."""
         return self.run(
             [sys.executable, str(ROOT / "tests" / "support" / "scripts" / name), *arguments]
         )
 
     def run(self, command: Sequence[str], *, timeout_s: float = 110) -> str:
-        """Run a command with the environment of the server's callers and return what it prints."""
+        """Run a command in the server's environment and return its output."""
         done = subprocess.run(
             command,
             env=self.environment,
@@ -82,37 +82,49 @@ class Server:
         self.run_script("deploy.py", str(self.config))
 
     def processes(self, title: str) -> list[int]:
-        """Return the ids of the processes to which Ray has given this title; it adds what they are at."""
-        found = []
+        """Return the ids of the processes whose title starts with `title`.
+
+        Ray appends a process's current activity to its title.
+        """
+        pids = []
         for pid in session_members(self.session.process.pid):
-            with contextlib.suppress(psutil.Error):  # it has ended since
+            with contextlib.suppress(psutil.Error):  # the process has ended since
                 if " ".join(psutil.Process(pid).cmdline()).startswith(title):
-                    found.append(pid)
-        return found
+                    pids.append(pid)
+        return pids
 
     def memory(self) -> dict[int, int]:
-        """Return the resident bytes of each of its processes, by id."""
-        found = {}
+        """Return the resident memory of each process in bytes, by process id."""
+        sizes = {}
         for pid in session_members(self.session.process.pid):
             with contextlib.suppress(psutil.Error):
-                found[pid] = psutil.Process(pid).memory_info().rss
-        return found
+                sizes[pid] = psutil.Process(pid).memory_info().rss
+        return sizes
 
     def read_logs(self, names: str = "*.log") -> str:
-        """Return what Ray Serve's processes have logged."""
+        """Return the contents of Ray Serve's log files that match the pattern."""
         return "\n".join(path.read_text() for path in sorted(self.logs.glob(names)))
 
 
 def wait_for(condition: Callable[[], bool], *, timeout_s: float, what: str) -> None:
-    """Return once the condition holds; fail the test if it does not in time."""
+    """Wait until the condition holds.
+
+    Args:
+        condition: checked every 0.1 seconds.
+        timeout_s: seconds until the wait fails with an AssertionError.
+        what: a description of the condition for the failure message.
+    """
     deadline = time.monotonic() + timeout_s
     while not condition():
-        assert time.monotonic() < deadline, f"not in {timeout_s:g} s: {what}"
+        assert time.monotonic() < deadline, f"timed out after {timeout_s:g} s: {what}"
         time.sleep(0.1)
 
 
 def answers(url: str, others: list[tuple[int, str]] | None = None) -> bool:
-    """Return whether a GET gives 200; status and content type of another answer are added to the others."""
+    """Return whether a GET request gets a 200.
+
+    Any other response is added to `others`, as its status and content type.
+    """
     try:
         answer = requests.get(url, timeout=5)
     except requests.RequestException:
@@ -124,12 +136,12 @@ def answers(url: str, others: list[tuple[int, str]] | None = None) -> bool:
 
 @contextmanager
 def running_server(config: Mapping[str, Any], *, mode: ProxyMode, cache: Path) -> Iterator[Server]:
-    """Run `serve run` on a configuration until the block ends; all its processes end with it.
+    """Run a server with `serve run` until the block ends, then stop all its processes.
 
     Args:
-        config: what stands in the Serve config file, without `http_options`.
+        config: the contents of the Serve config file, without `http_options`.
         mode: the proxy mode.
-        cache: where converted models are kept.
+        cache: the folder for converted models.
     """
     folder = Path(tempfile.mkdtemp(prefix="srv", dir="/tmp"))  # Ray's sockets need a short path
     port = free_port()
@@ -154,38 +166,41 @@ def running_server(config: Mapping[str, Any], *, mode: ProxyMode, cache: Path) -
             _wait_until_ready(f"{server.url}{prefix}/ready", session, early)
         yield server
     finally:
-        left = session.stop(lambda: False, grace_s=60)
+        remaining = session.stop(lambda: False, grace_s=60)
         shutil.rmtree(folder, ignore_errors=True)
-    assert left == []
+    assert remaining == []
 
 
 def _wait_until_ready(url: str, session: Session, early: list[tuple[int, str]]) -> None:
     deadline = time.monotonic() + 120
     while not answers(url, early):
-        problem = session.has_ended() or time.monotonic() > deadline
-        assert not problem, f"{url} is not there:\n{session.output()[-3000:]}"
+        has_failed = session.has_ended() or time.monotonic() > deadline
+        assert not has_failed, f"{url} is not ready:\n{session.output()[-3000:]}"
         time.sleep(0.2)
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on and that was not given before.
+    """Return a free port that this function has not returned before.
 
-    Below those that the system deals out by itself: one of these may be gone to some process of Ray's before Serve
-    binds it, seconds later.
+    It is below the ephemeral port range. Otherwise one of Ray's processes could be assigned the same port before
+    Serve binds it, seconds later.
     """
     return next(port for port in _PORTS if is_free(port, "127.0.0.1"))
 
 
 def _environment(mode: ProxyMode, folder: Path, cache: Path) -> dict[str, str]:
-    """Return the environment of a user: the mode's and nothing else; a folder of its own keeps clusters apart."""
+    """Return the environment variables of a server.
+
+    RAY_* and SERVE_* variables come only from the proxy mode. A separate RAY_TMPDIR isolates the cluster from others.
+    """
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "SERVE_"))}
     flags = read_env_file((ROOT / "throughput.env").read_text())
     if mode == "throughput":
         flags |= haproxy_settings(str(folder))
-    else:  # the one line that the README asks for with Ray's own proxy
-        flags = {EDGE: flags[EDGE]}
+    else:  # the only variable that the documentation asks for with Ray's default proxy
+        flags = {PROXY_CALLBACK: flags[PROXY_CALLBACK]}
     encodings = ROOT.parent / "shared" / "tiktoken"
-    if encodings.is_dir():  # where tiktoken's files lie beside the checkout, nothing is fetched
+    if encodings.is_dir():  # use tiktoken's files beside the checkout instead of downloading them
         flags["TIKTOKEN_CACHE_DIR"] = str(encodings)
     return {
         **inherited,

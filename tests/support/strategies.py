@@ -1,4 +1,4 @@
-"""What property tests draw from: lengths of inputs, token budgets, vectors."""
+"""Hypothesis strategies: input lengths, token budgets, vectors."""
 
 import numpy as np
 from hypothesis import strategies as st

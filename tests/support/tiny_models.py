@@ -1,4 +1,4 @@
-"""Tiny models with random weights, as sentence-transformers saves them: one for each thing that changes vectors."""
+"""Tiny random models, saved by sentence-transformers: one for each feature that affects vectors."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -38,7 +38,7 @@ SIZES = {
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "intermediate_size": 48,
-    # Large, so that what a wrong token or position changes is far above the tolerance of the comparisons.
+    # Large, so that a wrong token or position changes vectors by far more than the tolerance.
     "initializer_range": 0.3,
 }
 BERT_TOKENS = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
@@ -56,7 +56,7 @@ ROBERTA_TOKENS = {
 def save_backbone(
     directory: Path, model: Any, tokenizer: Tokenizer, tokens: dict[str, str], **settings: Any
 ) -> Path:
-    """Save a transformer with its tokenizer, as a repository of the Hub would hold them."""
+    """Save a transformer with its tokenizer, in the layout of a Hub repository."""
     model.save_pretrained(directory)
     named = {f"{name}_token": token for name, token in tokens.items()}
     fast = PreTrainedTokenizerFast(
@@ -67,7 +67,7 @@ def save_backbone(
 
 
 def bert(directory: Path, *, lowercase: bool = True, **changes: Any) -> Path:
-    """Save a BERT, lower-casing or not."""
+    """Save a BERT, cased or uncased."""
     torch.manual_seed(1)
     tokenizer = wordpiece(lowercase=lowercase)
     config = BertConfig(
@@ -87,7 +87,7 @@ def bert(directory: Path, *, lowercase: bool = True, **changes: Any) -> Path:
 
 
 def roberta(directory: Path) -> Path:
-    """Save a RoBERTa: its positions begin after the padding id."""
+    """Save a RoBERTa, whose positions start after the padding id."""
     torch.manual_seed(2)
     tokenizer = byte_bpe(roberta=True)
     config = RobertaConfig(
@@ -97,7 +97,7 @@ def roberta(directory: Path) -> Path:
 
 
 def xlm_roberta(directory: Path) -> Path:
-    """Save an XLM-RoBERTa: unigrams of sentencepiece."""
+    """Save an XLM-RoBERTa, whose tokenizer is a SentencePiece unigram model."""
     torch.manual_seed(3)
     tokenizer = unigram()
     config = XLMRobertaConfig(
@@ -107,7 +107,7 @@ def xlm_roberta(directory: Path) -> Path:
 
 
 def qwen2(directory: Path, **changes: Any) -> Path:
-    """Save a causal decoder, whose tokenizer pads on the left."""
+    """Save a causal decoder whose tokenizer pads on the left."""
     torch.manual_seed(4)
     tokenizer = byte_bpe()
     config = Qwen2Config(
@@ -132,7 +132,7 @@ def build(
     prompts: dict[str, str] | None = None,
     transformer: dict[str, Any] | None = None,
 ) -> Path:
-    """Save a backbone, a pooling and what comes after it as a SentenceTransformer."""
+    """Save a SentenceTransformer of a backbone, a pooling and later modules."""
     first = Transformer(str(backbone(directory / "backbone")), **(transformer or {}))
     modes = pooling if isinstance(pooling, str) else tuple(pooling)
     modules = [first, Pooling(WIDTH, modes, include_prompt=include_prompt), *later]
@@ -142,7 +142,7 @@ def build(
 
 
 def static(directory: Path, *later: Any) -> Path:
-    """Save a StaticEmbedding, whose tokenizer drops what it does not know."""
+    """Save a StaticEmbedding whose tokenizer drops unknown characters."""
     torch.manual_seed(5)
     modules = [StaticEmbedding(letters(), embedding_dim=WIDTH), *later]
     model = SentenceTransformer(modules=modules, prompts=PROMPTS)
@@ -151,13 +151,13 @@ def static(directory: Path, *later: Any) -> Path:
 
 
 def dense() -> Dense:
-    """Return a Dense module that makes vectors narrower."""
+    """Return a Dense module that reduces the dimensions."""
     torch.manual_seed(6)
     return Dense(WIDTH, 12)
 
 
 def default_prompt(directory: Path) -> Path:
-    """Save a model that puts a prompt before every text unless told otherwise, and shortens its vectors."""
+    """Save a model with a default prompt and truncated vectors."""
     torch.manual_seed(1)
     modules = [Transformer(str(bert(directory / "backbone"))), Pooling(WIDTH, "mean")]
     model = SentenceTransformer(
@@ -168,12 +168,12 @@ def default_prompt(directory: Path) -> Path:
 
 
 def cased(directory: Path) -> Path:
-    """Save a BERT that knows case."""
+    """Save a cased BERT."""
     return bert(directory, lowercase=False)
 
 
 def old_format(directory: Path) -> Path:
-    """Save a model as sentence-transformers 2 did, with the settings that it knew: here one that lower-cases text."""
+    """Save a model in the format of sentence-transformers 2, with its `do_lower_case` setting."""
     model = build(directory, cased, "mean", Normalize())
     names = ("Transformer", "Pooling", "Normalize")
     write_modules(model, *(f"sentence_transformers.models.{name}" for name in names))

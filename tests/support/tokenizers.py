@@ -1,4 +1,4 @@
-"""Tokenizers of small checkpoints, and their ids as lists."""
+"""Build and run tokenizers of small checkpoints. Ids are returned as lists."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -17,13 +17,13 @@ PROMPTS = {"query": "query: ", "passage": "represent this passage:"}
 
 
 def make(directory: Path, raw: tokenizers.Tokenizer | None = None, **changes: object) -> Tokenizer:
-    """Return the tokenizer of a model that reads 32 tokens, some facts of it changed."""
+    """Return the tokenizer of a model that reads 32 tokens; `changes` override fields of its checkpoint."""
     write_bert(directory, tokenizer=raw, prompts=PROMPTS)
     return Tokenizer(replace(read_checkpoint(str(directory)), **changes))  # type: ignore[arg-type]
 
 
 def rows(inputs: TokenizedInputs) -> list[list[int]]:
-    """Take the buffer apart."""
+    """Split the buffer into one list of ids per input."""
     return [part.tolist() for part in np.split(inputs.ids, np.cumsum(inputs.lengths)[:-1])]
 
 
@@ -33,7 +33,7 @@ def encode(
     prompt_name: str | None = None,
     truncate_direction: TruncateDirection = "right",
 ) -> list[list[int]]:
-    """Return the ids of texts, cut where they are too long."""
+    """Tokenize texts, and truncate those that are too long."""
     result = tokenizer.encode_texts(
         texts, prompt_name=prompt_name, truncate=True, truncate_direction=truncate_direction
     )
@@ -41,7 +41,7 @@ def encode(
 
 
 def refuse(tokenizer: Tokenizer, *texts: str) -> TokenizationError:
-    """Return the error that texts meet which may not be cut."""
+    """Return the error that tokenizing the texts without truncation raises."""
     with pytest.raises(TokenizationError) as caught:
         tokenizer.encode_texts(texts, prompt_name=None, truncate=False, truncate_direction="right")
     return caught.value

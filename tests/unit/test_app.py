@@ -1,5 +1,3 @@
-"""What `build` makes of the settings, before any process starts."""
-
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +17,20 @@ def build_one(**model: Any) -> Application:
     return build(ServerConfig.model_validate(settings))
 
 
-def test_an_autoscaling_option_that_does_not_exist_is_named() -> None:
-    """Ray Serve would take no notice of it, and never scale."""
+def test_an_unknown_autoscaling_option_is_an_error() -> None:
+    """Ray Serve would ignore it silently."""
     options = {"autoscaling_config": {"min_replicas": 1, "max_replica": 2}}
 
     with pytest.raises(ValueError, match="max_replica"):
         build_one(deployment=options)
 
 
-def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
-    """The application is not deployed."""
+def test_a_missing_model_directory_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ModelLoadError, match="no such directory"):
         build_one(source=str(tmp_path / "nowhere"))
 
 
-def test_options_of_ray_serve_are_passed_on() -> None:
-    """Under their own names; the ingress' limits are ours, far below those that Serve gets."""
+def test_deployment_options_are_passed_to_ray_serve() -> None:
     application = build_one(deployment={"max_ongoing_requests": 64, "max_surge_percent": 100})
 
     ingress = application._bound_deployment
@@ -48,8 +44,7 @@ def test_options_of_ray_serve_are_passed_on() -> None:
 @pytest.mark.parametrize(
     "deployment", [{"num_replicas": "auto"}, {"autoscaling_config": {"max_replicas": 3}}]
 )
-def test_a_model_that_scales_does_so_by_its_work(deployment: dict[str, Any]) -> None:
-    """With its settings; a fixed number of replicas needs no policy."""
+def test_an_autoscaled_model_gets_our_policy(deployment: dict[str, Any]) -> None:
     application = build_one(deployment=deployment, target_utilization=0.5)
 
     replica = application._bound_deployment.init_args[1]["a/model"]._bound_deployment
@@ -58,8 +53,7 @@ def test_a_model_that_scales_does_so_by_its_work(deployment: dict[str, Any]) -> 
     assert policy.policy_kwargs == {"target_utilization": 0.5, "target_wait_s": 10.0}
 
 
-def test_a_policy_of_one_s_own_stays() -> None:
-    """Whoever sets it knows better."""
+def test_a_configured_autoscaling_policy_is_kept() -> None:
     own = {"policy_function": "ray.serve.autoscaling_policy:default_autoscaling_policy"}
     application = build_one(deployment={"autoscaling_config": {"policy": own}})
 
@@ -68,8 +62,8 @@ def test_a_policy_of_one_s_own_stays() -> None:
     assert policy.policy_function == own["policy_function"]
 
 
-def test_keys_that_are_not_there_stop_a_deploy(tmp_path: Path) -> None:
-    """Before what serves now is replaced by an ingress that cannot start."""
+def test_missing_api_keys_fail_the_build(tmp_path: Path) -> None:
+    """Otherwise the running ingress is stopped for one that cannot start."""
     http = {"api_keys_file": str(tmp_path / "nowhere")}
     settings = {"models": [{"name": "a/model", "source": MINILM}], "http": http}
 

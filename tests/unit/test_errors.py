@@ -9,7 +9,7 @@ from tests.support.fakes import error_kinds
 
 
 def all_errors() -> list[ServiceError]:
-    """Make one of every class that is raised."""
+    """Return one error of each class that is raised."""
     fields = ("it went wrong", "a_code", "input[3]", 7)
     return [
         MethodNotAllowedError("GET, HEAD") if kind is MethodNotAllowedError else kind(*fields)
@@ -18,8 +18,7 @@ def all_errors() -> list[ServiceError]:
 
 
 @pytest.mark.parametrize("error", all_errors(), ids=lambda error: type(error).__name__)
-def test_an_error_survives_pickling_whole(error: ServiceError) -> None:
-    """An error raised in a replica reaches a handle's caller with every field."""
+def test_a_pickled_error_keeps_all_fields(error: ServiceError) -> None:
     copy = pickle.loads(pickle.dumps(error))
 
     assert type(copy) is type(error)
@@ -28,8 +27,8 @@ def test_an_error_survives_pickling_whole(error: ServiceError) -> None:
 
 
 @pytest.mark.parametrize("error", all_errors(), ids=lambda error: type(error).__name__)
-def test_an_error_in_rays_wrapping_pickles_as_itself(error: ServiceError) -> None:
-    """Without gRPC, a caller of a handle gets a subclass that Ray has just made, which nobody could import."""
+def test_an_error_wrapped_by_ray_pickles_as_its_own_class(error: ServiceError) -> None:
+    """Without gRPC, a handle's caller gets a subclass that Ray creates at run time and nobody can import."""
     wrapped = RayTaskError("embed", "a traceback", error).as_instanceof_cause()
 
     copy = pickle.loads(pickle.dumps(wrapped))
@@ -40,8 +39,7 @@ def test_an_error_in_rays_wrapping_pickles_as_itself(error: ServiceError) -> Non
 
 
 @pytest.mark.parametrize("error", all_errors(), ids=lambda error: type(error).__name__)
-def test_every_error_has_words_of_its_own_status(error: ServiceError) -> None:
-    """`error_type` follows from the status, as in the contract's table."""
+def test_error_type_follows_from_the_status(error: ServiceError) -> None:
     by_status = {
         401: "authentication",
         424: "backend",
@@ -56,21 +54,19 @@ def test_every_error_has_words_of_its_own_status(error: ServiceError) -> None:
     assert error.openai_type in {"invalid_request_error", "server_error", "rate_limit_error"}
 
 
-def test_two_errors_have_the_same_words_only_if_one_is_the_other() -> None:
-    """A reader of `error` can tell the cases of one status apart."""
+def test_errors_of_one_status_have_distinct_descriptions() -> None:
     words = [(error.status, error.error) for error in all_errors()]
 
     assert len(set(words)) == len(words)
 
 
-def test_the_method_that_is_not_allowed_is_told_which_are() -> None:
-    """The 405 carries what its `Allow` header says."""
+def test_method_not_allowed_names_the_allowed_methods() -> None:
     error = MethodNotAllowedError("POST")
 
     assert error.allow == "POST"
     assert "POST" in error.message
 
 
-def test_a_model_that_cannot_be_loaded_is_no_answer_to_a_request() -> None:
-    """Its message names files, so it must not be taken for an error that clients get."""
+def test_model_load_error_is_not_a_service_error() -> None:
+    """Its message names files, so it must not reach clients."""
     assert not issubclass(errors.ModelLoadError, ServiceError)

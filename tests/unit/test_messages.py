@@ -8,16 +8,14 @@ from serve_app.messages import EmbedChunk
 from tests.support.fakes import result_of, tokenized
 
 
-def test_inputs_count_themselves_and_their_tokens() -> None:
-    """`len` is inputs, `tokens` is tokens."""
+def test_tokenized_inputs_know_their_inputs_and_tokens() -> None:
     inputs = tokenized([1, 2, 3], [4])
 
     assert len(inputs) == 2
     assert inputs.tokens == 4
 
 
-def test_a_chunk_and_its_result_cross_processes_as_buffers() -> None:
-    """What is pickled has the size of the numbers, not of Python objects."""
+def test_chunks_and_results_are_pickled_as_buffers() -> None:
     chunk = EmbedChunk(tokenized(*([7] * 100 for _ in range(100))), "an-id")
 
     size = len(pickle.dumps(chunk, protocol=5))
@@ -27,8 +25,8 @@ def test_a_chunk_and_its_result_cross_processes_as_buffers() -> None:
     assert np.array_equal(copy.vectors, result_of(chunk).vectors)
 
 
-def test_a_chunk_cannot_be_changed() -> None:
-    """Chunks of one request share buffers, so nobody may turn one into another."""
+def test_a_chunk_is_immutable() -> None:
+    """Chunks of one request share buffers."""
     chunk = EmbedChunk(tokenized([1]), "an-id")
 
     with pytest.raises(FrozenInstanceError):

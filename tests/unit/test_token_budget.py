@@ -8,8 +8,7 @@ from tests.support.strategies import budgets, costs, some_costs
 
 
 @given(some_costs, budgets)
-def test_a_batch_takes_what_fits_and_not_one_less(costs: list[int], budget: int) -> None:
-    """As many leading costs as fit the budget, but one at least."""
+def test_a_batch_takes_everything_that_fits(costs: list[int], budget: int) -> None:
     count = take_batch(costs, budget=budget)
 
     assert count >= 1
@@ -17,13 +16,12 @@ def test_a_batch_takes_what_fits_and_not_one_less(costs: list[int], budget: int)
     assert count == len(costs) or sum(costs[: count + 1]) > budget
 
 
-def test_nothing_makes_no_batch() -> None:
-    """An empty queue gives nothing."""
+def test_an_empty_queue_gives_an_empty_batch() -> None:
     assert take_batch([], budget=10) == 0
 
 
-def test_a_batch_looks_no_further_than_it_reaches() -> None:
-    """A long queue costs no more than the batch that is taken from it."""
+def test_a_batch_reads_no_further_than_the_first_misfit() -> None:
+    """A long queue must not make a batch slower."""
     costs = iter([6, 6, 6, 6])
 
     count = take_batch(costs, budget=10)
@@ -34,7 +32,6 @@ def test_a_batch_looks_no_further_than_it_reaches() -> None:
 
 @given(costs, budgets)
 def test_splitting_covers_every_input_once_and_in_order(costs: list[int], budget: int) -> None:
-    """The runs follow each other without gap or overlap."""
     runs = split_by_budget(np.array(costs, np.int32), budget=budget)
 
     edges = [0, *(run.stop for run in runs)]
@@ -45,15 +42,13 @@ def test_splitting_covers_every_input_once_and_in_order(costs: list[int], budget
 
 @given(some_costs, budgets)
 def test_a_run_fits_the_budget_or_is_one_input(costs: list[int], budget: int) -> None:
-    """No chunk is larger than a token budget unless a single input is."""
     runs = split_by_budget(np.array(costs, np.int32), budget=budget)
 
     assert all(sum(costs[run]) <= budget or run.stop - run.start == 1 for run in runs)
 
 
 @given(some_costs, budgets)
-def test_no_two_neighbouring_runs_would_fit_together(costs: list[int], budget: int) -> None:
-    """A request is cut into no more chunks than its order asks for."""
+def test_no_two_adjacent_runs_would_fit_together(costs: list[int], budget: int) -> None:
     runs = split_by_budget(np.array(costs, np.int32), budget=budget)
 
     firsts = [costs[right.start] for _, right in pairwise(runs)]

@@ -1,1 +1,1 @@
-"""The OpenAPI document and the page to browse it."""
+"""The OpenAPI document and the page that renders it."""

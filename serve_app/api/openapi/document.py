@@ -1,7 +1,8 @@
-"""The documentation that the server carries: `/openapi.json` and a page to browse it that works without internet.
+"""The API documentation: `/openapi.json`, and a page at `/docs` that renders it without internet access.
 
-The document is generated from the pydantic models, with every error and header that a route can answer. The page's
-assets, Swagger UI 5, come from the package fastapi-offline, which is read and not imported. Knows nothing of Ray.
+The document is generated from the pydantic models. It lists every error and every header that a route can return. The
+page uses Swagger UI 5. Its assets come from the package fastapi-offline, whose files are served but whose code is never
+imported. Knows nothing of Ray.
 """
 
 import importlib.util
@@ -42,7 +43,7 @@ _PAGE = """<!doctype html>
 </html>
 """
 
-_ANSWERS = (
+_RESPONSE_MODELS = (
     EmbeddingResponse,
     ModelCard,
     ModelList,
@@ -58,9 +59,12 @@ _PATHS = ("/v1/embeddings", "/embeddings", "/openai/v1/embeddings", "/openai/emb
 _MODEL_PATHS = ("/openai/deployments/{model}/embeddings", "/v1/engines/{model}/embeddings")
 _LISTS = ("/v1/models", "/models", "/openai/v1/models", "/openai/models")
 
-# What any route can answer, and what the embeddings route can besides.
-_ANYWHERE: tuple[type[ServiceError], ...] = (errors.MethodNotAllowedError, errors.InternalError)
-_EMBEDDING: tuple[type[ServiceError], ...] = (
+# The errors of every route, and those of the embeddings routes in addition.
+_COMMON_ERRORS: tuple[type[ServiceError], ...] = (
+    errors.MethodNotAllowedError,
+    errors.InternalError,
+)
+_EMBEDDING_ERRORS: tuple[type[ServiceError], ...] = (
     errors.UnauthorizedError,
     errors.InvalidRequestError,
     errors.ModelNotFoundError,
@@ -88,10 +92,10 @@ _VECTORS: Json = {
 
 
 class Documentation:
-    """Handlers of the documentation's routes.
+    """The handlers of the documentation's routes.
 
     Args:
-        models: what is served, for the names and prompts that the document lists.
+        models: the served models, whose names and prompts the document lists.
         settings: the limits that the document states.
     """
 
@@ -102,12 +106,12 @@ class Documentation:
 
     @cached_property
     def _schema(self) -> Json:
-        # Built when it is first asked for: it takes 35 ms, which no start should wait for.
+        # Built on first use: it takes 35 ms, which would delay the start.
         return build_schema(self._models, self._settings)
 
     async def schema(self, request: Request) -> Response:
         """`GET /openapi.json`."""
-        # Where the application lies, as the operator set it.
+        # The path that the operator mounted the application at.
         servers = [{"url": request.scope.get("root_path") or "/"}]
         content = orjson.dumps({**self._schema, "servers": servers})
         return Response(content, media_type="application/json")
@@ -118,10 +122,10 @@ class Documentation:
         return Response(_PAGE.format(root=root), media_type="text/html")
 
     async def asset(self, request: Request) -> Response:
-        """`GET /docs/{asset}`: the page's script and style."""
+        """`GET /docs/{asset}`: the page's script and stylesheet."""
         name = request.path_params["asset"]
         if name not in ASSETS:
-            raise NotFoundError("There is no such path here; see /docs.", "not_found")
+            raise NotFoundError("Path not found. See /docs for the API.", "not_found")
         return FileResponse(self._assets / name, media_type=ASSETS[name])
 
 
@@ -135,32 +139,34 @@ def _assets_directory() -> Path:
 def build_schema(models: Sequence[ServedModel], settings: HttpConfig) -> Json:
     """Return the OpenAPI 3.1 document of all routes."""
     _, definitions = models_json_schema(
-        [(answer, "serialization") for answer in _ANSWERS],
+        [(model, "serialization") for model in _RESPONSE_MODELS],
         ref_template="#/components/schemas/{model}",
     )
     request = request_schema(models, most_inputs=settings.max_client_batch_size)
     embeddings = _operation(
         "embeddings",
-        "Embed one or many inputs",
+        "Embed one or more inputs",
         EmbeddingResponse,
-        _EMBEDDING,
+        _EMBEDDING_ERRORS,
         headers=TIMINGS | RATE_LIMITS,
     )
     embeddings["description"] = _limits(models, settings)
     embeddings["requestBody"] = {"required": True, "content": _json_content("EmbeddingRequest")}
     embed = _operation(
         "embed",
-        "Embed, as text-embeddings-inference does",
+        "Embed inputs, in the format of text-embeddings-inference",
         None,
-        _EMBEDDING,
+        _EMBEDDING_ERRORS,
         headers=TIMINGS | RATE_LIMITS,
     )
     embed["requestBody"] = embeddings["requestBody"]
     embed["responses"]["200"]["content"] = {"application/json": {"schema": _VECTORS}}
-    closed = [errors.UnauthorizedError]
-    model = _operation("model", "One model", ModelCard, [*closed, errors.ModelNotFoundError])
-    model["parameters"] = [_name_in_path("id", models)]
-    listing = _operation("models", "All models", ModelList, closed)
+    auth_errors = [errors.UnauthorizedError]
+    card = _operation(
+        "model", "Describe a model", ModelCard, [*auth_errors, errors.ModelNotFoundError]
+    )
+    card["parameters"] = [_name_in_path("id", models)]
+    listing = _operation("models", "List the models", ModelList, auth_errors)
     of_model = {
         **embeddings,
         "operationId": "embeddings_of_model",
@@ -175,35 +181,37 @@ def build_schema(models: Sequence[ServedModel], settings: HttpConfig) -> Json:
             **_paths("post", of_model, *_MODEL_PATHS),
             **_paths("post", embed, "/embed", "/"),
             **_paths("get", listing, *_LISTS),
-            **_paths("get", model, *(f"{path}/{{id}}" for path in _LISTS)),
-            "/info": {"get": _operation("info", "The default model", TeiInfo, closed)},
-            "/health": {"get": _operation("health", "This process can answer", Health)},
+            **_paths("get", card, *(f"{path}/{{id}}" for path in _LISTS)),
+            "/info": {
+                "get": _operation("info", "Describe the default model", TeiInfo, auth_errors)
+            },
+            "/health": {"get": _operation("health", "Check that this process responds", Health)},
             "/ready": {
                 "get": _operation(
-                    "ready", "Every model can embed", Health, [errors.UnavailableError]
+                    "ready", "Check that every model can embed", Health, [errors.UnavailableError]
                 )
             },
             "/metrics": {
                 "get": _operation(
                     "metrics",
-                    "Prometheus text of all replicas",
+                    "Return the metrics of all replicas, in Prometheus format",
                     None,
-                    closed if settings.metrics_need_key else [],
+                    auth_errors if settings.metrics_need_key else [],
                 )
             },
         },
         "components": {"schemas": schemas, "securitySchemes": _SCHEMES},
-        "security": [{}, *({name: []} for name in _SCHEMES)],  # `{}`: where no keys are configured
+        "security": [{}, *({name: []} for name in _SCHEMES)],  # `{}`: no keys are configured
     }
 
 
 def _paths(method: str, operation: Json, path: str, *aliases: str) -> Json:
-    """Describe an operation at several paths; the name of one is its own."""
-    others = {
+    """Describe an operation at several paths, each with an operation id of its own."""
+    aliased = {
         alias: {method: {**operation, "operationId": f"{operation['operationId']}_{number}"}}
         for number, alias in enumerate(aliases, 2)
     }
-    return {path: {method: operation}, **others}
+    return {path: {method: operation}, **aliased}
 
 
 def _name_in_path(name: str, models: Sequence[ServedModel]) -> Json:
@@ -212,43 +220,45 @@ def _name_in_path(name: str, models: Sequence[ServedModel]) -> Json:
         "in": "path",
         "required": True,
         "schema": {"type": "string", "minLength": 1, "examples": names(models)},
-        "description": "A served name or alias; slashes may be sent raw or as %2F.",
+        "description": "A model's name or alias. A slash may be sent as is or as %2F.",
     }
 
 
 def _limits(models: Sequence[ServedModel], settings: HttpConfig) -> str:
     return (
         f"Models: {', '.join(model.name for model in models)}. At most {settings.max_client_batch_size} inputs, "
-        f"{settings.max_request_tokens} tokens and {settings.max_body_bytes} bytes in a request."
+        f"{settings.max_request_tokens} tokens and {settings.max_body_bytes} bytes per request."
     )
 
 
 def _operation(
     name: str,
     summary: str,
-    answer: type | None,
+    response_model: type | None,
     failures: Sequence[type[ServiceError]] = (),
     *,
     headers: Json | None = None,
 ) -> Json:
-    content = (
-        _json_content(answer.__name__) if answer else {"text/plain": {"schema": {"type": "string"}}}
-    )
+    content: Json = {"text/plain": {"schema": {"type": "string"}}}
+    if response_model:
+        content = _json_content(response_model.__name__)
     ok = {
         "description": "OK",
         "headers": REQUEST_ID | (headers or {}),
         "content": content,
     }
     by_status: dict[int, list[type[ServiceError]]] = {}
-    for failure in (*failures, *_ANYWHERE):
+    for failure in (*failures, *_COMMON_ERRORS):
         by_status.setdefault(failure.status, []).append(failure)
-    answers = {str(status): _failure(found) for status, found in sorted(by_status.items())}
-    return {"operationId": name, "summary": summary, "responses": {"200": ok, **answers}}
+    errors_by_status = {str(status): _failure(kinds) for status, kinds in sorted(by_status.items())}
+    return {"operationId": name, "summary": summary, "responses": {"200": ok, **errors_by_status}}
 
 
 def _failure(failures: Sequence[type[ServiceError]]) -> Json:
-    """Describe what one status means; two errors can share it."""
-    schemas = [{"$ref": f"#/components/schemas/{m.__name__}"} for m in (ErrorBody, OpenAIErrorBody)]
+    """Describe the response of one status, which several errors can share."""
+    schemas = [
+        {"$ref": f"#/components/schemas/{model.__name__}"} for model in (ErrorBody, OpenAIErrorBody)
+    ]
     return {
         "description": "; ".join(failure.error for failure in failures),
         "headers": failure_headers(failures),

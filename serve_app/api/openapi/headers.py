@@ -1,4 +1,4 @@
-"""The headers of answers, as `/openapi.json` describes them."""
+"""The response headers, as `/openapi.json` describes them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,41 +14,45 @@ def _header(text: str, **schema: Any) -> Json:
 
 
 REQUEST_ID = {
-    "x-request-id": _header("The client's own if it sent a sane one.", type="string"),
+    "x-request-id": _header(
+        "The request id: the client's own if valid, else generated.", type="string"
+    ),
 }
 TIMINGS = {
-    "x-compute-tokens": _header("Tokens that the model read.", type="integer"),
-    "x-total-time": _header("Milliseconds in all.", type="number"),
-    "x-tokenization-time": _header("Milliseconds spent on tokenizing.", type="number"),
-    "x-queue-time": _header("Milliseconds spent on waiting for the model.", type="number"),
-    "x-inference-time": _header("Milliseconds spent in the model.", type="number"),
-    "x-truncated-inputs": _header("Inputs that were cut; absent if none.", type="integer"),
+    "x-compute-tokens": _header("Tokens that the model processed.", type="integer"),
+    "x-total-time": _header("Total time in milliseconds.", type="number"),
+    "x-tokenization-time": _header("Tokenization time in milliseconds.", type="number"),
+    "x-queue-time": _header("Time spent waiting for the model, in milliseconds.", type="number"),
+    "x-inference-time": _header("Inference time in milliseconds.", type="number"),
+    "x-truncated-inputs": _header("Number of truncated inputs; absent if none.", type="integer"),
 }
 _VARY = {
-    "vary": _header("The request header that decides the error's shape.", type="string"),
+    "vary": _header("The request header that selects the error format.", type="string"),
 }
 _RETRY_AFTER = {
-    "retry-after": _header("Seconds to wait.", type="integer", minimum=1, maximum=60),
-    "retry-after-ms": _header("The same in milliseconds.", type="integer", minimum=1000),
+    "retry-after": _header(
+        "Seconds to wait before a retry.", type="integer", minimum=1, maximum=60
+    ),
+    "retry-after-ms": _header("Milliseconds to wait before a retry.", type="integer", minimum=1000),
 }
 RATE_LIMITS = {
-    f"x-ratelimit-{what}-{unit}": _header(f"{words} {unit}.", type=kind)
+    f"x-ratelimit-{quantity}-{unit}": _header(text.format(unit=unit), type=kind)
     for unit in ("requests", "tokens")
-    for what, words, kind in (
-        ("limit", "Most waiting", "integer"),
-        ("remaining", "Room for so many more", "integer"),
-        ("reset", "Milliseconds, as `120ms`, until nothing is left of the waiting", "string"),
+    for quantity, text, kind in (
+        ("limit", "Maximum number of pending {unit}.", "integer"),
+        ("remaining", "Number of further {unit} accepted now.", "integer"),
+        ("reset", "Time until all pending {unit} are finished, such as `120ms`.", "string"),
     )
 }
 _SHOULD_RETRY = {
-    "x-should-retry": _header("It would fail again.", type="string", enum=["false"]),
+    "x-should-retry": _header("Sent when a retry would fail again.", type="string", enum=["false"]),
 }
-_AUTHENTICATE = {"www-authenticate": _header("How a key is sent.", type="string")}
-_ALLOW = {"allow": _header("The methods of this path.", type="string")}
+_AUTHENTICATE = {"www-authenticate": _header("The authentication scheme.", type="string")}
+_ALLOW = {"allow": _header("The methods that this path accepts.", type="string")}
 
 
 def failure_headers(failures: Sequence[type[ServiceError]]) -> Json:
-    """Return the headers of an answer that can be any of some errors."""
+    """Return the headers of a response that reports any one of `failures`."""
     headers = REQUEST_ID | _VARY
     for failure in failures:
         if issubclass(failure, errors.OverloadedError | errors.UnavailableError):

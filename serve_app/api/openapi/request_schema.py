@@ -1,7 +1,7 @@
-"""The JSON schema of a request, made exact: what none of the served models takes, it does not allow.
+"""The exact JSON schema of a request: it allows only what at least one of the served models accepts.
 
-A client or a test that is generated from the document then sends nothing that can only be refused. A model's name
-stays a string, so that what is generated from one server's document can call another.
+Clients and tests that are generated from the document therefore send only valid requests. The model's name stays a free
+string, so that a client generated from one server's document can call another server.
 """
 
 from collections.abc import Sequence
@@ -20,11 +20,11 @@ _NULL: Json = {"type": "null"}
 
 
 def request_schema(models: Sequence[ServedModel], *, most_inputs: int) -> Json:
-    """Return the schema of `EmbeddingRequest` for some models.
+    """Return the JSON schema of `EmbeddingRequest` for the served models.
 
     Args:
-        models: what is served.
-        most_inputs: how many inputs a request may have.
+        models: the served models.
+        most_inputs: the maximum number of inputs per request.
     """
     schema = EmbeddingRequest.model_json_schema()
     fields = schema["properties"]
@@ -35,14 +35,14 @@ def request_schema(models: Sequence[ServedModel], *, most_inputs: int) -> Json:
     fields["dimensions"]["anyOf"][0]["maximum"] = max(native, default=1)
     prompts = sorted({name for m in models if m.tokenizer for name in m.tokenizer.prompts})
     fields["prompt_name"]["anyOf"] = [{"enum": prompts}, _NULL] if prompts else [_NULL]
-    # Two names of one field, of which one is sent; and without inputs there is nothing to do.
-    schema["oneOf"] = [_only(sent, other) for sent, other in (_INPUTS, _INPUTS[::-1])]
+    # A request contains `input` or `inputs`, not both, and at most one of the two direction fields.
+    schema["oneOf"] = [_exactly_one("input", "inputs"), _exactly_one("inputs", "input")]
     schema["anyOf"] = [_absent(name) for name in _DIRECTIONS]
     return schema
 
 
 def names(models: Sequence[ServedModel]) -> list[str]:
-    """Return the names and aliases of the models that embed."""
+    """Return the names and aliases of the embedding models."""
     embedding = [model for model in models if model.embedder is not None]
     return [name for model in embedding for name in (model.name, *model.config.aliases)]
 
@@ -57,7 +57,7 @@ def _inputs(models: Sequence[ServedModel], most: int) -> list[Json]:
 
 
 def _last_id(model: ServedModel) -> int:
-    """Return the largest token id that a model takes; -1 for one that takes none."""
+    """Return the largest token id that a model accepts; -1 if it accepts none."""
     if model.tokenizer is None or model.config.token_ids == "reject":
         return -1
     if model.config.token_ids == "cl100k":
@@ -73,5 +73,5 @@ def _absent(name: str) -> Json:
     return {"properties": {name: _NULL}}
 
 
-def _only(sent: str, other: str) -> Json:
-    return {"required": [sent], "properties": {sent: {"not": _NULL}, other: _NULL}}
+def _exactly_one(name: str, other: str) -> Json:
+    return {"required": [name], "properties": {name: {"not": _NULL}, other: _NULL}}

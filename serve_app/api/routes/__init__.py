@@ -1,1 +1,1 @@
-"""The handlers of the routes, one file for each resource: from a Starlette request to the service and back."""
+"""The route handlers, one module per resource. They translate between Starlette and the service."""

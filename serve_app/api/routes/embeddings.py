@@ -1,4 +1,4 @@
-"""The routes that embed: `POST /v1/embeddings` and its aliases, and text-embeddings-inference's `POST /embed`."""
+"""The embedding routes: `POST /v1/embeddings` and its aliases, and `POST /embed` of text-embeddings-inference."""
 
 import asyncio
 from collections.abc import Callable
@@ -17,18 +17,18 @@ from serve_app.observability.access_log import RequestRecord
 from serve_app.schemas.embeddings import EmbeddingRequest, parse_request, read_priority
 from serve_app.service.embeddings import Service
 
-# Answers with more numbers than this are written in a thread: it takes some milliseconds.
+# Responses with this many numbers or more are serialized in a thread, because that takes milliseconds.
 _INLINE_NUMBERS = 300_000
 
 Writer = Callable[[EmbedResponse, EmbeddingRequest], bytes]
 
 
 class EmbeddingRoutes:
-    """The handlers, and what they work with.
+    """The handlers of the embedding routes.
 
     Args:
-        service: where embedding requests go.
-        settings: limits of request bodies.
+        service: handles the embedding requests.
+        settings: the limits on request bodies.
     """
 
     def __init__(self, service: Service, *, settings: HttpConfig) -> None:
@@ -37,11 +37,11 @@ class EmbeddingRoutes:
 
     async def embeddings(self, request: Request) -> Response:
         """`POST /v1/embeddings`."""
-        return await self._embed(request, _whole_response)
+        return await self._embed(request, _openai_response)
 
     async def embed(self, request: Request) -> Response:
-        """`POST /embed`, text-embeddings-inference's own route: nothing but the vectors."""
-        return await self._embed(request, _bare_vectors)
+        """`POST /embed`, the route of text-embeddings-inference: the response contains only the vectors."""
+        return await self._embed(request, _tei_response)
 
     async def _embed(self, request: Request, write: Writer) -> Response:
         record = record_of(request.scope)
@@ -55,52 +55,52 @@ class EmbeddingRoutes:
                 timeout_s=self._settings.body_timeout_s,
             )
             with collector_paused():
-                asked = parse_request(body, most_inputs=self._settings.max_client_batch_size)
+                payload = parse_request(body, most_inputs=self._settings.max_client_batch_size)
             priority = read_priority(request.headers.get("x-priority"), name="x-priority")
-            if "model" in request.path_params:  # Azure's deployments, and engines
-                asked = asked.model_copy(update={"model": request.path_params["model"]})
-            record.inputs = len(asked.items)
-            model = self._service.models.resolve(asked.model)
+            if "model" in request.path_params:  # Azure's deployments, OpenAI's former engines
+                payload = payload.model_copy(update={"model": request.path_params["model"]})
+            record.inputs = len(payload.items)
+            model = self._service.models.resolve(payload.model)
             record.model = model.name
             if model.embedder is not None:
                 tokens = model.embedder.admission
                 record.limits = partial(rate_limit_headers, self._service.requests, tokens)
-            answer = await self._service.embed(
-                asked, request_id=record.request_id, priority=priority
+            result = await self._service.embed(
+                payload, request_id=record.request_id, priority=priority
             )
-            record.tokens = answer.prompt_tokens
-            if answer.embeddings.size < _INLINE_NUMBERS:
-                content = write(answer, asked)
+            record.tokens = result.prompt_tokens
+            if result.embeddings.size < _INLINE_NUMBERS:
+                content = write(result, payload)
             else:
-                content = await asyncio.to_thread(write, answer, asked)
+                content = await asyncio.to_thread(write, result, payload)
         return Response(
-            content, media_type="application/json", headers=_timing_headers(answer, record)
+            content, media_type="application/json", headers=_timing_headers(result, record)
         )
 
 
-def _whole_response(answer: EmbedResponse, asked: EmbeddingRequest) -> bytes:
+def _openai_response(result: EmbedResponse, payload: EmbeddingRequest) -> bytes:
     return write_response(
-        answer.embeddings,
-        encoding_format=asked.encoding_format or "float",
-        model=answer.model,
-        prompt_tokens=answer.prompt_tokens,
+        result.embeddings,
+        encoding_format=payload.encoding_format or "float",
+        model=result.model,
+        prompt_tokens=result.prompt_tokens,
     )
 
 
-def _bare_vectors(answer: EmbedResponse, asked: EmbeddingRequest) -> bytes:
-    return write_rows(answer.embeddings, encoding_format=asked.encoding_format or "float")
+def _tei_response(result: EmbedResponse, payload: EmbeddingRequest) -> bytes:
+    return write_rows(result.embeddings, encoding_format=payload.encoding_format or "float")
 
 
-def _timing_headers(answer: EmbedResponse, record: RequestRecord) -> dict[str, str]:
+def _timing_headers(result: EmbedResponse, record: RequestRecord) -> dict[str, str]:
     headers = {
-        "x-compute-tokens": str(answer.prompt_tokens),
+        "x-compute-tokens": str(result.prompt_tokens),
         "x-total-time": _milliseconds(record.elapsed_s),
-        "x-tokenization-time": _milliseconds(answer.tokenization_s),
-        "x-queue-time": _milliseconds(answer.queue_s),
-        "x-inference-time": _milliseconds(answer.inference_s),
+        "x-tokenization-time": _milliseconds(result.tokenization_s),
+        "x-queue-time": _milliseconds(result.queue_s),
+        "x-inference-time": _milliseconds(result.inference_s),
     }
-    if answer.truncated_inputs:
-        headers["x-truncated-inputs"] = str(answer.truncated_inputs)
+    if result.truncated_inputs:
+        headers["x-truncated-inputs"] = str(result.truncated_inputs)
     return headers
 
 

@@ -1,4 +1,4 @@
-"""The routes that load balancers and scrapers ask: `GET /health`, `GET /ready` and `GET /metrics`."""
+"""The routes for load balancers and Prometheus: `GET /health`, `GET /ready` and `GET /metrics`."""
 
 from collections.abc import Awaitable, Callable
 
@@ -16,11 +16,11 @@ Scrape = Callable[[], Awaitable[bytes]]
 
 
 class HealthRoutes:
-    """The handlers, and what they work with.
+    """The handlers of the health and metrics routes.
 
     Args:
-        service: whose readiness they tell.
-        settings: the wait that a 503 names.
+        service: the service whose readiness is reported.
+        settings: the HTTP settings; `retry_after_s` is sent with a 503.
         scrape: gathers the metrics of all replicas as Prometheus text.
     """
 
@@ -30,19 +30,23 @@ class HealthRoutes:
         self._scrape = scrape
 
     async def health(self, _request: Request) -> Response:
-        """`GET /health`: this process can answer."""
+        """`GET /health`: this process responds."""
         return json_response(Health())
 
     async def ready(self, _request: Request) -> Response:
-        """`GET /ready`: every model has a replica that can embed, or starts one when it is asked."""
+        """`GET /ready`: every embedding model has a ready replica, or starts one on demand.
+
+        Raises:
+            UnavailableError: a model is not ready; the message lists all such models.
+        """
         names = await self._service.not_ready()
         if names:
-            message = f"No replica can embed with: {', '.join(names)}."
+            message = f"No replica is ready for: {', '.join(names)}."
             raise UnavailableError(
                 message, "model_unavailable", retry_after_s=self._settings.retry_after_s
             )
         return json_response(Health())
 
     async def metrics(self, _request: Request) -> Response:
-        """`GET /metrics`: the series of all replicas, whichever answers."""
+        """`GET /metrics`: the metrics of all replicas, from any ingress replica."""
         return Response(await self._scrape(), media_type=CONTENT_TYPE)

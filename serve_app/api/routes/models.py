@@ -14,11 +14,11 @@ from serve_app.service.registry import ServedModel
 
 
 class ModelRoutes:
-    """The handlers, and what they work with.
+    """The handlers of the model routes.
 
     Args:
-        service: whose models they describe.
-        settings: the limits that `/info` states.
+        service: the service whose models are described.
+        settings: the limits that `/info` reports.
     """
 
     def __init__(self, service: Service, *, settings: HttpConfig) -> None:
@@ -27,7 +27,7 @@ class ModelRoutes:
         self._started = int(time.time())
 
     async def models(self, _request: Request) -> Response:
-        """`GET /v1/models`: every model under its name and under each of its aliases."""
+        """`GET /v1/models`: one entry for each model name and each alias."""
         names = [(name, m) for m in self._service.models for name in (m.name, *m.config.aliases)]
         cards = [self._card(name, model) for name, model in names]
         return json_response(ModelList(data=cards))
@@ -50,16 +50,16 @@ class ModelRoutes:
         )
 
     async def info(self, _request: Request) -> Response:
-        """`GET /info`: the default model, as text-embeddings-inference tells of its own."""
+        """`GET /info`: the default model, in the format of text-embeddings-inference."""
         model = self._service.models.first
-        limits = model.tokenizer.max_input_tokens if model.tokenizer else None
+        max_input_tokens = model.tokenizer.max_input_tokens if model.tokenizer else None
         return json_response(
             TeiInfo(
                 model_id=model.name,
                 model_sha=model.config.revision,
                 model_dtype=model.config.dtype,
                 model_type={"embedding": {}} if model.embedder else {},
-                max_input_length=limits,
+                max_input_length=max_input_tokens,
                 max_batch_tokens=model.config.max_batch_tokens,
                 max_client_batch_size=self._settings.max_client_batch_size,
                 max_concurrent_requests=self._service.requests.limit,

@@ -1,4 +1,4 @@
-"""Every client of the README's table, in a process of its own, in both proxy modes and with a key."""
+"""Every client of the compatibility table, each in its own process, in both proxy modes and with an API key."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.clients
 
 TEXTS = ["a text", "another text, with a comma", "日本語のテスト", "x" * 30, "words " * 40]
 SCRIPTS = {(client.script, client.lock, client.arguments): client for client in CLIENTS}
-# By case of OpenAI's SDKs: class, status, code, `param`, and some of the words.
+# For each case: exception class of OpenAI's SDKs, status, code, `param`, and part of the message.
 ERRORS = {
     "empty": ("BadRequestError", 400, "empty_input", "input", "send at least one text"),
     "empty item": ("BadRequestError", 400, "empty_input", "input[1]", "input[1] is empty"),
@@ -36,14 +36,14 @@ ERRORS = {
         424,
         "not_an_embedding_model",
         "model",
-        "not for embeddings",
+        "is not an embedding model",
     ),
 }
 GUARDED_ERRORS = {
     "wrong key": ("AuthenticationError", 401, "invalid_api_key", None, "A valid API key"),
     "no replica": ("InternalServerError", 503, "model_unavailable", None, "no replica"),
 }
-# What the classes are called that have no name of their own in openai-node.
+# Classes that have a different name in openai-node.
 NODE_CLASSES = {"APIStatusError": "APIError"}
 
 
@@ -51,17 +51,17 @@ def run(client: Client, server: Server, url: str) -> dict[str, Any]:
     """Run a client's script and return what it prints."""
     *_, script = client.command
     program = client.command[0]
-    is_there = shutil.which(program) is not None
+    is_installed = shutil.which(program) is not None
     if client.lock == "node":
-        is_there = is_there and (Path(script).parent / "node_modules").exists()
-    if not is_there:
-        pytest.skip(f"{client.name} is not installed here: `make clients` installs all of them")
+        is_installed = is_installed and (Path(script).parent / "node_modules").exists()
+    if not is_installed:
+        pytest.skip(f"{client.name} is not installed; run `make clients`")
     if "ids" in client.arguments and "TIKTOKEN_CACHE_DIR" not in server.environment:
-        pytest.skip("TIKTOKEN_CACHE_DIR does not say where the file of cl100k_base is")
+        pytest.skip("TIKTOKEN_CACHE_DIR is not set, so the cl100k_base encoding is not available")
     arguments = [url, NAME, ABSENT, json.dumps(TEXTS), *client.arguments]
     printed = server.run([*client.command, *arguments])
-    found: dict[str, Any] = json.loads(printed.splitlines()[-1])
-    return found
+    result: dict[str, Any] = json.loads(printed.splitlines()[-1])
+    return result
 
 
 EACH_CLIENT = pytest.mark.parametrize(
@@ -73,48 +73,46 @@ EACH_CLIENT = pytest.mark.parametrize(
 
 @pytest.mark.both_modes
 @EACH_CLIENT
-def test_a_client_gets_the_model_s_vectors(
+def test_a_client_gets_correct_vectors_and_errors(
     client: Client, server: Server, reference: SentenceTransformer
 ) -> None:
-    """In every way that it has, and errors that its user can read."""
     check(run(client, server, server.url), client, reference, is_guarded=False)
 
 
 @EACH_CLIENT
-def test_a_client_with_a_key_gets_the_model_s_vectors(
+def test_a_client_with_a_key_gets_correct_vectors_and_errors(
     client: Client, server: Server, guarded_url: str, reference: SentenceTransformer
 ) -> None:
-    """With `error_format: openai` too."""
     check(run(client, server, guarded_url), client, reference, is_guarded=True)
 
 
 def check(
-    found: dict[str, Any], client: Client, reference: SentenceTransformer, *, is_guarded: bool
+    result: dict[str, Any], client: Client, reference: SentenceTransformer, *, is_guarded: bool
 ) -> None:
-    """Check what a client was answered."""
+    """Check the vectors and errors that a client's script printed."""
     expected = reference.encode(TEXTS)
-    assert found["vectors"]
-    for way, rows in found["vectors"].items():
+    assert result["vectors"]
+    for way, rows in result["vectors"].items():
         wanted = np.resize(expected, (len(rows), expected.shape[1]))
         np.testing.assert_allclose(np.array(rows), wanted, atol=1e-5, err_msg=way)
-    if "errors" in found:
-        check_errors(found["errors"], client, is_guarded=is_guarded)
-    if "too_long" in found:
-        assert found["too_long"] == "ContextWindowExceededError"
-    if "ai_sdk_error" in found:  # it looks into OpenAI's envelope only
+    if "errors" in result:
+        check_errors(result["errors"], client, is_guarded=is_guarded)
+    if "too_long" in result:
+        assert result["too_long"] == "ContextWindowExceededError"
+    if "ai_sdk_error" in result:  # the AI SDK only reads messages from OpenAI's envelope
         words = "does not exist" if is_guarded else "Not Found"
-        assert words in found["ai_sdk_error"]
+        assert words in result["ai_sdk_error"]
 
 
-def check_errors(found: dict[str, Any], client: Client, *, is_guarded: bool) -> None:
-    """Check what an SDK made of each error, and that it tried again only what may go well then."""
-    known = ERRORS | GUARDED_ERRORS if is_guarded else ERRORS
-    for case, (kind, status, code, param, words) in known.items():
-        error = found[case]
+def check_errors(errors: dict[str, Any], client: Client, *, is_guarded: bool) -> None:
+    """Check the exceptions that an SDK raises, and that it retries only 503."""
+    expected = ERRORS | GUARDED_ERRORS if is_guarded else ERRORS
+    for case, (kind, status, code, param, words) in expected.items():
+        error = errors[case]
         name = NODE_CLASSES.get(kind, kind) if client.lock == "node" else kind
         assert (error["class"], error["status"], error["code"]) == (name, status, code), case
         assert error["param"] == param
         assert words in error["says"]
         assert error["tries"] == [status] * (3 if status == 503 else 1)
     if not is_guarded:
-        assert found["wrong key"] == {}  # nobody asks for one
+        assert errors["wrong key"] == {}  # the server requires no key

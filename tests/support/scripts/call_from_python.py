@@ -1,4 +1,4 @@
-"""What a caller from Python does, run as a script on the server's cluster; prints what it got as JSON."""
+"""Call the server through a `DeploymentHandle` and print the results as JSON. Runs on the server's cluster."""
 
 import asyncio
 import json
@@ -11,7 +11,7 @@ from serve_app.errors import BatchSizeError, InvalidRequestError, ServiceError, 
 
 
 async def main() -> None:
-    """Embed three times well, and three times not."""
+    """Make three valid calls and three that fail."""
     handle = serve.get_app_handle("embeddings")
     result = await handle.embed.remote(["test input", "test input 2"], model=None, normalize=True)
     short = await handle.embed.remote("test input", dimensions=8)
@@ -38,7 +38,7 @@ async def main() -> None:
 async def failure(
     handle: serve.handle.DeploymentHandle, kind: type[ServiceError], inputs: object
 ) -> list[object]:
-    """Return what a call that must fail raises."""
+    """Return the error of a call that must fail."""
     try:
         await handle.embed.remote(inputs)
     except kind as error:

@@ -1,4 +1,4 @@
-"""What `serve deploy CONFIG` does, run as a script on the server's cluster, wherever its dashboard listens."""
+"""Run `serve deploy CONFIG` against the dashboard of the server's cluster."""
 
 import subprocess
 import sys

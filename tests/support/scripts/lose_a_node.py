@@ -1,4 +1,4 @@
-"""Runs three Ray nodes on this machine, takes one with a replica of the model away, and notes what clients saw."""
+"""Run three Ray nodes on one machine, remove one with a model replica, and record the responses to clients."""
 
 import json
 import sys
@@ -25,13 +25,13 @@ INGRESS = {"num_replicas": 1, "ray_actor_options": {"num_cpus": 0.1, "resources"
 
 
 def replicas() -> int:
-    """Return how many replicas of the model run."""
+    """Return the number of running model replicas."""
     application = serve.status().applications["embeddings"]
     return int(application.deployments["obedient"].replica_states.get("RUNNING", 0))
 
 
-def main(port: int, notes: Path) -> None:
-    """Write down the statuses, and how long the slowest request took."""
+def main(port: int, results_file: Path) -> None:
+    """Write the statuses and the slowest latency to a JSON file."""
     cluster = Cluster(
         initialize_head=True, head_node_args={"num_cpus": 1, "resources": {"head": 1}}
     )
@@ -43,25 +43,29 @@ def main(port: int, notes: Path) -> None:
     settings = {"models": [MODEL], "ingress": INGRESS}
     serve.run(build(ServerConfig.model_validate(settings)), name="embeddings", blocking=False)
     url = f"http://127.0.0.1:{port}"
-    wait_for(lambda: answers(f"{url}/ready"), timeout_s=100, what="a ready server")
-    wait_for(lambda: replicas() == 2, timeout_s=100, what="two replicas")
+    wait_for(lambda: answers(f"{url}/ready"), timeout_s=100, what="the server is ready")
+    wait_for(lambda: replicas() == 2, timeout_s=100, what="two replicas run")
     with sending(url, {"input": "slow"}, clients=CLIENTS) as load:
-        wait_for(lambda: len(load.answers) > 2 * CLIENTS, timeout_s=60, what="answers")
+        wait_for(
+            lambda: len(load.answers) > 2 * CLIENTS, timeout_s=60, what="requests are answered"
+        )
         before = len(load.answers)
         removed = time.monotonic()
         cluster.remove_node(nodes[1], allow_graceful=False)
         wait_for(
-            lambda: len(load.answers) > before + 6 * CLIENTS, timeout_s=100, what="more answers"
+            lambda: len(load.answers) > before + 6 * CLIENTS,
+            timeout_s=100,
+            what="more requests are answered",
         )
-        went_on_s = time.monotonic() - removed
+        recovery_s = time.monotonic() - removed
         cluster.add_node(num_cpus=1, resources={"model": 1})
-        wait_for(lambda: replicas() == 2, timeout_s=100, what="a replica on the new node")
-    seen = {
+        wait_for(lambda: replicas() == 2, timeout_s=100, what="a replica runs on the new node")
+    results = {
         "statuses": {str(status): count for status, count in load.statuses.items()},
         "slowest_s": max(answer.seconds for answer in load.answers),
-        "went_on_s": went_on_s,
+        "recovery_s": recovery_s,
     }
-    notes.write_text(json.dumps(seen))
+    results_file.write_text(json.dumps(results))
     serve.shutdown()
     ray.shutdown()
     cluster.shutdown()

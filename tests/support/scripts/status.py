@@ -1,4 +1,4 @@
-"""Prints the status of an application, run as a script on the server's cluster."""
+"""Print Ray Serve's status of an application. Runs on the server's cluster."""
 
 import sys
 

@@ -14,20 +14,20 @@ MARKER = "xyzzy"
 
 @pytest.fixture
 def app(tokenizer: Tokenizer) -> Application:
-    """The application with its defaults."""
     return build_application(tokenizer)
 
 
-def test_the_http_side_loads_neither_ray_nor_torch() -> None:
-    """It starts fast, and runs in tests and under any ASGI server."""
+def test_the_http_api_imports_neither_ray_nor_torch() -> None:
     code = (
         "import sys, serve_app.api.app; "
         "print([name for name in ('ray', 'torch', 'transformers') if name in sys.modules])"
     )
 
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    process = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
 
-    assert done.stdout.strip() == "[]"
+    assert process.stdout.strip() == "[]"
 
 
 PATHS = [
@@ -48,10 +48,10 @@ PATHS = [
 
 
 @pytest.mark.parametrize("path", PATHS)
-async def test_every_path_of_the_route_answers_and_none_redirects(
+async def test_every_embeddings_path_answers_without_a_redirect(
     app: Application, path: str
 ) -> None:
-    """Many clients drop the body on the way."""
+    """Many clients drop the body when they follow a redirect."""
     async with app.client() as client:
         response = await client.post(path, json={"input": "a"})
 
@@ -60,8 +60,8 @@ async def test_every_path_of_the_route_answers_and_none_redirects(
     assert response.json()["model"] == MODEL
 
 
-async def test_the_model_in_the_path_is_meant(app: Application) -> None:
-    """Azure's clients name the deployment there, and some anything in the body."""
+async def test_the_model_in_the_path_overrides_the_body(app: Application) -> None:
+    """Azure's clients name the deployment in the path, and some send an arbitrary model in the body."""
     async with app.client() as client:
         response = await client.post(
             f"/openai/deployments/{RANKER}/embeddings", json={"input": "a", "model": MODEL}
@@ -74,7 +74,6 @@ async def test_the_model_in_the_path_is_meant(app: Application) -> None:
     "path", ["/v1/models", "/models", "/models/", "/openai/v1/models", "/openai/models"]
 )
 async def test_models_are_listed_at_every_path(app: Application, path: str) -> None:
-    """With and without a version."""
     async with app.client() as client:
         listed = await client.get(path)
         one = await client.get(f"{path.rstrip('/')}/{MODEL}")
@@ -84,8 +83,7 @@ async def test_models_are_listed_at_every_path(app: Application, path: str) -> N
 
 
 @pytest.mark.parametrize("path", ["/healthy", "/v1", "/v1/embeddings/more", "/docs/more"])
-async def test_what_is_no_path_is_404_and_no_redirect(app: Application, path: str) -> None:
-    """In the shape of all errors."""
+async def test_an_unknown_path_is_404_and_does_not_redirect(app: Application, path: str) -> None:
     async with app.client() as client:
         response = await client.get(path)
 
@@ -94,8 +92,7 @@ async def test_what_is_no_path_is_404_and_no_redirect(app: Application, path: st
 
 
 @pytest.mark.parametrize("method", ["PUT", "PATCH", "DELETE", "TRACE", "QUERY"])
-async def test_every_other_method_is_405_with_allow(app: Application, method: str) -> None:
-    """Also one that nobody has heard of."""
+async def test_an_unsupported_method_is_405_with_allow(app: Application, method: str) -> None:
     async with app.client() as client:
         response = await client.request(method, "/v1/models")
 
@@ -105,35 +102,34 @@ async def test_every_other_method_is_405_with_allow(app: Application, method: st
 
 
 async def test_head_is_get_without_a_body(app: Application) -> None:
-    """Load balancers ask like this."""
+    """Load balancers send HEAD."""
     async with app.client() as client:
         responses = [await client.head(path) for path in ("/health", "/ready", "/v1/models")]
 
     assert [response.status_code for response in responses] == [200, 200, 200]
 
 
-# Nothing that a client sends may come back in an error or stay in the log.
+# No error and no log line may contain what a client sent.
 
 LEAKS = {
-    "too long": {"input": f"{MARKER} a a a a a a a a"},
-    "of the wrong kind": {"input": [MARKER, 5]},
-    "in a field of the wrong kind": {"input": "a", "dimensions": MARKER},
-    "as a format": {"input": "a", "encoding_format": MARKER},
-    "as a side": {"input": "a", "truncate_direction": MARKER},
-    "as a prompt": {"input": "a", "prompt_name": MARKER},
-    "as a model": {"input": "a", "model": MARKER},
-    "as a user": {"input": [], "user": MARKER},
-    "as a field": {MARKER: 1},
-    "under both names": {"input": MARKER, "inputs": MARKER + "2"},
-    "as a request that is answered": {"input": MARKER, "user": MARKER},
+    "too long an input": {"input": f"{MARKER} a a a a a a a a"},
+    "an input of the wrong type": {"input": [MARKER, 5]},
+    "a field of the wrong type": {"input": "a", "dimensions": MARKER},
+    "an encoding format": {"input": "a", "encoding_format": MARKER},
+    "a truncation direction": {"input": "a", "truncate_direction": MARKER},
+    "a prompt name": {"input": "a", "prompt_name": MARKER},
+    "a model name": {"input": "a", "model": MARKER},
+    "a user": {"input": [], "user": MARKER},
+    "a field name": {MARKER: 1},
+    "both input names": {"input": MARKER, "inputs": MARKER + "2"},
+    "a valid request": {"input": MARKER, "user": MARKER},
 }
 
 
 @pytest.mark.parametrize("body", LEAKS.values(), ids=LEAKS.keys())
-async def test_no_input_comes_back_or_stays_in_the_log(
+async def test_responses_and_logs_never_contain_request_content(
     app: Application, body: object, log: pytest.LogCaptureFixture
 ) -> None:
-    """Whatever is wrong with the request."""
     async with app.client() as client:
         response = await client.post("/v1/embeddings", json=body)
 
@@ -150,10 +146,9 @@ async def test_no_input_comes_back_or_stays_in_the_log(
         ExceptionGroup(MARKER, [ValueError(MARKER)]),
     ],
 )
-async def test_an_unforeseen_error_that_quotes_the_input_is_not_told(
+async def test_an_unexpected_error_never_leaks_the_input(
     tokenizer: Tokenizer, error: Exception, log: pytest.LogCaptureFixture
 ) -> None:
-    """Neither the client nor the log gets its message, its values or its causes."""
     app = build_application(tokenizer, embedder=FakeEmbedder(error=error))
 
     async with app.client() as client:
@@ -167,7 +162,7 @@ async def test_an_unforeseen_error_that_quotes_the_input_is_not_told(
     assert f"internal error: {type(error).__name__} at fakes.py:" in log.text
 
 
-async def test_an_unknown_path_does_not_stay_in_the_log(
+async def test_the_log_does_not_contain_an_unknown_path(
     app: Application, log: pytest.LogCaptureFixture
 ) -> None:
     """People put keys into paths."""
@@ -178,15 +173,13 @@ async def test_an_unknown_path_does_not_stay_in_the_log(
     assert MARKER not in "".join(str(vars(record)) for record in log.records)
 
 
-# ApiKeys.
+# API keys.
 
 KEYS = "ada sk-1,sk-2"
-CARRIERS = ("authorization", "api-key", "x-api-key")
 
 
 @pytest.fixture
 def closed(tokenizer: Tokenizer) -> Application:
-    """The application with two keys."""
     return build_application(tokenizer, keys=KEYS)
 
 
@@ -201,8 +194,9 @@ def closed(tokenizer: Tokenizer) -> Application:
         {"authorization": "Bearer another", "api-key": "sk-1"},
     ],
 )
-async def test_a_key_opens_the_route(closed: Application, headers: dict[str, str]) -> None:
-    """In any of the headers that clients put it into."""
+async def test_a_valid_key_is_accepted_in_every_header(
+    closed: Application, headers: dict[str, str]
+) -> None:
     async with closed.client(headers=headers) as client:
         response = await client.post("/v1/embeddings", json={"input": "a"})
 
@@ -216,8 +210,9 @@ CLOSED = [
 
 
 @pytest.mark.parametrize(("method", "path"), CLOSED)
-async def test_without_a_key_nothing_is_told(closed: Application, method: str, path: str) -> None:
-    """The body is not even read."""
+async def test_a_request_without_a_key_is_401_on_protected_routes(
+    closed: Application, method: str, path: str
+) -> None:
     async with closed.client() as client:
         response = await client.request(method, path, content=b"{" if method == "POST" else None)
 
@@ -239,7 +234,7 @@ async def test_without_a_key_nothing_is_told(closed: Application, method: str, p
         {"api-key": "ada"},
     ],
 )
-async def test_what_is_no_key_opens_nothing(closed: Application, headers: dict[str, str]) -> None:
+async def test_an_invalid_key_is_401(closed: Application, headers: dict[str, str]) -> None:
     async with closed.client(headers=headers) as client:
         response = await client.post("/v1/embeddings", json={"input": "a"})
 
@@ -248,14 +243,13 @@ async def test_what_is_no_key_opens_nothing(closed: Application, headers: dict[s
 
 
 @pytest.mark.parametrize("path", ["/health", "/ready", "/docs", "/openapi.json", "/metrics"])
-async def test_what_says_nothing_of_anyone_needs_no_key(closed: Application, path: str) -> None:
-    """Load balancers and scrapers have none."""
+async def test_health_docs_and_metrics_need_no_key(closed: Application, path: str) -> None:
+    """Load balancers and scrapers have no key."""
     async with closed.client() as client:
         assert (await client.get(path)).status_code == 200
 
 
-async def test_metrics_may_need_a_key(tokenizer: Tokenizer) -> None:
-    """If the operator says so."""
+async def test_metrics_can_require_a_key(tokenizer: Tokenizer) -> None:
     app = build_application(tokenizer, keys=KEYS, http={"metrics_need_key": True})
 
     async with app.client() as client:
@@ -265,10 +259,9 @@ async def test_metrics_may_need_a_key(tokenizer: Tokenizer) -> None:
     assert (without.status_code, with_key.status_code) == (401, 200)
 
 
-async def test_the_key_s_name_is_told_and_never_the_key(
+async def test_logs_and_metrics_name_the_key_and_never_reveal_it(
     closed: Application, log: pytest.LogCaptureFixture
 ) -> None:
-    """In the log line and in the metrics."""
     async with closed.client(headers={"authorization": "Bearer sk-1"}) as client:
         await client.post("/v1/embeddings", json={"input": "a"})
         metrics = (await client.get("/metrics")).text
@@ -278,7 +271,7 @@ async def test_the_key_s_name_is_told_and_never_the_key(
     assert "sk-1" not in metrics + "".join(str(vars(record)) for record in log.records)
 
 
-# Pages in browsers.
+# CORS.
 
 ORIGIN = "https://example.org"
 PREFLIGHT = {
@@ -289,51 +282,46 @@ PREFLIGHT = {
 
 
 @pytest.mark.parametrize("origins", [[ORIGIN], ["*"]])
-async def test_a_page_of_a_configured_origin_may_call(
-    tokenizer: Tokenizer, origins: list[str]
-) -> None:
-    """The preflight needs no key; errors can be read as well."""
+async def test_a_configured_origin_may_call(tokenizer: Tokenizer, origins: list[str]) -> None:
     app = build_application(tokenizer, keys=KEYS, http={"cors_origins": origins})
 
     async with app.client() as client:
-        before = await client.options("/v1/embeddings", headers=PREFLIGHT)
+        preflight = await client.options("/v1/embeddings", headers=PREFLIGHT)
         refused = await client.post(
             "/v1/embeddings", json={"input": "a"}, headers={"origin": ORIGIN}
         )
 
-    assert before.status_code == 200
-    assert "authorization" in before.headers["access-control-allow-headers"]
+    assert preflight.status_code == 200
+    assert "authorization" in preflight.headers["access-control-allow-headers"]
     assert refused.status_code == 401
-    for response in (before, refused):
+    for response in (preflight, refused):
         assert response.headers["access-control-allow-origin"] in (ORIGIN, "*")
         assert "x-request-id" in response.headers
     assert "retry-after" in refused.headers["access-control-expose-headers"]
 
 
-async def test_other_pages_may_not_call(app: Application, tokenizer: Tokenizer) -> None:
-    """Nor may any without the setting."""
-    narrow = build_application(tokenizer, http={"cors_origins": ["https://other.example"]})
+async def test_other_origins_may_not_call(app: Application, tokenizer: Tokenizer) -> None:
+    other = build_application(tokenizer, http={"cors_origins": ["https://other.example"]})
 
-    for one in (app, narrow):
-        async with one.client() as client:
+    for application in (app, other):
+        async with application.client() as client:
             response = await client.options("/v1/embeddings", headers=PREFLIGHT)
         assert "access-control-allow-origin" not in response.headers
-        assert response.status_code == (405 if one is app else 400)
+        assert response.status_code == (405 if application is app else 400)
         assert response.json()["code"] == (
-            "method_not_allowed" if one is app else "cors_not_allowed"
+            "method_not_allowed" if application is app else "cors_not_allowed"
         )
         assert int(response.headers["content-length"]) == len(response.content)
 
 
-# Text-embeddings-inference's own routes.
+# The routes of text-embeddings-inference.
 
 
 @pytest.mark.parametrize("path", ["/embed", "/"])
 @pytest.mark.parametrize("inputs", ["a", ["a"], ["a", "b"]])
-async def test_embed_gives_nothing_but_vectors(
+async def test_embed_returns_only_vectors(
     app: Application, path: str, inputs: str | list[str]
 ) -> None:
-    """Always a list of lists: the vectors of the other route."""
     async with app.client() as client:
         bare = await client.post(path, json={"inputs": inputs})
         whole = await client.post("/v1/embeddings", json={"input": inputs})
@@ -341,8 +329,7 @@ async def test_embed_gives_nothing_but_vectors(
     assert bare.json() == [entry["embedding"] for entry in whole.json()["data"]]
 
 
-async def test_embed_knows_the_fields_of_its_clients(app: Application) -> None:
-    """Their names, and their spelling of sides."""
+async def test_embed_accepts_the_fields_of_tei_clients(app: Application) -> None:
     fields = {
         "normalize": False,
         "truncate": True,
@@ -361,8 +348,7 @@ async def test_embed_knows_the_fields_of_its_clients(app: Application) -> None:
     assert isinstance(as_base64.json()[0], str)
 
 
-async def test_info_tells_what_clients_plan_by(app: Application) -> None:
-    """The default model and the limits."""
+async def test_info_reports_the_default_model_and_the_limits(app: Application) -> None:
     async with app.client() as client:
         info = (await client.get("/info")).json()
 
@@ -374,10 +360,10 @@ async def test_info_tells_what_clients_plan_by(app: Application) -> None:
 
 @pytest.mark.parametrize("root", ["", "/below"])
 @pytest.mark.parametrize("path", ["", "/", "//", "/embed", "//embed/"])
-async def test_paths_with_slashes_too_many_or_too_few_are_found(
+async def test_extra_and_missing_slashes_are_tolerated(
     app: Application, root: str, path: str
 ) -> None:
-    """Also where the application lies below a path, whose root some clients write without a slash."""
+    """Some clients write the root of a mounted application without a slash."""
     transport = httpx.ASGITransport(app.asgi, root_path=root)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         answer = await client.post(f"http://test{root}{path}", json={"inputs": "a"})
@@ -385,8 +371,7 @@ async def test_paths_with_slashes_too_many_or_too_few_are_found(
     assert answer.status_code == 200
 
 
-async def test_a_slash_that_was_sent_as_a_part_of_a_name_is_no_path(app: Application) -> None:
-    """`/v1/models/%2F` asks for a model, and there is none of that name."""
+async def test_an_encoded_slash_is_part_of_the_model_name(app: Application) -> None:
     async with app.client() as client:
         answer = await client.get("/v1/models/%2F")
 

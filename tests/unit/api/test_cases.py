@@ -1,7 +1,7 @@
-"""Runs what stands in `cases/`: requests and expected answers as data.
+"""Runs the cases in `cases/`: requests and expected responses as data.
 
-A file there is a list of cases; `Case` says what one may hold. An expected error is asked for in every shape that an
-error can have, so a case states its words once.
+Each file is a list of cases; `Case` defines their fields. An expected error is checked in every shape that an error can
+have, so a case states its fields once.
 """
 
 from pathlib import Path
@@ -24,13 +24,13 @@ SDK = {"x-stainless-lang": "python"}
 
 
 class Strict(BaseModel):
-    """A key that no one reads would be an expectation that no one checks."""
+    """Base of all parts of a case. Rejects unknown keys, which would be expectations that nothing checks."""
 
     model_config = ConfigDict(extra="forbid")
 
 
 class Raised(Strict):
-    """An error that the model's deployment gives."""
+    """An error that the fake model raises."""
 
     kind: str
     code: str
@@ -38,7 +38,7 @@ class Raised(Strict):
 
 
 class Given(Strict):
-    """The server before the request comes."""
+    """The state of the server before the request."""
 
     http: dict[str, Any] = {}
     model: dict[str, Any] = {}
@@ -51,7 +51,7 @@ class Given(Strict):
     is_up: bool = True
 
     def build(self, tokenizer: Tokenizer, **http: Any) -> Application:
-        """Build it, with other settings under `http:` where a test says so."""
+        """Build the application; `http` overrides the case's settings."""
         failures = tuple(Failure(index, code) for index, code in self.failures.items())
         embedder = FakeEmbedder(self._error(), failures, self.non_finite, self.waits, self.is_up)
         return build_application(
@@ -68,13 +68,16 @@ class Given(Strict):
             return None
         kind = getattr(errors, self.raised.kind)
         error: Exception = kind(
-            "said so", self.raised.code, retry_after_s=self.raised.retry_after_s
+            "raised by the test", self.raised.code, retry_after_s=self.raised.retry_after_s
         )
         return error
 
 
 class ExpectedError(Strict):
-    """An error's words, whichever shape they come in."""
+    """The fields of an error, in either shape.
+
+    `message` is a part of the message; None accepts any.
+    """
 
     error: str
     error_type: str
@@ -84,7 +87,7 @@ class ExpectedError(Strict):
     message: str | None = None
 
     def check(self, body: Any, *, shape: Literal["flat", "openai"]) -> None:
-        """Compare key by key; the page's two keys come first."""
+        """Compare the body with the expected fields. In the flat shape `error` and `error_type` come first."""
         fields = body["error"] if shape == "openai" else body
         expected = {"type": self.type, "param": self.param, "code": self.code}
         if shape == "flat":
@@ -96,20 +99,21 @@ class ExpectedError(Strict):
 
 
 class Case(Strict):
-    """A request and its answer.
+    """A request and its expected response.
 
     Attributes:
         name: a sentence.
-        given: the server before the request comes.
-        json_body: the body, written as JSON; `body` is one that is sent as it stands.
-        status: of the answer.
-        error: the words of an error.
-        answer: the whole JSON of the answer, if it is known.
-        keys: in place of `answer`: keys that it has, with their values.
-        inputs: how many vectors there are.
-        same_as: a body that gets the same answer.
-        answer_headers: headers that the answer has; null for one that it has not.
-        calls: how often the model is called.
+        given: the state of the server before the request.
+        json_body: a body to send as JSON.
+        body: in place of `json_body`: a body to send unchanged.
+        status: the expected status.
+        error: the expected error.
+        answer: the whole expected JSON.
+        keys: in place of `answer`: some expected keys with their values.
+        inputs: the expected number of vectors.
+        same_as: a body that gets an identical response.
+        answer_headers: expected headers; null for a header that must be absent.
+        calls: how often the model must have been called.
     """
 
     name: str
@@ -143,7 +147,7 @@ class Case(Strict):
 
 
 def load_cases() -> list[Any]:
-    """Read all files, each case under its file's name and its own."""
+    """Read the cases of all files. A case's id consists of the file's name and its own."""
     return [
         pytest.param(Case.model_validate(case), id=f"{file.stem}: {case['name']}")
         for file in sorted(FOLDER.glob("*.yaml"))
@@ -156,8 +160,7 @@ FAILING = [case for case in CASES if case.values[0].error is not None]
 
 
 @pytest.mark.parametrize("case", CASES)
-async def test_a_request_gets_its_answer(case: Case, tokenizer: Tokenizer) -> None:
-    """Status, headers and body are those of the case."""
+async def test_a_request_gets_the_expected_response(case: Case, tokenizer: Tokenizer) -> None:
     app = case.given.build(tokenizer)
 
     response = await case.send(app)
@@ -175,7 +178,7 @@ async def test_a_request_gets_its_answer(case: Case, tokenizer: Tokenizer) -> No
 
 
 def check_answer(case: Case, body: Any) -> None:
-    """Compare the body of a good answer."""
+    """Compare the body of a successful response."""
     assert case.answer is None or body == case.answer
     assert {key: body[key] for key in case.keys} == case.keys
     if case.inputs is not None:
@@ -183,18 +186,18 @@ def check_answer(case: Case, body: Any) -> None:
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.values[0].same_as is not None])
-async def test_two_bodies_that_mean_the_same_get_the_same(case: Case, tokenizer: Tokenizer) -> None:
-    """To the last digit of each vector."""
+async def test_equivalent_bodies_get_identical_responses(case: Case, tokenizer: Tokenizer) -> None:
     app = case.given.build(tokenizer)
     other = case.model_copy(update={"json_body": case.same_as, "body": None, "headers": {}})
 
-    answers = [(await sent.send(app)).content for sent in (case, other)]
+    response = await case.send(app)
+    same = await other.send(app)
 
-    assert answers[0] == answers[1]
+    assert response.content == same.content
 
 
 @pytest.mark.parametrize("case", FAILING)
-async def test_an_error_keeps_its_words_in_openais_envelope(
+async def test_the_openai_envelope_has_the_same_error_fields(
     case: Case, tokenizer: Tokenizer
 ) -> None:
     assert case.error is not None
@@ -207,7 +210,7 @@ async def test_an_error_keeps_its_words_in_openais_envelope(
     case.error.check(response.json(), shape="openai")
 
 
-@pytest.mark.parametrize("headers", [{}, SDK], ids=["anyone", "an SDK"])
+@pytest.mark.parametrize("headers", [{}, SDK], ids=["any client", "an SDK"])
 @pytest.mark.parametrize(
     ("error_format", "shapes"),
     [
@@ -216,7 +219,7 @@ async def test_an_error_keeps_its_words_in_openais_envelope(
         ("openai", ("openai", "openai")),
     ],
 )
-async def test_the_shape_of_errors_is_the_setting_s_or_the_client_s(
+async def test_the_setting_or_the_client_selects_the_error_shape(
     tokenizer: Tokenizer, error_format: str, shapes: tuple[str, str], headers: dict[str, str]
 ) -> None:
     app = build_application(tokenizer, http={"error_format": error_format})
@@ -224,15 +227,17 @@ async def test_the_shape_of_errors_is_the_setting_s_or_the_client_s(
     async with app.client(headers=headers) as client:
         response = await client.get("/nowhere")
 
-    found = "openai" if isinstance(response.json()["error"], dict) else "flat"
-    assert found == shapes[1 if headers else 0]
+    shape = "openai" if isinstance(response.json()["error"], dict) else "flat"
+    expected = shapes[1] if headers else shapes[0]
+    assert shape == expected
     assert response.headers.get("vary") == ("x-stainless-lang" if error_format == "auto" else None)
 
 
 def test_every_error_of_the_contract_has_a_case() -> None:
-    """A row of the table without a case could be forgotten in the server, too."""
     rows = {(kind.status, kind.error) for kind in error_kinds()}
 
     cases = {(c.values[0].status, c.values[0].error.error) for c in FAILING}
 
-    assert rows - cases == {(408, "Request timeout")}  # needs a body that does not end
+    assert rows - cases == {
+        (408, "Request timeout")
+    }  # tested in test_request_body.py, with a body that never ends

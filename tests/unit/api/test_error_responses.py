@@ -22,15 +22,14 @@ SDK = (b"x-stainless-lang", b"js")
 def reply(
     error: ServiceError, *headers: tuple[bytes, bytes], error_format: ErrorFormat = "auto"
 ) -> tuple[int, dict[bytes, bytes], dict[str, object]]:
-    """Return status, headers and body as a client sees them."""
+    """Return the status, headers and parsed body of an error response."""
     status, sent, body = error_reply(error, error_format=error_format, request_headers=headers)
     assert len(dict(sent)) == len(sent)
     assert dict(sent)[b"content-length"] == str(len(body)).encode()
     return status, dict(sent), json.loads(body)
 
 
-def test_the_page_s_two_keys_come_first() -> None:
-    """A client that compares with the page reads what it expects, and OpenAI's four keys after it."""
+def test_error_and_error_type_come_first() -> None:
     status, _, body = reply(InvalidRequestError("No.", "a_code", "input[3]"))
 
     assert status == 400
@@ -45,8 +44,7 @@ def test_the_page_s_two_keys_come_first() -> None:
 
 
 @pytest.mark.parametrize("name", [b"x-stainless-lang", b"X-Stainless-Lang"])
-def test_an_openai_sdk_gets_openai_s_envelope(name: bytes) -> None:
-    """It looks for an object under `error` and knows nothing of the page."""
+def test_an_openai_sdk_gets_the_openai_envelope(name: bytes) -> None:
     _, headers, body = reply(InvalidRequestError("No.", "a_code"), (name, b"python"))
 
     expected = {"message": "No.", "type": "invalid_request_error", "param": None, "code": "a_code"}
@@ -55,8 +53,9 @@ def test_an_openai_sdk_gets_openai_s_envelope(name: bytes) -> None:
 
 
 @pytest.mark.parametrize("error_format", ["flat", "openai"])
-def test_a_setting_decides_for_all(error_format: Literal["flat", "openai"]) -> None:
-    """Then nothing depends on who asks, and no cache need know."""
+def test_a_fixed_error_format_applies_to_every_client(
+    error_format: Literal["flat", "openai"],
+) -> None:
     error = InvalidRequestError("No.", "a_code")
 
     _, headers, from_sdk = reply(error, SDK, error_format=error_format)
@@ -67,19 +66,18 @@ def test_a_setting_decides_for_all(error_format: Literal["flat", "openai"]) -> N
     assert b"vary" not in headers
 
 
-def test_headers_say_what_a_client_may_do() -> None:
-    """When to try again, whether to, with which method; and that a late body will not be read."""
+def test_headers_say_how_a_client_can_proceed() -> None:
     overloaded = reply(OverloadedError("No.", "overloaded", retry_after_s=7))[1]
     bug = reply(InternalError("No.", "internal_error"))[1]
     method = reply(MethodNotAllowedError("GET, HEAD"))[1]
     late = reply(RequestTimeoutError("No.", "request_timeout"))[1]
 
     optional = {b"retry-after", b"x-should-retry", b"allow", b"connection"}
-    found = [
+    sent = [
         {k: v for k, v in headers.items() if k in optional}
         for headers in (overloaded, bug, method, late)
     ]
-    assert found == [
+    assert sent == [
         {b"retry-after": b"7"},
         {b"x-should-retry": b"false"},
         {b"allow": b"GET, HEAD"},
@@ -88,14 +86,12 @@ def test_headers_say_what_a_client_may_do() -> None:
 
 
 @given(st.text(st.sampled_from("azAZ09._:/=+-"), min_size=1, max_size=128))
-def test_a_sane_request_id_is_kept(value: str) -> None:
-    """UUIDs, trace ids, base64 and the prefixes that people invent."""
+def test_common_request_ids_are_valid(value: str) -> None:
     assert is_sane_request_id(value)
 
 
 @pytest.mark.parametrize(
     "value", ["", "a b", "a\nb", "a\n", "é", "a" * 129, '"', "<b>", "a,b", "%0a"]
 )
-def test_an_insane_request_id_is_not(value: str) -> None:
-    """It would end up in headers and in the log."""
+def test_an_unsafe_request_id_is_invalid(value: str) -> None:
     assert not is_sane_request_id(value)

@@ -8,8 +8,8 @@ pytestmark = pytest.mark.anyio
 BODY = b'{"input": ["a", "b"]}'
 
 
-async def test_every_answer_tells_what_there_is_room_for(tokenizer: Tokenizer) -> None:
-    """Of requests from the start, of tokens once the model is known; as it is at that moment."""
+async def test_every_response_reports_the_remaining_capacity(tokenizer: Tokenizer) -> None:
+    """The headers report requests from the start, and tokens as soon as the model is known."""
     embedder = FakeEmbedder()
     embedder.admission.add(300)
     app = build_application(tokenizer, embedder=embedder, max_requests=5)

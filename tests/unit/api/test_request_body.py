@@ -21,24 +21,22 @@ BODY = b'{"input": ["a", "b"]}'
 
 @pytest.fixture
 def app(tokenizer: Tokenizer) -> Application:
-    """The application with its defaults."""
     return build_application(tokenizer)
 
 
 async def chunks(*parts: bytes) -> AsyncIterator[bytes]:
-    """Send a body in parts, without saying how long it is."""
+    """Yield a body in parts, without a declared length."""
     for part in parts:
         yield part
 
 
 async def endless(part: bytes) -> AsyncIterator[bytes]:
-    """Send a part, and then nothing for ever."""
+    """Yield one part of a body that never ends."""
     yield part
     await asyncio.Event().wait()
 
 
-async def test_a_body_that_says_it_is_too_long_is_not_read(tokenizer: Tokenizer) -> None:
-    """Its length is in the headers, so nothing of it need come."""
+async def test_a_body_with_too_large_a_content_length_is_not_read(tokenizer: Tokenizer) -> None:
     app = build_application(tokenizer, http={"max_body_bytes": 100, "body_timeout_s": 0.01})
     headers = {"content-length": "101"}
 
@@ -48,14 +46,13 @@ async def test_a_body_that_says_it_is_too_long_is_not_read(tokenizer: Tokenizer)
     assert response.json()["code"] == "payload_too_large"
 
 
-async def test_a_body_in_parts_is_read_no_further_than_the_limit(tokenizer: Tokenizer) -> None:
-    """It does not say how long it is, so it is counted; what follows is never asked for."""
+async def test_a_chunked_body_is_read_no_further_than_the_limit(tokenizer: Tokenizer) -> None:
     app = build_application(tokenizer, http={"max_body_bytes": 10})
-    asked = []
+    sent = []
 
     async def parts() -> AsyncIterator[bytes]:
         for part in (b"12345", b"678901", b"2"):
-            asked.append(part)
+            sent.append(part)
             yield part
 
     async with app.client() as client:
@@ -63,11 +60,10 @@ async def test_a_body_in_parts_is_read_no_further_than_the_limit(tokenizer: Toke
 
     assert response.status_code == 413
     assert response.json()["error"] == "Payload too large"
-    assert asked == [b"12345", b"678901"]
+    assert sent == [b"12345", b"678901"]
 
 
-async def test_a_body_as_long_as_the_limit_is_taken(tokenizer: Tokenizer) -> None:
-    """Declared or in parts."""
+async def test_a_body_of_exactly_the_limit_is_accepted(tokenizer: Tokenizer) -> None:
     app = build_application(tokenizer, http={"max_body_bytes": len(BODY)})
 
     async with app.client() as client:
@@ -79,8 +75,7 @@ async def test_a_body_as_long_as_the_limit_is_taken(tokenizer: Tokenizer) -> Non
 
 
 @pytest.mark.parametrize("length", ["9" * 5000, "²", "-1", "", "1e9"])
-async def test_an_odd_content_length_breaks_nothing(tokenizer: Tokenizer, length: str) -> None:
-    """A number without end is too long; what is no number is left to the count."""
+async def test_a_malformed_content_length_breaks_nothing(tokenizer: Tokenizer, length: str) -> None:
     app = build_application(tokenizer)
 
     async with app.client() as client:
@@ -91,8 +86,8 @@ async def test_an_odd_content_length_breaks_nothing(tokenizer: Tokenizer, length
     assert response.status_code == (413 if length.startswith("99") else 200)
 
 
-async def test_a_body_that_does_not_come_is_408(tokenizer: Tokenizer) -> None:
-    """The connection is closed after it: the rest may still come, and is no request."""
+async def test_a_body_that_does_not_arrive_is_408(tokenizer: Tokenizer) -> None:
+    """The connection is closed, because the rest may still arrive and must not be parsed as a request."""
     app = build_application(tokenizer, http={"body_timeout_s": 0.01})
 
     async with app.client() as client:
@@ -106,10 +101,10 @@ async def test_a_body_that_does_not_come_is_408(tokenizer: Tokenizer) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["identity", "gzip"])
-async def test_bodies_that_do_not_end_leave_little_memory_to_others(
+async def test_unfinished_bodies_count_against_the_body_memory(
     tokenizer: Tokenizer, encoding: str
 ) -> None:
-    """Large ones are told to come again, by what they hold decompressed; small ones are served."""
+    """Large bodies are rejected by their decompressed size; small ones are always accepted."""
     limits = {"max_body_bytes": 100_000, "max_held_body_bytes": 100_000, "body_timeout_s": 1.5}
     app = build_application(tokenizer, http=limits)
     large = b" " * 99_000 + BODY
@@ -134,8 +129,7 @@ async def test_bodies_that_do_not_end_leave_little_memory_to_others(
     assert statuses == [429, 200, 408, 200]
 
 
-async def test_a_client_that_leaves_in_its_body_gets_no_answer(app: Application) -> None:
-    """It is counted as gone, and its place is free again."""
+async def test_a_client_that_disconnects_in_its_body_frees_its_slot(app: Application) -> None:
     messages: list[Message] = [
         {"type": "http.request", "body": b"{", "more_body": True},
         {"type": "http.disconnect"},
@@ -175,14 +169,13 @@ async def test_a_client_that_leaves_in_its_body_gets_no_answer(app: Application)
 async def test_a_compressed_body_is_read(
     app: Application, encoding: str, compress: Callable[[bytes], bytes]
 ) -> None:
-    """As its header says."""
     async with app.client(headers={"content-encoding": encoding}) as client:
         response = await client.post("/v1/embeddings", content=compress(BODY))
 
     assert len(response.json()["data"]) == 2
 
 
-async def test_a_bomb_is_413_and_takes_no_memory(tokenizer: Tokenizer) -> None:
+async def test_a_decompression_bomb_is_413_and_takes_no_memory(tokenizer: Tokenizer) -> None:
     app = build_application(tokenizer, http={"max_body_bytes": 2**20})
     bomb = gzip.compress(bytes(64 * 2**20))
     assert len(bomb) < 2**17
@@ -190,16 +183,16 @@ async def test_a_bomb_is_413_and_takes_no_memory(tokenizer: Tokenizer) -> None:
     tracemalloc.start()
     async with app.client(headers={"content-encoding": "gzip"}) as client:
         response = await client.post("/v1/embeddings", content=bomb)
-    _, most = tracemalloc.get_traced_memory()
+    _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
 
     assert response.json()["code"] == "payload_too_large"
-    assert most < 4 * 2**20
+    assert peak < 4 * 2**20
 
 
 @pytest.mark.parametrize("value", [b"[1],", b"1,", b'"a",', b"{},"])
 async def test_millions_of_values_are_not_parsed(app: Application, value: bytes) -> None:
-    """A parser is seconds at them, and nobody else is answered meanwhile."""
+    """Parsing them would block the event loop for seconds."""
     async with app.client() as client:
         many = await client.post("/v1/embeddings", content=b'{"input":[' + value * 410_000 + b"1]}")
         text = json.dumps({"input": "[,] " * 410_000, "truncate": True})
@@ -210,8 +203,7 @@ async def test_millions_of_values_are_not_parsed(app: Application, value: bytes)
 
 
 @pytest.mark.parametrize("end", [b"", b'"', b'\\"', b"\\"])
-def test_what_stands_in_strings_does_not_count_however_these_end(end: bytes) -> None:
-    """Each string is looked at once, also one without an end."""
+def test_delimiters_in_strings_do_not_count_as_values(end: bytes) -> None:
     assert not has_more(b'{"a":["' + b'[\\"' * 1_000_000 + end, 10)
     assert has_more(b'["\\"[",[[[[' + end, 4)
 
@@ -219,10 +211,9 @@ def test_what_stands_in_strings_does_not_count_however_these_end(end: bytes) -> 
 @pytest.mark.parametrize(
     "body", [BODY, gzip.compress(BODY)[:-1], gzip.compress(BODY) + b"more", b""]
 )
-async def test_a_body_that_is_not_what_its_encoding_says_is_400(
+async def test_a_body_that_does_not_match_its_encoding_is_400(
     app: Application, body: bytes
 ) -> None:
-    """Not compressed, cut off, or with something behind it."""
     async with app.client(headers={"content-encoding": "gzip"}) as client:
         response = await client.post("/v1/embeddings", content=body)
 
@@ -231,8 +222,7 @@ async def test_a_body_that_is_not_what_its_encoding_says_is_400(
 
 
 @pytest.mark.parametrize("encodings", [["br"], ["identity", "gzip"]])
-async def test_an_encoding_that_is_not_known_is_400(app: Application, encodings: list[str]) -> None:
-    """It says which are; two of them are none that is known."""
+async def test_an_unsupported_encoding_is_400(app: Application, encodings: list[str]) -> None:
     headers = [("content-encoding", encoding) for encoding in encodings]
     async with app.client(headers=headers) as client:
         response = await client.post("/v1/embeddings", content=BODY)
@@ -241,8 +231,7 @@ async def test_an_encoding_that_is_not_known_is_400(app: Application, encodings:
     assert "gzip" in response.json()["message"]
 
 
-async def test_a_body_that_is_wrong_leaves_the_garbage_collector_on(app: Application) -> None:
-    """It pauses while a body is parsed."""
+async def test_an_invalid_body_leaves_the_garbage_collector_on(app: Application) -> None:
     async with app.client() as client:
         answer = await client.post("/v1/embeddings", content=b"{")
 

@@ -13,8 +13,7 @@ from tests.support.strategies import vectors
 
 
 @given(vectors, st.booleans())
-def test_floats_read_back_to_the_same_float32(vectors: Vectors, is_cut: bool) -> None:  # noqa: FBT001
-    """Written as JSON numbers and read by any parser, every bit is there again."""
+def test_json_floats_parse_to_the_same_float32(vectors: Vectors, is_cut: bool) -> None:  # noqa: FBT001
     sent = finish(vectors, dimensions=1 if is_cut else None, normalize=False)
     sent.setflags(write=False)
 
@@ -25,8 +24,7 @@ def test_floats_read_back_to_the_same_float32(vectors: Vectors, is_cut: bool) ->
 
 
 @given(vectors, st.booleans())
-def test_base64_holds_the_same_bytes(vectors: Vectors, is_cut: bool) -> None:  # noqa: FBT001
-    """Little-endian float32 in the standard alphabet, padded, without a line break."""
+def test_base64_decodes_to_the_same_bytes(vectors: Vectors, is_cut: bool) -> None:  # noqa: FBT001
     sent = finish(vectors, dimensions=1 if is_cut else None, normalize=False)
     sent.setflags(write=False)
 
@@ -38,8 +36,7 @@ def test_base64_holds_the_same_bytes(vectors: Vectors, is_cut: bool) -> None:  #
 
 
 @pytest.mark.parametrize("encoding_format", ["float", "base64"])
-def test_a_response_has_the_keys_of_the_page_and_no_others(encoding_format: str) -> None:
-    """In input order, with the tokens counted once and stated twice."""
+def test_a_response_has_exactly_the_documented_keys(encoding_format: str) -> None:
     vectors = np.ones((2, 3), np.float32)
 
     body = json.loads(
@@ -56,8 +53,8 @@ def test_a_response_has_the_keys_of_the_page_and_no_others(encoding_format: str)
     }
 
 
-def test_many_vectors_are_one_list_in_order() -> None:
-    """They are written piece by piece, and nobody must see it."""
+def test_many_vectors_form_one_list_in_order() -> None:
+    """They are serialized in slices."""
     vectors = np.arange(400, dtype=np.float32).reshape(200, 2)
 
     data = json.loads(write_response(vectors, encoding_format="float", model="m", prompt_tokens=3))[

@@ -13,13 +13,12 @@ NEW = "sentence_transformers.sentence_transformer.modules"
 
 
 def test_a_transformer_with_a_pooling_embeds(tmp_path: Path) -> None:
-    """The usual model, as sentence-transformers 2 wrote it, is described whole."""
     write_bert(tmp_path, max_seq_length=32, prompts={"query": "query: "}, include_prompt=False)
 
     checkpoint = read_checkpoint(str(tmp_path))
 
     assert checkpoint.embeds
-    assert checkpoint.reason == "modules.json makes one vector of an input: Transformer, Pooling"
+    assert checkpoint.reason == "modules.json lists an embedding model: Transformer, Pooling"
     assert checkpoint.dimensions == 24
     assert checkpoint.max_input_tokens == 32
     assert checkpoint.prompts == {"query": "query: ", "document": ""}
@@ -28,8 +27,7 @@ def test_a_transformer_with_a_pooling_embeds(tmp_path: Path) -> None:
     assert checkpoint.directory == tmp_path.resolve()
 
 
-def test_the_names_of_the_new_format_are_understood(tmp_path: Path) -> None:
-    """Version 6 names its classes and its pooling otherwise."""
+def test_module_names_of_the_new_format_are_supported(tmp_path: Path) -> None:
     write_bert(tmp_path)
     write_modules(
         tmp_path,
@@ -48,8 +46,7 @@ def test_the_names_of_the_new_format_are_understood(tmp_path: Path) -> None:
     assert checkpoint.dimensions == 48
 
 
-def test_pooling_modes_of_the_old_format_are_put_side_by_side(tmp_path: Path) -> None:
-    """Two pooling flags make vectors of twice the width."""
+def test_old_pooling_flags_are_concatenated(tmp_path: Path) -> None:
     write_bert(tmp_path)
     write_json(
         tmp_path / "1_Pooling/config.json",
@@ -63,8 +60,7 @@ def test_pooling_modes_of_the_old_format_are_put_side_by_side(tmp_path: Path) ->
     assert read_checkpoint(str(tmp_path)).dimensions == 48
 
 
-def test_the_last_module_with_a_width_gives_the_dimensions(tmp_path: Path) -> None:
-    """A Dense module changes the width, a Normalize after it does not."""
+def test_the_last_module_with_a_width_sets_the_dimensions(tmp_path: Path) -> None:
     write_bert(tmp_path)
     kinds = ("Transformer", "Pooling", "Dense", "Normalize")
     write_modules(tmp_path, *(f"{OLD}.{kind}" for kind in kinds))
@@ -73,8 +69,7 @@ def test_the_last_module_with_a_width_gives_the_dimensions(tmp_path: Path) -> No
     assert read_checkpoint(str(tmp_path)).dimensions == 7
 
 
-def test_a_truncate_dim_of_the_model_lowers_its_dimensions(tmp_path: Path) -> None:
-    """Such a model gives shorter vectors than its modules make."""
+def test_truncate_dim_lowers_the_dimensions(tmp_path: Path) -> None:
     write_bert(tmp_path)
     write_json(tmp_path / "config_sentence_transformers.json", {"truncate_dim": 5})
 
@@ -83,7 +78,6 @@ def test_a_truncate_dim_of_the_model_lowers_its_dimensions(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("key", ["embedding.weight", "embeddings"])
 def test_a_static_embedding_has_no_limit_and_no_special_tokens(tmp_path: Path, key: str) -> None:
-    """Its width is read from the header of its weights, under either name."""
     write_modules(tmp_path, f"{OLD}.StaticEmbedding")
     header = json.dumps(
         {key: {"dtype": "F32", "shape": [100, 12], "data_offsets": [0, 4800]}}
@@ -98,8 +92,7 @@ def test_a_static_embedding_has_no_limit_and_no_special_tokens(tmp_path: Path, k
     assert not checkpoint.adds_special_tokens
 
 
-def test_prompts_left_open_are_empty(tmp_path: Path) -> None:
-    """`query` and `document` always exist, as in sentence-transformers, and null is no text."""
+def test_undefined_prompts_are_empty(tmp_path: Path) -> None:
     write_bert(tmp_path)
     write_json(
         tmp_path / "config_sentence_transformers.json",
@@ -116,7 +109,6 @@ def test_prompts_left_open_are_empty(tmp_path: Path) -> None:
     ["BertForSequenceClassification", "Qwen3ForCausalLM", "BertForMaskedLM", "BertModel"],
 )
 def test_a_model_without_modules_json_does_not_embed(tmp_path: Path, architecture: str) -> None:
-    """No pooling is made up, for a classifier, a language model or a bare encoder."""
     write_json(tmp_path / "config.json", {"model_type": "bert", "architectures": [architecture]})
 
     checkpoint = read_checkpoint(str(tmp_path))
@@ -128,10 +120,7 @@ def test_a_model_without_modules_json_does_not_embed(tmp_path: Path, architectur
 
 
 @pytest.mark.parametrize("kind", ["SparseEncoder", "CrossEncoder", "MultiVectorEncoder", "ColBERT"])
-def test_another_kind_of_sentence_transformers_model_does_not_embed(
-    tmp_path: Path, kind: str
-) -> None:
-    """`config_sentence_transformers.json` says so, whatever the modules."""
+def test_another_kind_of_model_does_not_embed(tmp_path: Path, kind: str) -> None:
     write_bert(tmp_path)
     write_json(tmp_path / "config_sentence_transformers.json", {"model_type": kind})
 
@@ -141,8 +130,7 @@ def test_another_kind_of_sentence_transformers_model_does_not_embed(
     assert kind in checkpoint.reason
 
 
-def test_a_module_of_another_kind_of_model_does_not_embed(tmp_path: Path) -> None:
-    """A sparse pooling gives it away where the kind is not stated."""
+def test_a_model_with_a_sparse_pooling_does_not_embed(tmp_path: Path) -> None:
     write_bert(tmp_path)
     write_modules(
         tmp_path,
@@ -157,7 +145,6 @@ def test_a_module_of_another_kind_of_model_does_not_embed(tmp_path: Path) -> Non
 
 
 def test_a_transformer_without_pooling_does_not_embed(tmp_path: Path) -> None:
-    """A vector for each token is not a vector for the input."""
     write_bert(tmp_path)
     write_modules(tmp_path, f"{OLD}.Transformer", f"{OLD}.Dense")
 
@@ -168,7 +155,6 @@ def test_a_transformer_without_pooling_does_not_embed(tmp_path: Path) -> None:
 
 
 def test_a_transformer_for_another_task_does_not_embed(tmp_path: Path) -> None:
-    """Its output would be logits."""
     write_bert(tmp_path)
     write_json(tmp_path / "sentence_bert_config.json", {"transformer_task": "fill-mask"})
 
@@ -176,7 +162,7 @@ def test_a_transformer_for_another_task_does_not_embed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kinds", "named"),
+    ("kinds", "name"),
     [
         ((f"{OLD}.CLIPModel",), "CLIPModel"),
         ((f"{OLD}.WordEmbeddings", f"{OLD}.Pooling"), "WordEmbeddings"),
@@ -185,14 +171,13 @@ def test_a_transformer_for_another_task_does_not_embed(tmp_path: Path) -> None:
         ((f"{OLD}.Transformer", f"{OLD}.Pooling", f"{OLD}.CNN"), "CNN"),
     ],
 )
-def test_a_module_that_is_not_run_here_fails_the_start(
-    tmp_path: Path, kinds: tuple[str, ...], named: str
+def test_an_unsupported_module_fails_the_start(
+    tmp_path: Path, kinds: tuple[str, ...], name: str
 ) -> None:
-    """The message names the module."""
     write_bert(tmp_path)
     write_modules(tmp_path, *kinds)
 
-    with pytest.raises(ModelLoadError, match=f"not supported: {named}"):
+    with pytest.raises(ModelLoadError, match=f"not supported: {name}"):
         read_checkpoint(str(tmp_path))
 
 
@@ -204,10 +189,9 @@ def test_a_module_that_is_not_run_here_fails_the_start(
         {"processing_kwargs": {"text": {"max_length": 5}}},
     ],
 )
-def test_settings_of_the_transformer_that_are_not_applied_fail_the_start(
+def test_unsupported_transformer_settings_fail_the_start(
     tmp_path: Path, settings: dict[str, object]
 ) -> None:
-    """Chat templates, inputs other than text and changed tokenizer calls are refused, not ignored."""
     write_bert(tmp_path)
     write_json(tmp_path / "sentence_bert_config.json", settings)
 
@@ -216,14 +200,12 @@ def test_settings_of_the_transformer_that_are_not_applied_fail_the_start(
 
 
 def test_a_directory_without_a_model_fails_the_start(tmp_path: Path) -> None:
-    """Neither modules.json nor config.json: the message names the directory."""
     with pytest.raises(ModelLoadError, match=r"no config\.json"):
         read_checkpoint(str(tmp_path))
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"type": "x"}', "[1]"])
 def test_a_broken_modules_json_fails_the_start(tmp_path: Path, content: str) -> None:
-    """The message names the file."""
     (tmp_path / "modules.json").write_text(content)
 
     with pytest.raises(ModelLoadError, match=r"modules\.json"):
@@ -231,8 +213,7 @@ def test_a_broken_modules_json_fails_the_start(tmp_path: Path, content: str) -> 
 
 
 @pytest.mark.parametrize("config", [None, [], {"pooling_mode": "mean"}])
-def test_a_pooling_without_its_width_fails_the_start(tmp_path: Path, config: object) -> None:
-    """The message names the pooling's file."""
+def test_a_pooling_without_a_width_fails_the_start(tmp_path: Path, config: object) -> None:
     write_bert(tmp_path)
     write_json(tmp_path / "1_Pooling/config.json", config)
 
@@ -241,7 +222,7 @@ def test_a_pooling_without_its_width_fails_the_start(tmp_path: Path, config: obj
 
 
 @pytest.mark.parametrize(
-    ("stated", "tokenizer", "config", "expected"),
+    ("declared", "tokenizer", "config", "expected"),
     [
         (16, {"model_max_length": 20}, {"max_position_embeddings": 30}, 16),
         (None, {"model_max_length": 20}, {"max_position_embeddings": 30}, 20),
@@ -254,15 +235,14 @@ def test_a_pooling_without_its_width_fails_the_start(tmp_path: Path, config: obj
         (None, {}, {"model_type": "t5", "n_positions": 30}, None),
     ],
 )
-def test_the_limit_is_found_as_sentence_transformers_finds_it(
+def test_the_input_limit_matches_sentence_transformers(
     tmp_path: Path,
-    stated: int | None,
+    declared: int | None,
     tokenizer: dict[str, object],
     config: dict[str, object],
     expected: int | None,
 ) -> None:
-    """A stated length wins; else the smaller of the tokenizer's and the position table's."""
-    write_bert(tmp_path, max_seq_length=stated)
+    write_bert(tmp_path, max_seq_length=declared)
     write_json(tmp_path / "tokenizer_config.json", tokenizer)
     write_json(tmp_path / "config.json", config)
 

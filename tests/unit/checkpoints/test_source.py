@@ -7,15 +7,15 @@ from serve_app.errors import ModelLoadError
 
 
 class FakeHub:
-    """Stands for the Hub: notes what it is asked for and gives a directory, or fails."""
+    """A fake of `snapshot_download` that records its calls and returns a directory or raises."""
 
     def __init__(self, directory: Path, error: Exception | None = None) -> None:
         self.directory = directory
         self.error = error
-        self.asked: list[tuple[str, str | None]] = []
+        self.calls: list[tuple[str, str | None]] = []
         self.patterns: list[str] = []
 
-    def __call__(  # noqa: D102 - the class says it
+    def __call__(  # noqa: D102
         self,
         repo_id: str,
         *,
@@ -24,39 +24,37 @@ class FakeHub:
         ignore_patterns: list[str],
     ) -> str:
         del ignore_patterns
-        self.asked.append((repo_id, revision))
+        self.calls.append((repo_id, revision))
         self.patterns = allow_patterns
         if self.error:
             raise self.error
         return str(self.directory)
 
 
-def test_a_directory_is_taken_by_any_name_it_has(
+def test_a_directory_resolves_from_any_form_of_its_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Absolute, relative to the working directory, or from the home directory."""
     (tmp_path / "models" / "a").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
 
-    found = {
+    directories = {
         source.resolve(name) for name in (str(tmp_path / "models/a"), "models/a", "~/models/a")
     }
 
-    assert found == {(tmp_path / "models" / "a").resolve()}
+    assert directories == {(tmp_path / "models" / "a").resolve()}
 
 
 def test_a_directory_in_a_package_is_found_without_importing_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A package whose import fails still gives its files."""
-    (tmp_path / "bringsmodel" / "model").mkdir(parents=True)
-    (tmp_path / "bringsmodel" / "__init__.py").write_text("raise RuntimeError")
+    (tmp_path / "packaged" / "model").mkdir(parents=True)
+    (tmp_path / "packaged" / "__init__.py").write_text("raise RuntimeError")
     monkeypatch.syspath_prepend(str(tmp_path))
 
-    found = source.resolve("package:bringsmodel/model")
+    directory = source.resolve("package:packaged/model")
 
-    assert found == (tmp_path / "bringsmodel" / "model").resolve()
+    assert directory == (tmp_path / "packaged" / "model").resolve()
 
 
 @pytest.mark.parametrize(
@@ -71,14 +69,14 @@ def test_a_directory_in_a_package_is_found_without_importing_it(
         "package:",
     ],
 )
-def test_what_does_not_exist_fails_the_start(name: str) -> None:
-    """The message repeats the source as the configuration has it."""
+def test_a_missing_source_fails_the_start(name: str) -> None:
     with pytest.raises(ModelLoadError, match=name):
         source.resolve(name)
 
 
-def test_a_file_is_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file is not looked up on the Hub under its name."""
+def test_a_file_is_not_looked_up_on_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "model").touch()
     monkeypatch.chdir(tmp_path)
 
@@ -87,27 +85,25 @@ def test_a_file_is_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize(
-    ("weights", "fetched"), [(False, set()), (True, {"*.safetensors", "*.py"})]
+    ("weights", "weight_patterns"), [(False, set()), (True, {"*.safetensors", "*.py"})]
 )
-def test_a_hub_id_is_fetched_at_its_revision(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, weights: bool, fetched: set[str]
+def test_a_hub_id_is_downloaded_at_its_revision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, weights: bool, weight_patterns: set[str]
 ) -> None:
-    """The small files always, weights only when asked for, pickles never."""
     hub = FakeHub(tmp_path)
     monkeypatch.setattr(source, "snapshot_download", hub)
 
-    found = source.resolve("someone/model", revision="v2", weights=weights)
+    directory = source.resolve("someone/model", revision="v2", weights=weights)
 
-    assert found == tmp_path
-    assert hub.asked == [("someone/model", "v2")]
-    assert set(hub.patterns) == {"*.json", "*.txt", "*.model"} | fetched
+    assert directory == tmp_path
+    assert hub.calls == [("someone/model", "v2")]
+    assert set(hub.patterns) == {"*.json", "*.txt", "*.model"} | weight_patterns
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError("nothing cached"), ValueError("no such id")])
-def test_what_the_hub_cannot_give_fails_the_start(
+def test_a_failed_download_fails_the_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    """The Hub's own words are in the message."""
     monkeypatch.setattr(source, "snapshot_download", FakeHub(tmp_path, error))
 
     with pytest.raises(ModelLoadError, match=str(error)):

@@ -11,8 +11,7 @@ from tests.support.command import run_launcher
 ROOT = Path(__file__).parents[3]
 
 
-def test_every_shipped_config_can_be_launched() -> None:
-    """They pass what is checked before Ray starts."""
+def test_shipped_configs_pass_the_check() -> None:
     configs = [ROOT / "serve_config.yaml", *sorted((ROOT / "configs").glob("*.yaml"))]
 
     addresses = [read_config(config.read_text()).address for config in configs]
@@ -29,22 +28,20 @@ def test_every_shipped_config_can_be_launched() -> None:
         ("{http_options: {host: 127.0.0.1}}", Address("127.0.0.1", 8000)),
     ],
 )
-def test_an_address_is_where_the_config_says(options: str, address: Address) -> None:
-    """Ray Serve's defaults where it says nothing; all addresses are reached by the nearest."""
+def test_the_address_comes_from_http_options(options: str, address: Address) -> None:
     text = options[:-1] + (", " if len(options) > 2 else "") + "applications: [{name: a}]}"
 
     assert read_config(text) == Plan(address)
 
 
-def test_an_address_has_the_prefix_of_the_application() -> None:
-    """The first one's, without a slash at its end."""
+def test_the_address_has_the_first_route_prefix() -> None:
     text = "applications: [{route_prefix: /embed/}, {route_prefix: /other}]"
 
     assert read_config(text).address == Address("localhost", 8000, "/embed")
 
 
 @pytest.mark.parametrize(
-    ("text", "named"),
+    ("text", "message"),
     [
         ("", "applications"),
         ("applications: []", "applications"),
@@ -66,15 +63,13 @@ def test_an_address_has_the_prefix_of_the_application() -> None:
         ),
     ],
 )
-def test_a_wrong_config_is_refused_by_the_key(text: str, named: str) -> None:
-    """Before anything starts."""
-    with pytest.raises(PrepareError, match=named):
+def test_an_error_names_the_key(text: str, message: str) -> None:
+    with pytest.raises(PrepareError, match=message):
         read_config(text)
 
 
 @pytest.mark.parametrize("source", ["/no/such/directory", "~nobody-of-that-name/model"])
-def test_a_model_that_is_not_there_is_named_before_anything_starts(source: str) -> None:
-    """Ray would take most of a minute to find out."""
+def test_a_missing_model_directory_is_an_error(source: str) -> None:
     models = [{"name": "m", "source": source}]
     app = {"import_path": "serve_app.app:build", "args": {"models": models}}
 
@@ -83,28 +78,26 @@ def test_a_model_that_is_not_there_is_named_before_anything_starts(source: str) 
 
 
 def application(tmp_path: Path, **http: object) -> str:
-    """Return a config of ours, with a model whose files are not looked into yet."""
+    """Return a config of this project, whose model directory exists but has no model files."""
     models = [{"name": "m", "source": str(tmp_path)}]
     args = {"models": models, "http": http}
     return yaml.safe_dump({"applications": [{"import_path": "serve_app.app:build", "args": args}]})
 
 
-def test_keys_that_are_not_there_are_told_before_anything_starts(tmp_path: Path) -> None:
-    """An ingress that cannot read them does not start, which takes Ray most of a minute to find out."""
+def test_a_missing_api_keys_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(PrepareError, match=r"^args\.http: api_keys_file cannot be read: No such"):
         read_config(application(tmp_path, api_keys_file=str(tmp_path / "nowhere")))
 
 
-def test_keys_in_a_pipe_are_not_waited_for(tmp_path: Path) -> None:
-    """Nobody may ever write to it."""
+def test_a_pipe_as_api_keys_file_does_not_block(tmp_path: Path) -> None:
+    """No process may ever write to the pipe."""
     os.mkfifo(tmp_path / "pipe")
 
-    with pytest.raises(PrepareError, match=r"^args\.http: api_keys_file is no file$"):
+    with pytest.raises(PrepareError, match=r"^args\.http: api_keys_file is not a regular file$"):
         read_config(application(tmp_path, api_keys_file=str(tmp_path / "pipe")))
 
 
-def test_what_callers_need_is_known(tmp_path: Path) -> None:
-    """For the command that is printed, and for the proxy's own errors."""
+def test_the_plan_has_the_key_and_error_settings(tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.write_text("sk-1\n")
 
@@ -117,19 +110,18 @@ def test_what_callers_need_is_known(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text", ["applications: 5", "applications: " + "[" * 5000, "applications: {a: 1}"]
 )
-def test_what_is_no_config_is_told_in_a_line(tmp_path: Path, text: str) -> None:
-    """Whatever it is."""
+def test_a_malformed_config_is_a_one_line_error(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.yaml").write_text(text)
 
     done = run_launcher(tmp_path, "--check", "--config", "config.yaml")
 
     assert done.returncode == 2
-    assert done.stderr.startswith("config.yaml: it ")
+    assert done.stderr.startswith("config.yaml: ")
     assert done.stderr.count("\n") == 1
 
 
-def test_a_mistake_in_a_user_config_is_told(tmp_path: Path) -> None:
-    """A running replica only logs it, and Ray Serve's status says that all is well."""
+def test_an_unknown_user_config_key_is_an_error(tmp_path: Path) -> None:
+    """A running replica only logs the mistake, and Ray Serve's status stays healthy."""
     config = yaml.safe_load(application(tmp_path))
     config["applications"][0]["deployments"] = [{"name": "m", "user_config": {"max_tokens": 1}}]
 
@@ -142,16 +134,15 @@ def test_a_mistake_in_a_user_config_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("prompts", "status", "said"),
+    ("prompts", "status", "output"),
     [
-        ({}, 0, "config.yaml: its `args` and"),
+        ({}, 0, "config.yaml: no errors in `args`"),
         (7, 2, "args.models.0.prompts: Input should be a valid"),
     ],
 )
-def test_a_config_is_checked_without_a_start(
-    tmp_path: Path, prompts: object, status: int, said: str
+def test_check_does_not_start_the_server(
+    tmp_path: Path, prompts: object, status: int, output: str
 ) -> None:
-    """Before it is deployed; also while its port is in use by what it replaces."""
     config = yaml.safe_load(application(tmp_path))
     config["applications"][0]["args"]["models"][0]["prompts"] = prompts
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
@@ -159,11 +150,11 @@ def test_a_config_is_checked_without_a_start(
     done = run_launcher(tmp_path, "--check", "--config", "config.yaml")
 
     assert done.returncode == status
-    assert said in done.stdout + done.stderr
+    assert output in done.stdout + done.stderr
 
 
-def test_a_mistake_in_a_model_is_told_once() -> None:
-    """The list of models is not called too short besides."""
+def test_one_mistake_in_a_model_is_one_error() -> None:
+    """Pydantic's `min_length` would add that the list of models is too short."""
     models = [{"name": "m", "source": "org/model", "alias": ["n"]}]
     app = {"import_path": "serve_app.app:build", "args": {"models": models}}
 

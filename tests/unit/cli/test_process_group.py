@@ -8,7 +8,7 @@ import pytest
 
 from serve_app.cli.process_group import Session, session_members
 
-# Interrupts wait until it waits for them, so that one that comes early is not lost and does not break a line.
+# The script blocks SIGINT until it waits for it, so that an early SIGINT is not lost.
 OBEYS = """
 import signal
 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -16,7 +16,7 @@ print("\\x1b[36mup\\x1b[0m", flush=True)
 signal.sigwait({signal.SIGINT})
 print("bye", flush=True)
 """
-# A command that leaves its stubborn child in a process group of its own, as Ray leaves its workers.
+# The child ignores signals and has its own process group, like Ray's workers.
 LEAVES_A_CHILD = """
 import subprocess, sys
 CHILD = '''
@@ -39,27 +39,26 @@ while True:
 
 
 def start(script: str, tmp_path: Path) -> Session:
-    """Start a Python script and wait until it says that it is up."""
+    """Start a Python script and wait until it prints "up"."""
     session = Session.start([sys.executable, "-c", script], os.environ, tmp_path / "logs" / "log")
     wait_until(lambda: "up\n" in session.output())
     return session
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    """Wait for a condition, but not for ever."""
-    until = time.monotonic() + 20
+    """Wait for a condition, for at most 20 seconds."""
+    deadline = time.monotonic() + 20
     while not condition():
-        assert time.monotonic() < until, "it did not come"
+        assert time.monotonic() < deadline, "timed out"
         os.sched_yield()
 
 
 def never() -> bool:
-    """Say that there is no hurry."""
+    """Never end the graceful shutdown early."""
     return False
 
 
-def test_a_command_runs_in_a_session_of_its_own(tmp_path: Path) -> None:
-    """Its session holds it, and not us."""
+def test_a_command_runs_in_its_own_session(tmp_path: Path) -> None:
     session = start(OBEYS, tmp_path)
 
     assert session_members(session.process.pid) == [session.process.pid]
@@ -67,8 +66,7 @@ def test_a_command_runs_in_a_session_of_its_own(tmp_path: Path) -> None:
     assert session.stop(never, grace_s=20) == []
 
 
-def test_what_a_command_writes_is_kept_without_colours(tmp_path: Path) -> None:
-    """The log is read by people."""
+def test_output_has_no_colour_codes(tmp_path: Path) -> None:
     session = start(OBEYS, tmp_path)
 
     session.stop(never, grace_s=20)
@@ -76,8 +74,7 @@ def test_what_a_command_writes_is_kept_without_colours(tmp_path: Path) -> None:
     assert session.output() == "up\nbye\n"
 
 
-def test_a_command_may_end_in_its_own_way(tmp_path: Path) -> None:
-    """It is interrupted, as by Ctrl-C, and not ended by force."""
+def test_stop_lets_the_command_exit_by_itself(tmp_path: Path) -> None:
     session = start(OBEYS, tmp_path)
     assert not session.has_ended()
 
@@ -87,38 +84,34 @@ def test_a_command_may_end_in_its_own_way(tmp_path: Path) -> None:
     assert session.process.returncode == 0
 
 
-def test_what_a_command_left_behind_is_ended_too(tmp_path: Path) -> None:
-    """Though its parent is gone, its group is another, and it ignores both polite signals."""
+def test_stop_kills_orphans_that_ignore_signals(tmp_path: Path) -> None:
     session = start(LEAVES_A_CHILD, tmp_path)
     wait_until(session.has_ended)
     assert len(session_members(session.process.pid)) == 1
 
-    left = session.stop(never, grace_s=20, force_s=0.2)
+    survivors = session.stop(never, grace_s=20, force_s=0.2)
 
-    assert left == []
+    assert survivors == []
 
 
-def test_a_stubborn_command_is_ended_when_patience_ends(tmp_path: Path) -> None:
-    """After the time that it has to end in order."""
+def test_stop_kills_a_stubborn_command_after_the_grace_time(tmp_path: Path) -> None:
     session = start(STUBBORN, tmp_path)
 
-    left = session.stop(never, grace_s=0.2, force_s=1)
+    survivors = session.stop(never, grace_s=0.2, force_s=1)
 
-    assert left == []
+    assert survivors == []
 
 
 @pytest.mark.timeout(30)
-def test_hurry_ends_the_patience(tmp_path: Path) -> None:
-    """A second Ctrl-C does not wait for the first to be obeyed."""
+def test_hurry_ends_the_grace_time(tmp_path: Path) -> None:
     session = start(STUBBORN, tmp_path)
 
-    left = session.stop(lambda: True, grace_s=600)
+    survivors = session.stop(lambda: True, grace_s=600)
 
-    assert left == []
+    assert survivors == []
 
 
-def test_a_process_that_ended_is_no_member(tmp_path: Path) -> None:
-    """Also as long as its parent has not asked for it, or never does."""
+def test_zombies_are_not_session_members(tmp_path: Path) -> None:
     session = Session.start([sys.executable, "-c", ""], os.environ, tmp_path / "log")
     os.waitid(os.P_PID, session.process.pid, os.WEXITED | os.WNOWAIT)
 

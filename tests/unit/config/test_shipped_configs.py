@@ -1,4 +1,4 @@
-"""Every Serve config file that is shipped can be run."""
+"""Tests of the Serve config files in the repository."""
 
 from pathlib import Path
 
@@ -13,8 +13,7 @@ FILES = [ROOT / "serve_config.yaml", *sorted((ROOT / "configs").glob("*.yaml"))]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_a_config_is_what_ray_serve_and_the_server_take(path: Path) -> None:
-    """Ray Serve's schema takes the file, and ours what stands under `args`."""
+def test_shipped_configs_match_both_schemas(path: Path) -> None:
     config = yaml.safe_load(path.read_text())
 
     ServeDeploySchema.model_validate(config)
@@ -24,8 +23,7 @@ def test_a_config_is_what_ray_serve_and_the_server_take(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_a_config_opens_with_whom_it_is_for(path: Path) -> None:
-    """The first lines say for whom and how to run it."""
+def test_shipped_configs_start_with_their_purpose(path: Path) -> None:
     head = "\n".join(path.read_text().splitlines()[:2])
 
     assert head.startswith("# ")

@@ -15,7 +15,7 @@ BUDGET = 10
 
 @dataclass(eq=False)
 class Caller:
-    """One chunk before the gate, in it, or past it."""
+    """One call that waits at the gate, is inside, or is done."""
 
     tokens: int
     inside: asyncio.Event = field(default_factory=asyncio.Event)
@@ -24,24 +24,24 @@ class Caller:
 
     @property
     def is_inside(self) -> bool:
-        """Whether the gate has let it in and it has not left."""
-        return self.inside.is_set() and not self.is_gone
+        """Whether the call was admitted and has not left."""
+        return self.inside.is_set() and not self.is_done
 
     @property
-    def is_gone(self) -> bool:
-        """Whether it has left or was cancelled."""
+    def is_done(self) -> bool:
+        """Whether the call has left or was cancelled."""
         return self.task is not None and self.task.done()
 
 
-class Street:
-    """A gate and everybody who came to it."""
+class Harness:
+    """A gate and all calls that have arrived at it."""
 
     def __init__(self, *, budget: int = BUDGET) -> None:
         self.gate = Gate(budget=budget)
         self.callers: list[Caller] = []
 
-    def come(self, tokens: int) -> Caller:
-        """A chunk comes; it moves at the next turn of the loop."""
+    def arrive(self, tokens: int) -> Caller:
+        """Start a call; its task runs at the next turn of the loop."""
         caller = Caller(tokens)
         caller.task = asyncio.create_task(self._pass(caller))
         self.callers.append(caller)
@@ -53,15 +53,15 @@ class Street:
             await caller.may_leave.wait()
 
     def waiting(self) -> list[Caller]:
-        """Who stands before the gate, in order."""
-        return [c for c in self.callers if not c.inside.is_set() and not c.is_gone]
+        """The waiting calls, in order of arrival."""
+        return [c for c in self.callers if not c.inside.is_set() and not c.is_done]
 
     def inside(self) -> list[Caller]:
-        """Who is with the model."""
+        """The admitted calls."""
         return [c for c in self.callers if c.is_inside]
 
-    async def empty(self) -> None:
-        """Let everybody leave, and see to it that all do and nobody met an error."""
+    async def drain(self) -> None:
+        """Let every call leave, and check that all did so without an error."""
         for caller in self.callers:
             caller.may_leave.set()
         for _ in self.callers:
@@ -72,129 +72,121 @@ class Street:
 
 
 async def settle() -> None:
-    """Let the loop turn until nothing that is ready is left to do."""
+    """Run the event loop until no task is ready."""
     for _ in range(6):
         await asyncio.sleep(0)
 
 
-async def test_the_first_chunk_goes_straight_in() -> None:
-    """While the model is free nobody waits for company."""
-    street = Street()
+async def test_the_first_call_is_admitted_at_once() -> None:
+    harness = Harness()
 
-    caller = street.come(1)
+    caller = harness.arrive(1)
     await settle()
 
     assert caller.is_inside
-    await street.empty()
+    await harness.drain()
 
 
-async def test_late_arrivals_wait_and_go_together() -> None:
-    """A batch that is not full stays open until the model is free."""
-    street = Street()
-    first = street.come(9)
-    late = [street.come(3) for _ in range(3)]
+async def test_late_arrivals_wait_and_are_admitted_together() -> None:
+    harness = Harness()
+    first = harness.arrive(9)
+    late = [harness.arrive(3) for _ in range(3)]
     await settle()
-    waited = street.waiting()
+    waited = harness.waiting()
 
     first.may_leave.set()
     await settle()
 
     assert waited == late
-    assert street.inside() == late
-    await street.empty()
+    assert harness.inside() == late
+    await harness.drain()
 
 
-async def test_a_full_batch_goes_one_ahead_and_a_second_one_does_not() -> None:
-    """The model finds the next batch ready, and what comes after it can still be joined."""
-    street = Street()
-    street.come(BUDGET)
-    ahead = street.come(BUDGET)
-    second = street.come(BUDGET)
+async def test_only_one_full_batch_is_admitted_ahead() -> None:
+    harness = Harness()
+    harness.arrive(BUDGET)
+    ahead = harness.arrive(BUDGET)
+    second = harness.arrive(BUDGET)
     await settle()
 
     assert ahead.is_inside
-    assert street.waiting() == [second]
-    await street.empty()
+    assert harness.waiting() == [second]
+    await harness.drain()
 
 
-async def test_a_chunk_over_the_budget_goes_alone() -> None:
-    """One input that is longer than the budget is embedded all the same."""
-    street = Street()
-    street.come(1)
-    large, small = street.come(BUDGET + 5), street.come(1)
+async def test_a_call_over_the_budget_is_admitted_alone() -> None:
+    harness = Harness()
+    harness.arrive(1)
+    large, small = harness.arrive(BUDGET + 5), harness.arrive(1)
     await settle()
 
     assert large.is_inside
-    assert street.waiting() == [small]
-    await street.empty()
+    assert harness.waiting() == [small]
+    await harness.drain()
 
 
-async def test_a_cancelled_waiter_leaves_the_queue_at_once() -> None:
-    """Its tokens stand in nobody's way."""
-    street = Street()
-    street.come(1)
-    gone = street.come(9)
+async def test_a_cancelled_call_leaves_the_queue_at_once() -> None:
+    harness = Harness()
+    harness.arrive(1)
+    cancelled = harness.arrive(9)
     await settle()
 
-    assert gone.task is not None
-    gone.task.cancel()
+    assert cancelled.task is not None
+    cancelled.task.cancel()
     await settle()
 
-    assert (street.gate.queued_chunks, street.gate.queued_tokens) == (0, 0)
-    await street.empty()
+    assert (harness.gate.queued_chunks, harness.gate.queued_tokens) == (0, 0)
+    await harness.drain()
 
 
-async def test_a_waiter_cancelled_as_it_is_let_in_gives_its_place_back() -> None:
-    """Between being let in and running, a caller can be cancelled; the gate must not wait for it."""
-    street = Street()
-    first, second = street.come(BUDGET), street.come(3)
+async def test_a_call_cancelled_on_admission_frees_its_admission() -> None:
+    harness = Harness()
+    first, second = harness.arrive(BUDGET), harness.arrive(3)
     await settle()
     assert second.task is not None
     first.may_leave.set()
-    await asyncio.sleep(0)  # the first has left and the second's turn has come, but it has not run
+    await asyncio.sleep(0)  # the second call is admitted, but its task has not run yet
 
     second.task.cancel()
-    third = street.come(3)
+    third = harness.arrive(3)
     await settle()
 
     assert not second.inside.is_set()
     assert third.is_inside
-    await street.empty()
+    await harness.drain()
 
 
-async def test_those_who_have_gone_do_not_fill_a_batch_ahead() -> None:
-    """A batch of cancelled callers would be frozen before late arrivals could join it."""
-    street = Street()
-    street.come(1)
-    gone, small = street.come(8), street.come(1)
+async def test_cancelled_calls_do_not_fill_a_batch_ahead() -> None:
+    """Their batch would be closed before late arrivals could join it."""
+    harness = Harness()
+    harness.arrive(1)
+    cancelled, small = harness.arrive(8), harness.arrive(1)
     await settle()
-    assert gone.task is not None
+    assert cancelled.task is not None
 
-    late = street.come(2)  # comes before the gate has heard, in the same turn of the loop
-    gone.task.cancel()
+    late = harness.arrive(2)  # in the same turn of the loop, before the gate sees the cancellation
+    cancelled.task.cancel()
     await settle()
 
-    assert street.waiting() == [small, late]
-    await street.empty()
+    assert harness.waiting() == [small, late]
+    await harness.drain()
 
 
-async def test_nobody_is_let_in_who_has_just_gone() -> None:
-    """The model frees up in the same turn of the loop in which a waiter is cancelled."""
-    street = Street()
-    first, gone, next_one = street.come(BUDGET), street.come(3), street.come(3)
+async def test_a_call_cancelled_as_the_model_frees_is_not_admitted() -> None:
+    harness = Harness()
+    first, cancelled, next_one = harness.arrive(BUDGET), harness.arrive(3), harness.arrive(3)
     await settle()
-    assert gone.task is not None
+    assert cancelled.task is not None
 
     first.may_leave.set()
-    gone.task.cancel()
+    cancelled.task.cancel()
     await settle()
 
-    assert street.inside() == [next_one]
-    await street.empty()
+    assert harness.inside() == [next_one]
+    await harness.drain()
 
 
-async def test_an_error_inside_frees_the_model() -> None:
-    """A batch that fails is over like any other."""
+async def test_an_error_inside_ends_the_admission() -> None:
     gate = Gate(budget=BUDGET)
     with pytest.raises(ZeroDivisionError):
         async with gate.enter(1):
@@ -206,57 +198,56 @@ async def test_an_error_inside_frees_the_model() -> None:
     assert entered
 
 
-async def test_a_smaller_budget_opens_the_gate_for_what_is_now_full() -> None:
-    """Settings change while chunks wait."""
-    street = Street()
-    street.come(1)
-    waiting = street.come(5)
+async def test_a_smaller_budget_admits_a_batch_that_is_now_full() -> None:
+    harness = Harness()
+    harness.arrive(1)
+    waiting = harness.arrive(5)
     await settle()
-    assert street.waiting() == [waiting]
+    assert harness.waiting() == [waiting]
 
-    street.gate.budget = 5
-    street.gate.open()
+    harness.gate.budget = 5
+    harness.gate.open()
     await settle()
 
     assert waiting.is_inside
-    await street.empty()
+    await harness.drain()
 
 
-# Properties: any order of coming, leaving and going away.
+# Properties: any order of arrivals, departures and cancellations.
 
-verbs = st.sampled_from(["come", "come", "leave", "cancel", "turn"])
+verbs = st.sampled_from(["arrive", "arrive", "leave", "cancel", "turn"])
 steps = st.lists(st.tuples(verbs, st.integers(0, 2 * BUDGET)), min_size=10, max_size=60)
-Check = Callable[[Street], None]
+Check = Callable[[Harness], None]
 
 
 def walk(steps: list[tuple[str, int]], *, is_calm: bool, check: Check) -> None:
-    """Take steps on a loop of their own, and check after each.
+    """Run steps on a new event loop, with checks in between.
 
     Args:
-        steps: a verb and a number: tokens, or which caller.
-        is_calm: whether the loop comes to rest after each step, or only when a step says so.
-        check: raises where something is wrong.
+        steps: a verb and a number, which is a token count or selects a call.
+        is_calm: whether the loop settles after each step, or only at a `turn` step.
+        check: raises if the harness is in a wrong state.
     """
 
     async def run() -> None:
-        street = Street()
+        harness = Harness()
         for verb, number in steps:
-            take_step(street, verb, number)
+            take_step(harness, verb, number)
             if is_calm or verb == "turn":
                 await settle()
-                check(street)
-        await street.empty()
-        assert (street.gate.queued_chunks, street.gate.queued_tokens) == (0, 0)
+                check(harness)
+        await harness.drain()
+        assert (harness.gate.queued_chunks, harness.gate.queued_tokens) == (0, 0)
 
     asyncio.run(run())
 
 
-def take_step(street: Street, verb: str, number: int) -> None:
-    """Come, leave or go away."""
-    if verb == "come":
-        street.come(number)
+def take_step(harness: Harness, verb: str, number: int) -> None:
+    """Start, finish or cancel a call."""
+    if verb == "arrive":
+        harness.arrive(number)
         return
-    pool = street.inside() if verb == "leave" else [c for c in street.callers if not c.is_gone]
+    pool = harness.inside() if verb == "leave" else [c for c in harness.callers if not c.is_done]
     if not pool or verb == "turn":
         return
     caller = pool[number % len(pool)]
@@ -268,24 +259,24 @@ def take_step(street: Street, verb: str, number: int) -> None:
 
 
 class Reference:
-    """The rule in plain lists: what the gate must do, when each step comes to rest."""
+    """A reference model of the gate in plain lists, for a loop that settles after each step."""
 
     def __init__(self) -> None:
         self.waiting: list[Caller] = []
         self.batches: list[list[Caller]] = []
         self._seen = 0
 
-    def follow(self, street: Street) -> None:
-        """Take over what happened, and let in by the rule."""
-        self.waiting += street.callers[self._seen :]
-        self._seen = len(street.callers)
-        self.waiting = [c for c in self.waiting if not c.is_gone]
-        self.batches = [[c for c in batch if not c.is_gone] for batch in self.batches]
+    def follow(self, harness: Harness) -> None:
+        """Follow the arrivals and departures, and admit by the rules."""
+        self.waiting += harness.callers[self._seen :]
+        self._seen = len(harness.callers)
+        self.waiting = [c for c in self.waiting if not c.is_done]
+        self.batches = [[c for c in batch if not c.is_done] for batch in self.batches]
         self.batches = [batch for batch in self.batches if batch]
-        while self.waiting and (not self.batches or self._may_go_ahead()):
+        while self.waiting and (not self.batches or self._may_admit_ahead()):
             self.batches.append(self._take())
 
-    def _may_go_ahead(self) -> bool:
+    def _may_admit_ahead(self) -> bool:
         return len(self.batches) == 1 and sum(c.tokens for c in self.waiting) >= BUDGET
 
     def _take(self) -> list[Caller]:
@@ -296,29 +287,26 @@ class Reference:
 
 
 @given(steps)
-def test_the_gate_follows_its_rule(steps: list[tuple[str, int]]) -> None:
-    """One batch runs, one full one is ahead, each the oldest chunks that fit the budget; the rest waits."""
+def test_the_gate_agrees_with_a_reference_model(steps: list[tuple[str, int]]) -> None:
     reference = Reference()
 
-    def check(street: Street) -> None:
-        reference.follow(street)
-        assert street.waiting() == reference.waiting
-        assert set(street.inside()) == {c for batch in reference.batches for c in batch}
+    def check(harness: Harness) -> None:
+        reference.follow(harness)
+        assert harness.waiting() == reference.waiting
+        assert set(harness.inside()) == {c for batch in reference.batches for c in batch}
 
     walk(steps, is_calm=True, check=check)
 
 
 @given(steps)
-def test_whatever_happens_in_one_turn_nothing_is_lost(steps: list[tuple[str, int]]) -> None:
-    """Oldest first, no more than two batches inside, an idle model only when nobody waits."""
-
-    def check(street: Street) -> None:
-        waiting, inside = street.waiting(), street.inside()
-        younger = street.callers[street.callers.index(waiting[0]) :] if waiting else []
+def test_invariants_hold_for_events_in_the_same_loop_turn(steps: list[tuple[str, int]]) -> None:
+    def check(harness: Harness) -> None:
+        waiting, inside = harness.waiting(), harness.inside()
+        younger = harness.callers[harness.callers.index(waiting[0]) :] if waiting else []
         assert not any(caller.inside.is_set() for caller in younger)
         assert sum(c.tokens for c in inside) <= 2 * max([BUDGET, *(c.tokens for c in inside)])
         assert inside or not waiting
-        assert street.gate.queued_chunks == len(waiting)
-        assert street.gate.queued_tokens == sum(c.tokens for c in waiting)
+        assert harness.gate.queued_chunks == len(waiting)
+        assert harness.gate.queued_tokens == sum(c.tokens for c in waiting)
 
     walk(steps, is_calm=False, check=check)

@@ -5,7 +5,7 @@ from serve_app.deployments.load_report import LoadReport
 
 
 class Clock:
-    """A time that is set."""
+    """A clock that a test sets."""
 
     now = 100.0
 
@@ -16,12 +16,10 @@ class Clock:
 
 @pytest.fixture
 def clock() -> Clock:
-    """Begin some time."""
     return Clock()
 
 
-def test_how_busy_it_was_is_told_since_the_last_time(clock: Clock) -> None:
-    """As a share of the time that has passed."""
+def test_busy_is_the_share_of_time_since_the_last_report(clock: Clock) -> None:
     report = LoadReport(clock=clock)
     clock.now += 10
     first = report.report(5.0)
@@ -32,11 +30,10 @@ def test_how_busy_it_was_is_told_since_the_last_time(clock: Clock) -> None:
     assert report.report(7.0)[BUSY] == 0
 
 
-def test_what_waits_is_told_in_seconds_of_work(clock: Clock) -> None:
-    """Added up over the ingress replicas, at the pace of the batches that were computed."""
+def test_waiting_work_sums_all_backlogs_in_seconds(clock: Clock) -> None:
     report = LoadReport(clock=clock)
     report.record_backlog("one", 300)
-    assert report.report(0.0)[WAITING_S] == 0  # nothing is known of its pace yet
+    assert report.report(0.0)[WAITING_S] == 0  # no throughput has been measured yet
 
     report.computed(100, 0.5)
     report.record_backlog("one", 400)
@@ -45,8 +42,7 @@ def test_what_waits_is_told_in_seconds_of_work(clock: Clock) -> None:
     assert report.report(0.5)[WAITING_S] == pytest.approx(5.0)
 
 
-def test_it_is_known_in_how_many_others_something_waits(clock: Clock) -> None:
-    """Those at rest are not counted, nor those of whom nothing was heard for long."""
+def test_others_waiting_counts_recent_backlogs_above_0(clock: Clock) -> None:
     report = LoadReport(clock=clock)
     report.record_backlog("one", 300)
     clock.now += 4
@@ -59,8 +55,7 @@ def test_it_is_known_in_how_many_others_something_waits(clock: Clock) -> None:
     assert report.others_waiting("three") == 1
 
 
-def test_what_was_told_is_forgotten_after_some_seconds(clock: Clock) -> None:
-    """Its ingress replica has nothing waiting any more, or is gone."""
+def test_a_backlog_expires_after_some_seconds(clock: Clock) -> None:
     report = LoadReport(clock=clock)
     report.computed(100, 1.0)
     report.record_backlog("one", 400)
@@ -71,8 +66,8 @@ def test_what_was_told_is_forgotten_after_some_seconds(clock: Clock) -> None:
     assert report.report(1.0)[WAITING_S] == pytest.approx(1.0)
 
 
-def test_the_pace_is_that_of_lately(clock: Clock) -> None:
-    """A model that was slow while it warmed up is not slow for ever."""
+def test_the_throughput_is_that_of_recent_batches(clock: Clock) -> None:
+    """A model that was slow while it warmed up must not look slow forever."""
     report = LoadReport(clock=clock)
     report.computed(10, 5.0)
     for _ in range(100):

@@ -8,22 +8,19 @@ from serve_app.deployments.model_thread import ModelThread, ModelThreadError
 
 @pytest.fixture
 def thread() -> ModelThread:
-    """A thread that has started; it ends with the test that stops it, or with the process."""
-    started = ModelThread()
-    started.start()
-    return started
+    """A started thread. It is a daemon, so a test need not stop it."""
+    thread = ModelThread()
+    thread.start()
+    return thread
 
 
-def test_functions_run_one_after_the_other_on_one_thread(thread: ModelThread) -> None:
-    """OpenMP and CUDA keep state for each thread, so there may be only one."""
+def test_all_functions_run_on_one_thread(thread: ModelThread) -> None:
     names = [thread.submit(lambda: threading.current_thread().name) for _ in range(3)]
 
     assert [name.result(5) for name in names] == ["model"] * 3
 
 
-def test_an_exception_reaches_its_caller_and_no_other(thread: ModelThread) -> None:
-    """A batch that fails does not stop the next."""
-
+def test_an_exception_reaches_only_its_own_caller(thread: ModelThread) -> None:
     def fail() -> None:
         raise ZeroDivisionError
 
@@ -35,7 +32,6 @@ def test_an_exception_reaches_its_caller_and_no_other(thread: ModelThread) -> No
 
 
 def test_a_cancelled_function_does_not_run(thread: ModelThread) -> None:
-    """Its caller has gone before its turn came."""
     ran, may_end = [], threading.Event()
     running = thread.submit(lambda: may_end.wait(5))
     cancelled = thread.submit(lambda: ran.append(1))
@@ -49,8 +45,7 @@ def test_a_cancelled_function_does_not_run(thread: ModelThread) -> None:
     assert ran == []
 
 
-def test_a_function_that_kills_the_thread_takes_no_other_with_it(thread: ModelThread) -> None:
-    """What waits behind it is told at once, as is who comes later and who asks for its health."""
+def test_when_the_thread_dies_everything_queued_fails(thread: ModelThread) -> None:
     may_die = threading.Event()
 
     def die() -> None:
@@ -68,14 +63,12 @@ def test_a_function_that_kills_the_thread_takes_no_other_with_it(thread: ModelTh
         thread.check(hang_timeout_s=5)
 
 
-def test_a_thread_that_has_not_started_is_not_healthy() -> None:
-    """The constructor starts nothing."""
+def test_a_thread_that_was_not_started_is_unhealthy() -> None:
     with pytest.raises(ModelThreadError):
         ModelThread().check(hang_timeout_s=5)
 
 
-def test_stopping_lets_what_was_given_run_to_its_end(thread: ModelThread) -> None:
-    """A replica that shuts down owes its callers their answers."""
+def test_stop_runs_what_was_already_submitted(thread: ModelThread) -> None:
     may_end = threading.Event()
     running, next_one = thread.submit(lambda: may_end.wait(5)), thread.submit(lambda: 1)
 
@@ -86,8 +79,7 @@ def test_stopping_lets_what_was_given_run_to_its_end(thread: ModelThread) -> Non
     assert next_one.result(5) == 1
 
 
-def test_a_batch_that_computes_too_long_is_noticed(thread: ModelThread) -> None:
-    """The thread is alive and useless; only the time since the batch began tells."""
+def test_a_batch_that_runs_too_long_fails_the_check(thread: ModelThread) -> None:
     began, may_end = threading.Event(), threading.Event()
 
     def compute() -> None:
@@ -104,8 +96,7 @@ def test_a_batch_that_computes_too_long_is_noticed(thread: ModelThread) -> None:
     running.result(5)
 
 
-def test_busy_seconds_count_the_running_function_and_those_before(thread: ModelThread) -> None:
-    """The number only grows, and stands still while there is nothing to do."""
+def test_busy_seconds_include_the_running_function(thread: ModelThread) -> None:
     began, may_end = threading.Event(), threading.Event()
 
     def compute() -> None:

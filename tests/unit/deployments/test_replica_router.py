@@ -1,5 +1,3 @@
-"""Which replica a call goes to. Ray Serve's own part of the router stays out: the counts are what is tested."""
-
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +12,7 @@ pytestmark = pytest.mark.anyio
 
 @dataclass(frozen=True, slots=True)
 class Replica:
-    """As much of one as is looked at."""
+    """The part of Ray Serve's `RunningReplica` that the router reads."""
 
     replica_id: str
 
@@ -23,15 +21,14 @@ REPLICAS = [Replica(name) for name in "abc"]
 
 
 def router() -> Any:
-    """Make a router without Ray Serve's state, whose queue lengths are not kept."""
-    made = object.__new__(LeastOutstandingRouter)
-    made._use_replica_queue_len_cache = False
-    made.initialize_state()
-    return made
+    """Make a router without the state of Ray Serve's base class."""
+    router = object.__new__(LeastOutstandingRouter)
+    router._use_replica_queue_len_cache = False
+    router.initialize_state()
+    return router
 
 
-async def test_replicas_come_by_their_calls() -> None:
-    """Those with the fewest first, and together."""
+async def test_replicas_are_grouped_by_calls_in_flight() -> None:
     chooser = router()
     for name in "aab":
         chooser.on_send_request(name)
@@ -41,8 +38,7 @@ async def test_replicas_come_by_their_calls() -> None:
     assert [[replica.replica_id for replica in rank] for rank in ranks] == [["c"], ["b"], ["a"]]
 
 
-async def test_a_call_that_came_back_counts_no_more() -> None:
-    """Whatever it brought; and nothing is kept of a replica without calls."""
+async def test_a_completed_call_is_no_longer_counted() -> None:
     chooser = router()
     chooser.on_send_request("a")
     chooser.on_request_completed("a", "an-id")
@@ -50,12 +46,11 @@ async def test_a_call_that_came_back_counts_no_more() -> None:
     (rank,) = await chooser.choose_replicas(REPLICAS)
 
     assert rank == REPLICAS
-    assert not chooser._under_way
+    assert not chooser._in_flight
 
 
 @given(ends=st.lists(st.integers(0, 5), max_size=60))
-async def test_with_two_calls_for_each_replica_none_is_without_work(ends: list[int]) -> None:
-    """Whichever of them comes back, the next goes where one is missing."""
+async def test_two_calls_per_replica_keep_every_replica_busy(ends: list[int]) -> None:
     chooser = router()
     calls: list[str] = []
 

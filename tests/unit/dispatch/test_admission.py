@@ -1,4 +1,3 @@
-import math
 from dataclasses import dataclass
 
 import pytest
@@ -18,15 +17,14 @@ class Clock:
 
 
 def work(admission: Admission, clock: Clock, *, seconds: float, pace: float) -> None:
-    """Do what is there at a steady pace, and keep it as full as it is."""
+    """Finish and add `pace` units every second, so that the pending units stay constant."""
     for _ in range(round(seconds)):
         clock.now += 1
         admission.finish(round(pace))
         admission.add(round(pace))
 
 
-def test_there_is_room_up_to_the_limit() -> None:
-    """And none beyond it."""
+def test_units_are_admitted_up_to_the_limit() -> None:
     admission = Admission(limit=10, unknown_s=1)
 
     admission.add(8)
@@ -37,14 +35,12 @@ def test_there_is_room_up_to_the_limit() -> None:
     assert admission.remaining == 0
 
 
-def test_one_finds_room_where_nothing_is() -> None:
-    """However large it is, but not where nothing at all shall be taken."""
+def test_an_empty_queue_admits_any_amount_unless_the_limit_is_0() -> None:
     assert Admission(limit=10, unknown_s=1).has_room(11)
     assert not Admission(limit=0, unknown_s=1).has_room(1)
 
 
-def test_a_limit_is_shared_in_equal_parts() -> None:
-    """Each gets an equal part of the work done, so whoever had more would wait longer."""
+def test_ingress_replicas_share_a_limit_equally() -> None:
     admission = Admission(limit=90, unknown_s=1)
     admission.add(20)
 
@@ -54,8 +50,7 @@ def test_a_limit_is_shared_in_equal_parts() -> None:
     assert admission.remaining == 10
 
 
-def test_bulk_takes_no_room_from_others_and_is_refused_first() -> None:
-    """A quarter is kept for what somebody waits for; whatever bulk there is is overtaken."""
+def test_bulk_is_refused_first_and_takes_no_room() -> None:
     admission = Admission(limit=100, unknown_s=1)
     admission.add(60)
 
@@ -68,8 +63,8 @@ def test_bulk_takes_no_room_from_others_and_is_refused_first() -> None:
     assert admission.remaining == 40
 
 
-def test_one_that_is_larger_than_the_queue_is_taken_where_little_waits() -> None:
-    """Small traffic, which there always is, would keep it out for ever; and it keeps no small one out."""
+def test_a_bulk_request_above_the_limit_is_admitted_at_low_load() -> None:
+    """Otherwise steady small traffic would keep it out forever."""
     admission = Admission(limit=100, unknown_s=1)
     admission.add(50)
 
@@ -86,16 +81,14 @@ def test_one_that_is_larger_than_the_queue_is_taken_where_little_waits() -> None
     assert not admission.has_room(300, is_bulk=True)
 
 
-def test_without_a_limit_there_is_always_room() -> None:
-    """Whatever is there."""
+def test_without_a_limit_everything_is_admitted() -> None:
     admission = Admission(limit=None, unknown_s=1)
     admission.add(10**9)
 
     assert admission.has_room(10**9)
 
 
-def test_the_wait_is_what_is_there_over_the_pace_of_lately() -> None:
-    """Whatever it was long ago."""
+def test_the_wait_is_pending_units_over_the_recent_drain_rate() -> None:
     clock = Clock()
     admission = Admission(limit=1000, unknown_s=3, clock=clock)
     admission.add(600)
@@ -107,8 +100,8 @@ def test_the_wait_is_what_is_there_over_the_pace_of_lately() -> None:
     assert admission.wait_s == pytest.approx(30, rel=0.2)
 
 
-def test_a_model_that_had_little_to_do_is_not_slow() -> None:
-    """It did ten tokens a second because no more were asked of it; of a thousand at once nothing is known yet."""
+def test_a_lightly_loaded_model_does_not_look_slow() -> None:
+    """It finished ten units a second because ten were pending; its rate at 1000 is unknown."""
     clock = Clock()
     admission = Admission(limit=1000, unknown_s=3, clock=clock)
     admission.add(10)
@@ -123,8 +116,7 @@ def test_a_model_that_had_little_to_do_is_not_slow() -> None:
     assert admission.wait_s == pytest.approx(4, rel=0.2)
 
 
-def test_a_pause_does_not_count_as_slowness() -> None:
-    """Nothing was to be done."""
+def test_idle_time_does_not_lower_the_drain_rate() -> None:
     clock = Clock()
     admission = Admission(limit=1000, unknown_s=3, clock=clock)
     admission.add(100)
@@ -138,8 +130,7 @@ def test_a_pause_does_not_count_as_slowness() -> None:
     assert admission.wait_s == pytest.approx(before, rel=0.1)
 
 
-def test_a_wait_grows_while_nothing_is_done_to_an_hour_at_most() -> None:
-    """As it does where a replica has died; headers are for people and programs to read."""
+def test_the_wait_grows_to_an_hour_while_nothing_finishes() -> None:
     clock = Clock()
     admission = Admission(limit=None, unknown_s=3, clock=clock)
     admission.add(1000)
@@ -155,8 +146,7 @@ def test_a_wait_grows_while_nothing_is_done_to_an_hour_at_most() -> None:
     assert admission.wait_s == 3600
 
 
-def test_what_is_dropped_is_not_done() -> None:
-    """A client that leaves makes the others' wait shorter, and the server no faster."""
+def test_dropped_units_do_not_raise_the_drain_rate() -> None:
     clock = Clock()
     admission = Admission(limit=1000, unknown_s=3, clock=clock)
     admission.add(400)
@@ -168,10 +158,9 @@ def test_what_is_dropped_is_not_done() -> None:
 
 
 @pytest.mark.parametrize(("units", "least", "most"), [(1, 1, 1), (600, 4, 8), (10**6, 60, 60)])
-def test_who_is_refused_waits_between_a_second_and_a_minute(
+def test_retry_after_is_between_a_second_and_a_minute(
     units: int, least: float, most: float
 ) -> None:
-    """And not all equally long."""
     clock = Clock()
     admission = Admission(limit=None, unknown_s=3, clock=clock)
     admission.add(units)
@@ -180,4 +169,5 @@ def test_who_is_refused_waits_between_a_second_and_a_minute(
     waits = [admission.retry_after_s for _ in range(50)]
 
     assert least <= min(waits) <= max(waits) <= most
-    assert math.isclose(least, most) == (len(set(waits)) == 1)
+    has_jitter = len(set(waits)) > 1
+    assert has_jitter == (least < most)

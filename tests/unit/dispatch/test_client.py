@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import replace
-from itertools import accumulate
+from itertools import accumulate, count
 from operator import sub
 from typing import Any
 
@@ -74,23 +74,23 @@ def client_of(
 
 
 async def answer(chunk: EmbedChunk) -> EmbedResult:
-    """Do what a replica does that meets no difficulty."""
+    """Answer a chunk without failures."""
     return result_of(chunk)
 
 
 async def never(chunk: EmbedChunk) -> EmbedResult:
-    """Keep a chunk for ever."""
+    """Never answer."""
     await asyncio.Event().wait()
     return result_of(chunk)
 
 
 def raising(*errors: Exception) -> Answer:
-    """Raise one error after the other, then answer."""
-    left = list(errors)
+    """Raise the errors one after the other, then answer."""
+    remaining = list(errors)
 
     async def answer(chunk: EmbedChunk) -> EmbedResult:
-        if left:
-            raise left.pop(0)
+        if remaining:
+            raise remaining.pop(0)
         return result_of(chunk)
 
     return answer
@@ -99,8 +99,7 @@ def raising(*errors: Exception) -> Answer:
 # Splitting and joining.
 
 
-async def test_a_small_request_is_one_call() -> None:
-    """Its buffers go as they are."""
+async def test_a_small_request_is_sent_as_one_call() -> None:
     handle = FakeHandle(answer)
     inputs = tokenized([1, 2], [3], prompt_length=1)
 
@@ -112,13 +111,11 @@ async def test_a_small_request_is_one_call() -> None:
 
 
 @given(st.lists(st.lists(st.integers(0, 99), max_size=12), min_size=1, max_size=40))
-def test_a_request_in_many_calls_gives_each_input_its_own_vector(inputs: list[list[int]]) -> None:
-    """Whatever the lengths, and whichever call is answered first."""
-    chunks_left = [0]
+def test_a_split_request_returns_each_input_its_own_vector(inputs: list[list[int]]) -> None:
+    numbers = count(1)
 
     async def answer_late(chunk: EmbedChunk) -> EmbedResult:
-        chunks_left[0] += 1
-        for _ in range(7 - chunks_left[0] % 7):
+        for _ in range(7 - next(numbers) % 7):
             await asyncio.sleep(0)
         return result_of(chunk)
 
@@ -134,9 +131,7 @@ def test_a_request_in_many_calls_gives_each_input_its_own_vector(inputs: list[li
     assert {chunk.inputs.prompt_length for chunk in handle.chunks} == {2}
 
 
-async def test_failures_are_counted_within_the_request() -> None:
-    """The second call's first input is not the request's first."""
-
+async def test_failures_are_indexed_within_the_request() -> None:
     async def fail_first(chunk: EmbedChunk) -> EmbedResult:
         failures = (Failure(0, "inference_failed"),)
         return EmbedResult(vectors_of(chunk.inputs), failures, 0.001, 1, 1)
@@ -148,35 +143,33 @@ async def test_failures_are_counted_within_the_request() -> None:
     assert [failure.index for failure in result.failures] == [0, 2]
 
 
-async def test_a_large_request_has_two_calls_under_way_at_most() -> None:
-    """It neither floods the replicas' queues nor waits for its own chunks one by one."""
-    under_way: set[int] = set()
-    most = []
+async def test_a_large_request_has_at_most_two_calls_in_flight() -> None:
+    in_flight: set[int] = set()
+    counts = []
 
     async def watch(chunk: EmbedChunk) -> EmbedResult:
-        under_way.add(id(chunk))
-        most.append(len(under_way))
+        in_flight.add(id(chunk))
+        counts.append(len(in_flight))
         await asyncio.sleep(0)
-        under_way.discard(id(chunk))
+        in_flight.discard(id(chunk))
         return result_of(chunk)
 
     inputs = tokenized(*([i] * 10 for i in range(9)))
 
     await client_of(FakeHandle(watch)).embed(inputs, request_id="an-id")
 
-    assert max(most) == 2
+    assert max(counts) == 2
 
 
-async def test_calls_follow_the_number_of_replicas() -> None:
-    """Two for each; asked for while there is work."""
-    under_way: set[int] = set()
-    most = []
+async def test_calls_in_flight_follow_the_number_of_replicas() -> None:
+    in_flight: set[int] = set()
+    counts = []
 
     async def watch(chunk: EmbedChunk) -> EmbedResult:
-        under_way.add(id(chunk))
-        most.append(len(under_way))
-        await turns()
-        under_way.discard(id(chunk))
+        in_flight.add(id(chunk))
+        counts.append(len(in_flight))
+        await settle()
+        in_flight.discard(id(chunk))
         return result_of(chunk)
 
     client = client_of(FakeHandle(watch, states=[STATE] * 3), max_queued_tokens=1000)
@@ -184,41 +177,40 @@ async def test_calls_follow_the_number_of_replicas() -> None:
 
     await client.embed(tokenized(*([i] * 10 for i in range(20))), request_id="an-id")
 
-    assert max(most) == 6
+    assert max(counts) == 6
 
 
-async def test_calls_that_hang_with_their_replica_take_no_place_from_others(
+async def test_calls_in_a_hung_replica_take_no_slot_from_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It counts as long as it lives, whether it says that it cannot embed or says nothing."""
+    """A hung replica counts as long as it lives, whether or not it answers the poll."""
     monkeypatch.setattr("serve_app.dispatch.replica_monitor._POLL_S", 0.02)
-    has_looked = asyncio.Event()
+    first_poll_is_over = asyncio.Event()
 
-    class LookedAt(FakeHandle):
+    class PolledHandle(FakeHandle):
         def broadcast(self, method: str, caller: str, waiting_tokens: int) -> Any:
-            if self.told:  # once, which is over
-                has_looked.set()
+            if self.polls:
+                first_poll_is_over.set()
             return super().broadcast(method, caller, waiting_tokens)
 
-    handle = LookedAt(never, states=[STATE, None, LATE, RuntimeError("dying")])
+    handle = PolledHandle(never, states=[STATE, None, LATE, RuntimeError("dying")])
     client = client_of(handle)
     tasks = [
         asyncio.create_task(client.embed(tokenized([n] * 9), request_id="an-id"))
         for n in range(1, 8)
     ]
-    await has_looked.wait()
+    await first_poll_is_over.wait()
 
     tasks.append(asyncio.create_task(client.embed(tokenized([8] * 9), request_id="an-id")))
-    await turns()
+    await settle()
     for task in tasks:
         task.cancel()
-    await turns()
+    await settle()
 
     assert len(handle.calls) == 6
 
 
-async def test_calls_and_the_queue_follow_what_the_replicas_take() -> None:
-    """Their settings change without a restart, and their budget may be the device's."""
+async def test_budget_and_limit_follow_the_replicas_settings() -> None:
     states = [
         replace(STATE, max_batch_tokens=30, max_queued_tokens=40),
         replace(STATE, max_batch_tokens=20, max_queued_tokens=50),
@@ -226,7 +218,7 @@ async def test_calls_and_the_queue_follow_what_the_replicas_take() -> None:
     handle = FakeHandle(answer, states=states)
     client = client_of(handle)
     await client.embed(tokenized([1]), request_id="an-id")
-    await turns()
+    await settle()
 
     await client.embed(tokenized(*[[1] * 5] * 5), request_id="an-id")
     large = asyncio.create_task(client.embed(tokenized(*[[1] * 10] * 8), request_id="an-id"))
@@ -239,44 +231,44 @@ async def test_calls_and_the_queue_follow_what_the_replicas_take() -> None:
     await large
 
 
-async def test_replicas_are_looked_at_soon_and_often_after_a_pause() -> None:
-    """So that ingress replicas hear of each other while a burst lasts."""
+async def test_polling_is_fast_after_an_idle_time() -> None:
+    """Ingress replicas have to learn of each other while a burst lasts."""
     handle = FakeHandle(never, states=[STATE])
     waiting = asyncio.create_task(client_of(handle).embed(tokenized([1]), request_id="an-id"))
 
-    await asyncio.sleep(1)  # half of what is between two looks later on
+    await asyncio.sleep(1)  # half of the usual interval between two polls
     waiting.cancel()
 
-    assert len(handle.told) >= 3
+    assert len(handle.polls) >= 3
 
 
 async def test_ingress_replicas_share_the_limit() -> None:
-    """As the replica says that was told most; it is that of the model, whichever ingress replica is asked."""
+    """The highest `others_waiting` counts: a new replica knows fewer ingress replicas."""
     states = [
         replace(STATE, max_queued_tokens=50, others_waiting=1),
         replace(STATE, max_queued_tokens=50, others_waiting=0),
     ]
     client = client_of(FakeHandle(never, states=states), max_queued_tokens=1000)
     waiting = asyncio.create_task(client.embed(tokenized([1] * 30), request_id="an-id"))
-    await turns()
+    await settle()
 
     with pytest.raises(OverloadedError):
         await client.embed(tokenized([1] * 21), request_id="an-id")
     fitting = asyncio.create_task(client.embed(tokenized([1] * 20), request_id="an-id"))
-    await turns()
+    await settle()
 
     assert client.admission.units == 50
     for task in (waiting, fitting):
         task.cancel()
 
 
-async def test_who_has_nothing_to_do_has_the_whole_queue_again() -> None:
-    """Whatever waited elsewhere at the last look: nobody looks while nothing waits here."""
+async def test_an_idle_ingress_replica_has_the_whole_limit_again() -> None:
+    """Polling stops when it is idle, so a count of others would never be updated."""
     handle = FakeHandle(answer, states=[replace(STATE, others_waiting=3)])
     client = client_of(handle)
 
     await client.embed(tokenized([1]), request_id="an-id")
-    await asyncio.sleep(1)  # two looks come within half of it
+    await asyncio.sleep(1)  # two polls happen within half of it
 
     assert client.admission.remaining == 100
 
@@ -285,7 +277,7 @@ async def test_who_has_nothing_to_do_has_the_whole_queue_again() -> None:
 
 
 class Clockwork(FakeHandle):
-    """One replica that computes one call after the other; its clock counts the tokens that it has read."""
+    """One replica that computes one call at a time. Its clock counts the tokens computed."""
 
     def __init__(self, state: ReplicaState = STATE) -> None:
         super().__init__(answer, states=[state])
@@ -294,19 +286,17 @@ class Clockwork(FakeHandle):
 
     async def _answer_all(self, chunks: Sequence[EmbedChunk]) -> Sequence[EmbedResult]:
         async with self._computing:
-            await turns()  # those whose call has ended come back first
+            await settle()  # callers whose call has ended send their next chunk first
             tokens = sum(chunk.inputs.tokens for chunk in chunks)
             self.now += tokens
             return [replace(result_of(chunk), inference_s=tokens) for chunk in chunks]
 
 
 @pytest.mark.parametrize(("inference_s", "is_soon"), [(0.0, True), (60.0, False)])
-async def test_the_later_chunks_of_a_request_have_the_place_that_it_could_have_come_to_alone(
+async def test_later_chunks_are_spaced_by_inference_time(
     inference_s: float,
     is_soon: bool,  # noqa: FBT001
 ) -> None:
-    """Else each would wait behind all that came since; and if all came with the first, others behind all of it."""
-
     async def compute(chunk: EmbedChunk) -> EmbedResult:
         await asyncio.sleep(0)
         return replace(result_of(chunk), inference_s=inference_s)
@@ -322,40 +312,36 @@ async def test_the_later_chunks_of_a_request_have_the_place_that_it_could_have_c
     assert (last < 6) is is_soon
 
 
-async def test_nobody_is_answered_two_budgets_after_one_that_came_later() -> None:
-    """Of 64 clients with one short or long input each, while one more sends forty budgets in a request.
-
-    So nobody waits longer than that on account of those who came later.
-    """
+async def test_no_request_waits_two_budgets_longer_than_a_later_one() -> None:
+    """64 clients send one short or long input at a time, while one request has forty budgets."""
     budget = 64
     handle = Clockwork(replace(STATE, max_batch_tokens=budget, max_queued_tokens=100_000))
     client = client_of(handle, chunk_tokens=budget, max_queued_tokens=100_000)
     lengths = random.Random(1)
-    answered: list[int] = []  # by the replica's clock, in the order in which the requests came
+    answered: list[int] = []  # by the replica's clock, in the order in which the requests arrived
 
     async def send_one_after_the_other() -> None:
         for _ in range(12):
-            place = len(answered)
+            number = len(answered)
             answered.append(0)
             inputs = tokenized([1] * min(round(lengths.lognormvariate(1.5, 0.8)) + 1, budget))
             await client.embed(inputs, request_id="an-id")
-            answered[place] = handle.now
+            answered[number] = handle.now
 
     large = client.embed(tokenized(*([2] * 8 for _ in range(40 * budget // 8))), request_id="an-id")
     await asyncio.gather(large, *(send_one_after_the_other() for _ in range(64)))
 
     assert handle.now > 40 * budget
-    first_later = list(accumulate(reversed(answered), min))[::-1]
-    assert max(map(sub, answered, first_later)) <= 2 * budget
+    earliest_from_here_on = list(accumulate(reversed(answered), min))[::-1]
+    assert max(map(sub, answered, earliest_from_here_on)) <= 2 * budget
 
 
 # Times.
 
 
-async def test_a_requests_times_are_those_of_its_batches_and_of_its_waiting(
+async def test_times_add_up_the_batches_and_waits_of_a_request(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Computing one call after the other adds up, and so does waiting for somebody else's."""
     handle = Clockwork()
     monkeypatch.setattr(time, "perf_counter", lambda: handle.now)
     client = client_of(handle)
@@ -368,9 +354,7 @@ async def test_a_requests_times_are_those_of_its_batches_and_of_its_waiting(
     assert (answer.inference_s, answer.queue_s) == (9 + 9 + 7, 8)
 
 
-async def test_a_batch_that_held_several_chunks_of_a_request_counts_once() -> None:
-    """On a GPU many chunks make one batch, and come back together."""
-
+async def test_a_batch_with_several_chunks_of_a_request_counts_once() -> None:
     async def take(chunk: EmbedChunk) -> EmbedResult:
         return replace(result_of(chunk), inference_s=1000)
 
@@ -395,10 +379,9 @@ async def test_a_batch_that_held_several_chunks_of_a_request_counts_once() -> No
         OutOfMemoryError("killed by the memory monitor"),
         AioRpcError(StatusCode.CANCELLED, Metadata(), Metadata()),
     ],
-    ids=["died", "unavailable", "replaced", "replaced, in Ray's wrapping", "memory", "grpc"],
+    ids=["died", "unavailable", "replaced", "replaced, wrapped by Ray", "memory", "grpc"],
 )
-async def test_a_chunk_whose_replica_dies_goes_to_another(error: Exception) -> None:
-    """Embedding twice does no harm; the request's sender sees nothing."""
+async def test_a_chunk_is_sent_again_after_its_replica_died(error: Exception) -> None:
     metrics = Metrics()
     handle = FakeHandle(raising(error))
     inputs = tokenized([1, 2])
@@ -412,12 +395,14 @@ async def test_a_chunk_whose_replica_dies_goes_to_another(error: Exception) -> N
 
 @pytest.mark.parametrize(
     ("inputs", "param", "words"),
-    [(tokenized([1]), "input[0]", "had input[0]"), (tokenized([1], [2]), "input", "inputs 0 to 1")],
+    [
+        (tokenized([1]), "input[0]", "processing input[0]"),
+        (tokenized([1], [2]), "input", "inputs 0 to 1"),
+    ],
 )
-async def test_a_chunk_that_is_there_at_two_deaths_is_their_cause(
+async def test_a_chunk_fails_after_two_replica_deaths(
     inputs: TokenizedInputs, param: str, words: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is not sent a third time, and the log says whose it was."""
     handle = FakeHandle(raising(*[ActorDiedError()] * 9))
 
     with pytest.raises(InferenceError) as error:
@@ -429,8 +414,7 @@ async def test_a_chunk_that_is_there_at_two_deaths_is_their_cause(
     assert [record.__dict__["request_id"] for record in caplog.records] == ["an-id"]
 
 
-async def test_a_call_that_is_not_taken_now_goes_again() -> None:
-    """As often as it takes; that says nothing about the chunk."""
+async def test_a_rejected_call_is_repeated_and_is_not_a_retry() -> None:
     answers = iter([ReplicaRejected()] * 5)
 
     async def later(chunk: EmbedChunk) -> EmbedResult | ReplicaRejected:
@@ -443,8 +427,7 @@ async def test_a_call_that_is_not_taken_now_goes_again() -> None:
     assert [chunk.is_retry for chunk in handle.chunks] == [False] * 6
 
 
-async def test_a_call_that_somebody_else_cancels_goes_again() -> None:
-    """Those whose inputs it carried still wait."""
+async def test_a_call_that_ray_cancels_is_repeated() -> None:
     cancelled: list[EmbedChunk] = []
 
     async def cancel_first(chunk: EmbedChunk) -> EmbedResult:
@@ -461,29 +444,29 @@ async def test_a_call_that_somebody_else_cancels_goes_again() -> None:
     assert len(handle.calls) == 2
 
 
-async def test_calls_run_in_no_requests_context() -> None:
-    """Ray Serve ends what began in a request's context when its client leaves; a call has others' inputs, too."""
+async def test_calls_run_in_an_empty_context() -> None:
+    """Ray Serve cancels what was started in a request's context when that request ends."""
     request: ContextVar[str] = ContextVar("request", default="none")
     seen: list[str] = []
 
-    async def look(chunk: EmbedChunk) -> EmbedResult:
+    async def read_context(chunk: EmbedChunk) -> EmbedResult:
         seen.append(request.get())
         return result_of(chunk)
 
     request.set("an-id")
-    await client_of(FakeHandle(look, states=[STATE])).embed(tokenized([1]), request_id="an-id")
+    await client_of(FakeHandle(read_context, states=[STATE])).embed(
+        tokenized([1]), request_id="an-id"
+    )
 
     assert seen == ["none"]
 
 
-async def test_calls_that_are_never_taken_end_as_unavailable() -> None:
-    """After as long as a call waits for there to be a replica."""
-
-    async def never_now(_chunk: EmbedChunk) -> ReplicaRejected:
+async def test_a_call_that_is_always_rejected_fails_as_unavailable() -> None:
+    async def reject(_chunk: EmbedChunk) -> ReplicaRejected:
         return ReplicaRejected()
 
-    with pytest.raises(UnavailableError, match="do not take it"):
-        await client_of(FakeHandle(never_now, states=[STATE]), replica_wait_timeout_s=0.01).embed(
+    with pytest.raises(UnavailableError, match="reject"):
+        await client_of(FakeHandle(reject, states=[STATE]), replica_wait_timeout_s=0.01).embed(
             tokenized([1]), request_id="an-id"
         )
 
@@ -491,8 +474,7 @@ async def test_calls_that_are_never_taken_end_as_unavailable() -> None:
 # Refusals.
 
 
-async def test_back_pressure_is_overload() -> None:
-    """Ray Serve's limit, in our words."""
+async def test_back_pressure_becomes_an_overloaded_error() -> None:
     metrics = Metrics()
     handle = FakeHandle(raising(BackPressureError(num_queued_requests=9, max_queued_requests=8)))
 
@@ -505,8 +487,7 @@ async def test_back_pressure_is_overload() -> None:
     assert len(handle.chunks) == 1
 
 
-async def test_tokens_that_are_not_answered_yet_are_bounded() -> None:
-    """Beyond the limit nothing is sent; with the answers comes room."""
+async def test_pending_tokens_are_bounded() -> None:
     metrics, may_answer = Metrics(), asyncio.Event()
 
     async def wait(chunk: EmbedChunk) -> EmbedResult:
@@ -533,7 +514,6 @@ async def test_tokens_that_are_not_answered_yet_are_bounded() -> None:
 
 
 async def test_bulk_is_refused_first() -> None:
-    """A quarter of the queue is kept for what somebody waits for."""
     client = client_of(FakeHandle(never), max_queued_tokens=100)
     waiting = asyncio.create_task(client.embed(tokenized([1] * 70), request_id="first"))
     await asyncio.sleep(0)
@@ -548,22 +528,20 @@ async def test_bulk_is_refused_first() -> None:
         task.cancel()
 
 
-async def test_bulk_that_is_done_or_left_gives_its_room_back() -> None:
-    """Counted as bulk when it comes and when it goes, else others would find more room than there is."""
+async def test_bulk_returns_its_room_when_finished_or_cancelled() -> None:
     client = client_of(FakeHandle(answer), max_queued_tokens=100)
-    left = client_of(FakeHandle(never), max_queued_tokens=100)
+    hanging = client_of(FakeHandle(never), max_queued_tokens=100)
 
     await client.embed(tokenized([1] * 70), request_id="an-id", is_bulk=True)
-    waiting = asyncio.create_task(left.embed(tokenized([1] * 70), request_id="x", is_bulk=True))
-    await turns()
+    waiting = asyncio.create_task(hanging.embed(tokenized([1] * 70), request_id="x", is_bulk=True))
+    await settle()
     waiting.cancel()
-    await turns()
+    await settle()
 
-    assert (client.admission.remaining, left.admission.remaining) == (100, 100)
+    assert (client.admission.remaining, hanging.admission.remaining) == (100, 100)
 
 
-async def test_one_request_always_fits() -> None:
-    """A limit below the largest request would refuse it for ever."""
+async def test_a_single_request_above_the_limit_is_admitted() -> None:
     client = client_of(FakeHandle(answer), max_queued_tokens=5)
 
     result = await client.embed(tokenized([1] * 9), request_id="an-id")
@@ -571,11 +549,11 @@ async def test_one_request_always_fits() -> None:
     assert len(result.vectors) == 1
 
 
-# No replica.
+# Missing replicas and readiness.
 
 
-async def test_without_any_replica_a_call_is_given_up() -> None:
-    """A handle would wait for ever."""
+async def test_a_call_fails_and_is_cancelled_if_no_replica_exists() -> None:
+    """A Ray Serve handle would wait forever."""
     handle = FakeHandle(never, states=[])
 
     with pytest.raises(UnavailableError) as error:
@@ -583,14 +561,13 @@ async def test_without_any_replica_a_call_is_given_up() -> None:
             tokenized([1]), request_id="an-id"
         )
 
-    await turns()
+    await settle()
 
     assert error.value.retry_after_s == pytest.approx(7, rel=0.25)
     assert [call.is_cancelled for call in handle.calls] == [True]
 
 
-async def test_all_that_wait_without_a_replica_are_told_in_time() -> None:
-    """And not only those that the first calls carry."""
+async def test_all_waiting_requests_fail_if_no_replica_exists() -> None:
     client = client_of(FakeHandle(never, states=[]), replica_wait_timeout_s=0.01)
     embeddings = [client.embed(tokenized([n] * 9), request_id="an-id") for n in range(1, 9)]
 
@@ -600,8 +577,7 @@ async def test_all_that_wait_without_a_replica_are_told_in_time() -> None:
     assert client.admission.units == 0
 
 
-async def test_each_that_comes_without_a_replica_is_told() -> None:
-    """Also one that comes just after another was."""
+async def test_each_later_request_fails_if_no_replica_exists() -> None:
     client = client_of(FakeHandle(never, states=[]), replica_wait_timeout_s=0.05)
 
     for _ in range(3):
@@ -609,16 +585,15 @@ async def test_each_that_comes_without_a_replica_is_told() -> None:
             await asyncio.wait_for(client.embed(tokenized([1]), request_id="an-id"), 2)
 
 
-async def test_while_there_is_a_replica_a_call_waits() -> None:
-    """Long work is no absence."""
+async def test_a_call_waits_while_a_replica_is_ready() -> None:
     may_answer = asyncio.Event()
 
-    class Patient(FakeHandle):
-        looks = 0
+    class PolledHandle(FakeHandle):
+        poll_count = 0
 
         def broadcast(self, method: str, caller: str, waiting_tokens: int) -> Any:
-            self.looks += 1
-            if self.looks == 3:
+            self.poll_count += 1
+            if self.poll_count == 3:
                 may_answer.set()
             return super().broadcast(method, caller, waiting_tokens)
 
@@ -626,21 +601,21 @@ async def test_while_there_is_a_replica_a_call_waits() -> None:
         await may_answer.wait()
         return result_of(chunk)
 
-    handle = Patient(wait, states=[STATE])
+    handle = PolledHandle(wait, states=[STATE])
 
     result = await client_of(handle, replica_wait_timeout_s=0.01).embed(
         tokenized([1]), request_id="an-id"
     )
 
-    assert handle.looks == 3
+    assert handle.poll_count == 3
     assert len(result.vectors) == 1
 
 
-async def test_an_answer_that_comes_while_one_looks_for_replicas_counts() -> None:
-    """The replica that gave it may have been scaled away meanwhile."""
+async def test_an_answer_during_a_poll_without_replicas_counts() -> None:
+    """The replica that sent it may have been scaled down meanwhile."""
     may_answer = asyncio.Event()
 
-    class Leaving(FakeHandle):
+    class ScaledDownHandle(FakeHandle):
         def broadcast(self, method: str, caller: str, waiting_tokens: int) -> Any:
             may_answer.set()
             return super().broadcast(method, caller, waiting_tokens)
@@ -649,13 +624,12 @@ async def test_an_answer_that_comes_while_one_looks_for_replicas_counts() -> Non
         await may_answer.wait()
         return result_of(chunk)
 
-    result = await client_of(Leaving(wait)).embed(tokenized([1]), request_id="an-id")
+    result = await client_of(ScaledDownHandle(wait)).embed(tokenized([1]), request_id="an-id")
 
     assert len(result.vectors) == 1
 
 
-async def test_a_deployment_that_failed_is_unavailable() -> None:
-    """Its constructor raised too often, and Serve has given up."""
+async def test_a_failed_deployment_is_unavailable() -> None:
     handle = FakeHandle(raising(DeploymentUnavailableError(None)))
 
     with pytest.raises(UnavailableError, match="failed to start"):
@@ -672,28 +646,26 @@ async def test_a_deployment_that_failed_is_unavailable() -> None:
         ([None, RuntimeError("dying"), LATE, STATE], True),
     ],
 )
-async def test_a_model_is_ready_when_one_replica_is_well(
+async def test_a_model_is_ready_if_one_replica_is_ready(
     states: list[State],
     is_ready: bool,  # noqa: FBT001
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Whatever the others say, or if they say nothing for too long."""
     monkeypatch.setattr("serve_app.dispatch.replica_monitor._POLL_S", 0.02)
     client = client_of(FakeHandle(answer, states=states))
 
     assert await client.is_ready() is is_ready
 
 
-async def test_replicas_are_told_what_waits_while_something_does(
+async def test_polls_report_pending_tokens_until_none_are_left(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Again and again, for how many there should be depends on it; at the end that nothing does."""
     monkeypatch.setattr("serve_app.dispatch.replica_monitor._POLL_S", 0.001)
     may_answer, nothing_waits = asyncio.Event(), asyncio.Event()
 
-    class Listening(FakeHandle):
+    class PolledHandle(FakeHandle):
         def broadcast(self, method: str, caller: str, waiting_tokens: int) -> Any:
-            if len(self.told) == 3:
+            if len(self.polls) == 3:
                 may_answer.set()
             if not waiting_tokens:
                 nothing_waits.set()
@@ -703,16 +675,16 @@ async def test_replicas_are_told_what_waits_while_something_does(
         await may_answer.wait()
         return result_of(chunk)
 
-    handle = Listening(wait, states=[STATE])
+    handle = PolledHandle(wait, states=[STATE])
     await client_of(handle).embed(tokenized([1, 2, 3]), request_id="an-id")
     await nothing_waits.wait()
 
-    assert {tokens for _, tokens in handle.told} == {3, 0}
-    assert len({caller for caller, _ in handle.told}) == 1
+    assert {tokens for _, tokens in handle.polls} == {3, 0}
+    assert len({caller for caller, _ in handle.polls}) == 1
 
 
-async def test_a_model_that_may_rest_is_ready_without_a_replica() -> None:
-    """Whoever keeps requests away while `/ready` is 503 would never let the one through that wakes it."""
+async def test_a_model_that_scales_to_zero_is_ready_without_replicas() -> None:
+    """A load balancer that reads `/ready` must let the request through that starts a replica."""
     client = client_of(FakeHandle(answer, states=[]), scales_to_zero=True)
 
     assert await client.is_ready()
@@ -721,37 +693,33 @@ async def test_a_model_that_may_rest_is_ready_without_a_replica() -> None:
 @pytest.mark.parametrize(
     "error", [TimeoutError(), ActorDiedError(), DeploymentUnavailableError(None)]
 )
-async def test_a_model_that_cannot_be_asked_is_not_ready(error: Exception) -> None:
-    """The scrape and `/ready` go on without it."""
+async def test_a_failed_broadcast_returns_no_states(error: Exception) -> None:
     handle = FakeHandle(answer)
     handle.broadcast_error = error
 
     assert await client_of(handle).states() == []
 
 
-# Going away.
+# Cancellation.
 
 
-async def test_a_client_that_leaves_cancels_its_calls() -> None:
-    """All of them, also in Ray Serve."""
+async def test_a_cancelled_request_cancels_its_calls() -> None:
     metrics, handle = Metrics(), FakeHandle(never, states=[STATE])
     client = client_of(handle, metrics=metrics)
     inputs = tokenized([1] * 9, [2] * 9, [3] * 9)
     task = asyncio.create_task(client.embed(inputs, request_id="an-id"))
-    await turns()
+    await settle()
 
     task.cancel()
     await asyncio.wait([task])
-    await turns()
+    await settle()
 
     assert task.cancelled()
     assert [call.is_cancelled for call in handle.calls] == [True] * 2
     assert counted(metrics, "embeddings_pending_tokens", model="m") == 0
 
 
-async def test_the_first_failure_ends_the_other_calls() -> None:
-    """The request has failed; nobody needs their vectors, and those not sent stay at home."""
-
+async def test_the_first_failure_cancels_the_other_calls() -> None:
     async def fail_second(chunk: EmbedChunk) -> EmbedResult:
         if chunk.inputs.ids[0] == 2:
             raise BackPressureError(num_queued_requests=9, max_queued_requests=8)
@@ -762,17 +730,17 @@ async def test_the_first_failure_ends_the_other_calls() -> None:
 
     with pytest.raises(OverloadedError):
         await client_of(handle).embed(inputs, request_id="an-id")
-    await turns()
+    await settle()
 
     cancelled = {int(chunk.inputs.ids[0]): call.is_cancelled
                  for chunk, call in zip(handle.chunks, handle.calls, strict=True)}  # fmt: skip
     assert cancelled == {1: True, 2: False}
 
 
-async def test_a_call_that_is_given_up_and_fails_is_not_written_about() -> None:
-    """Errors that nobody looked at are logged by asyncio, with messages that can hold anything."""
-    complaints: list[dict[str, Any]] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _, told: complaints.append(told))
+async def test_the_error_of_an_abandoned_call_is_not_logged() -> None:
+    """An exception that is never retrieved is logged, and its message can hold an input."""
+    logged: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: logged.append(context))
 
     async def fail_when_cancelled(chunk: EmbedChunk) -> EmbedResult:
         try:
@@ -783,13 +751,13 @@ async def test_a_call_that_is_given_up_and_fails_is_not_written_about() -> None:
     client = client_of(FakeHandle(fail_when_cancelled, states=[]), replica_wait_timeout_s=0.01)
     with pytest.raises(UnavailableError):
         await client.embed(tokenized([1]), request_id="an-id")
-    await turns()
+    await settle()
     gc.collect()
 
-    assert complaints == []
+    assert logged == []
 
 
-async def turns() -> None:
-    """Let the loop turn until nothing that is ready is left to do."""
+async def settle() -> None:
+    """Run the event loop until no task is ready."""
     for _ in range(10):
         await asyncio.sleep(0)

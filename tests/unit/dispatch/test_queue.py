@@ -1,5 +1,3 @@
-"""The queue before the calls: what goes together, in which order, and what becomes of those that leave."""
-
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
@@ -16,14 +14,14 @@ pytestmark = pytest.mark.anyio
 
 
 class Replicas:
-    """Replicas that answer a call when a test says so; remembers what each call carried."""
+    """Replicas that answer a call when the test ends it, and record the chunks of each call."""
 
     def __init__(self) -> None:
         self.calls: list[list[int]] = []
         self._ends: list[asyncio.Future[None]] = []
 
     async def call(self, chunks: Sequence[EmbedChunk]) -> Sequence[EmbedResult]:
-        """Keep a call until it is told to end."""
+        """Answer once the test ends the call."""
         end = asyncio.get_running_loop().create_future()
         self.calls.append([number_of(chunk) for chunk in chunks])
         self._ends.append(end)
@@ -31,27 +29,27 @@ class Replicas:
         return [result_of(chunk) for chunk in chunks]
 
     @property
-    def under_way(self) -> list[int]:
-        """The numbers of the calls that have not ended."""
+    def in_flight(self) -> list[int]:
+        """The numbers of the calls in flight."""
         return [number for number, end in enumerate(self._ends) if not end.done()]
 
     async def end(self, number: int, error: Exception | None = None) -> None:
-        """End one call, well or not."""
+        """End one call with its results, or with an error."""
         if error is None:
             self._ends[number].set_result(None)
         else:
             self._ends[number].set_exception(error)
-        await turns()
+        await settle()
 
 
 async def no_pause() -> None:
-    """Send again at once."""
+    """Do not wait before sending again."""
 
 
 def queue_of(
     call: Callable[[Sequence[EmbedChunk]], Awaitable[Sequence[EmbedResult]]], **settings: Any
 ) -> CallQueue:
-    """Make a queue with a budget of ten tokens and one call at once."""
+    """Make a queue with a budget of ten tokens and one call in flight."""
     defaults = {
         "budget": 10,
         "max_in_flight": 1,
@@ -65,32 +63,31 @@ def queue_of(
 
 
 def chunk(number: int, tokens: int = 2) -> EmbedChunk:
-    """Make a chunk of one input, all of whose ids are its number."""
+    """Make a chunk of one input whose ids all equal `number`."""
     return EmbedChunk(tokenized([number] * tokens), f"id-{number}")
 
 
 def number_of(chunk: EmbedChunk) -> int:
-    """Return the number that `chunk` was given."""
+    """Return the `number` that the chunk was made with."""
     return int(chunk.inputs.ids[0])
 
 
-async def turns() -> None:
-    """Let the loop turn until nothing that is ready is left to do."""
+async def settle() -> None:
+    """Run the event loop until no task is ready."""
     for _ in range(12):
         await asyncio.sleep(0)
 
 
 async def send_all(queue: CallQueue, chunks: Sequence[EmbedChunk]) -> list[asyncio.Task[Answered]]:
-    """Send chunks one after the other without waiting for their results."""
+    """Send chunks one after the other, without waiting for their results."""
     tasks = []
     for each in chunks:
         tasks.append(asyncio.create_task(queue.send(each)))
-        await turns()
+        await settle()
     return tasks
 
 
-async def test_a_chunk_goes_at_once_when_nothing_is_under_way() -> None:
-    """A single client does not wait for others."""
+async def test_a_chunk_is_sent_at_once_if_no_call_is_in_flight() -> None:
     replicas = Replicas()
 
     await send_all(queue_of(replicas.call), [chunk(1)])
@@ -98,8 +95,7 @@ async def test_a_chunk_goes_at_once_when_nothing_is_under_way() -> None:
     assert replicas.calls == [[1]]
 
 
-async def test_what_waits_goes_together() -> None:
-    """The next call carries all that came meanwhile, oldest first, within its budget."""
+async def test_waiting_chunks_share_the_next_call_within_its_budget() -> None:
     replicas = Replicas()
     await send_all(queue_of(replicas.call), [chunk(n) for n in range(1, 9)])
 
@@ -109,7 +105,6 @@ async def test_what_waits_goes_together() -> None:
 
 
 async def test_each_chunk_gets_its_own_result() -> None:
-    """Also from a call that it shared."""
     replicas = Replicas()
     tasks = await send_all(queue_of(replicas.call), [chunk(1), chunk(2), chunk(3, tokens=5)])
 
@@ -122,44 +117,40 @@ async def test_each_chunk_gets_its_own_result() -> None:
     ]
 
 
-async def test_a_cancelled_caller_leaves_its_place_to_others() -> None:
-    """It is not sent, and nobody waits longer for it."""
+async def test_a_cancelled_chunk_is_not_sent() -> None:
     replicas = Replicas()
     tasks = await send_all(queue_of(replicas.call), [chunk(1), chunk(2, tokens=9), chunk(3)])
 
     tasks[1].cancel()
-    await turns()
+    await settle()
     await replicas.end(0)
 
     assert replicas.calls == [[1], [3]]
 
 
-async def test_a_call_that_nobody_waits_for_is_ended() -> None:
-    """Its place is free for the next one."""
+async def test_a_call_without_waiting_callers_is_cancelled() -> None:
     replicas = Replicas()
     tasks = await send_all(queue_of(replicas.call), [chunk(1), chunk(2)])
 
     tasks[0].cancel()
-    await turns()
+    await settle()
 
     assert replicas.calls == [[1], [2]]
 
 
-async def test_a_call_goes_on_while_one_still_waits_for_it() -> None:
-    """A caller that leaves does not take the others' results along."""
+async def test_a_call_goes_on_while_one_caller_waits_for_it() -> None:
     replicas = Replicas()
     tasks = await send_all(queue_of(replicas.call), [chunk(1), chunk(2), chunk(3)])
     await replicas.end(0)
 
     tasks[1].cancel()
-    await turns()
+    await settle()
     await replicas.end(1)
 
     assert (await tasks[2]).result.vectors.tolist() == result_of(chunk(3)).vectors.tolist()
 
 
-async def test_an_error_reaches_all_that_shared_the_call() -> None:
-    """And nobody else."""
+async def test_an_error_reaches_exactly_the_callers_of_its_call() -> None:
     replicas = Replicas()
     tasks = await send_all(
         queue_of(replicas.call), [chunk(1), chunk(2), chunk(3), chunk(4, tokens=9)]
@@ -173,8 +164,7 @@ async def test_an_error_reaches_all_that_shared_the_call() -> None:
     assert [type(outcome) for outcome in outcomes] == [Answered, ValueError, ValueError, Answered]
 
 
-async def test_chunks_of_a_lost_call_go_again_alone_and_first() -> None:
-    """One of them may be what the replica died of; the others must not share its fate."""
+async def test_chunks_whose_replica_died_are_sent_again_alone() -> None:
     replicas = Replicas()
     await send_all(queue_of(replicas.call), [chunk(n) for n in range(1, 4)] + [chunk(4, tokens=8)])
     await replicas.end(0)
@@ -186,19 +176,18 @@ async def test_chunks_of_a_lost_call_go_again_alone_and_first() -> None:
     assert replicas.calls == [[1], [2, 3], [2], [3], [4]]
 
 
-async def test_a_chunk_that_is_lost_too_often_is_given_up() -> None:
-    """The third loss is the last."""
-    losses: list[None] = []
+async def test_a_chunk_fails_after_max_attempts_deaths() -> None:
+    retries: list[None] = []
     replicas = Replicas()
     tasks = await send_all(
-        queue_of(replicas.call, on_retry=lambda: losses.append(None)), [chunk(1), chunk(2)]
+        queue_of(replicas.call, on_retry=lambda: retries.append(None)), [chunk(1), chunk(2)]
     )
 
     for number in range(3):
         await replicas.end(number, ReplicaDiedError())
 
     assert replicas.calls == [[1], [1], [1], [2]]
-    assert len(losses) == 2
+    assert len(retries) == 2
     with pytest.raises(ReplicaDiedError):
         await tasks[0]
 
@@ -208,20 +197,18 @@ async def test_a_chunk_that_is_lost_too_often_is_given_up() -> None:
     max_in_flight=st.integers(1, 4),
     order=st.randoms(use_true_random=False),
 )
-def test_chunks_go_in_order_within_the_budget_and_none_is_lost(
+def test_all_chunks_are_sent_in_order_and_within_the_budget(
     sizes: list[int], max_in_flight: int, order: Any
 ) -> None:
-    """Whatever the sizes, and whichever call ends first; never more calls than allowed."""
-
     async def run() -> tuple[Replicas, list[Answered]]:
         replicas = Replicas()
         queue = queue_of(replicas.call, max_in_flight=max_in_flight)
         chunks = [chunk(number, tokens=size) for number, size in enumerate(sizes)]
         tasks = [asyncio.create_task(queue.send(each)) for each in chunks]
-        await turns()
-        while replicas.under_way:
-            assert len(replicas.under_way) <= max_in_flight
-            await replicas.end(order.choice(replicas.under_way))
+        await settle()
+        while replicas.in_flight:
+            assert len(replicas.in_flight) <= max_in_flight
+            await replicas.end(order.choice(replicas.in_flight))
         return replicas, await asyncio.gather(*tasks)
 
     replicas, answers = asyncio.run(run())
@@ -231,8 +218,7 @@ def test_chunks_go_in_order_within_the_budget_and_none_is_lost(
     assert len(answers) == len(sizes)
 
 
-async def test_bulk_is_overtaken() -> None:
-    """What somebody waits for goes first, and takes bulk along where there is room."""
+async def test_interactive_chunks_go_before_bulk() -> None:
     replicas = Replicas()
     queue = queue_of(replicas.call)
     await send_all(queue, [chunk(1)])
@@ -246,8 +232,7 @@ async def test_bulk_is_overtaken() -> None:
     assert replicas.calls == [[1], [5, 6, 2], [3, 4]]
 
 
-async def test_bulk_has_a_share_of_what_is_sent_while_both_wait() -> None:
-    """By tokens, and not by calls, so that it holds up nobody who asks for little."""
+async def test_bulk_gets_its_share_of_tokens_while_both_wait() -> None:
     replicas = Replicas()
     queue = queue_of(replicas.call)
     await send_all(queue, [chunk(0)])
@@ -262,13 +247,12 @@ async def test_bulk_has_a_share_of_what_is_sent_while_both_wait() -> None:
     assert replicas.calls == [[0], *([number] for number in order)]
 
 
-async def test_bulk_that_has_nobody_beside_it_owes_nothing() -> None:
-    """What was sent while nobody else waited counts for neither."""
+async def test_bulk_sent_alone_does_not_count_against_its_share() -> None:
     replicas = Replicas()
     queue = queue_of(replicas.call)
     for number in range(4):
         asyncio.create_task(queue.send(chunk(number, 10), is_bulk=True))  # noqa: RUF006
-    await turns()
+    await settle()
     await replicas.end(0)
     await replicas.end(1)
     await send_all(queue, [chunk(11, 10), chunk(12, 10)])
@@ -280,10 +264,9 @@ async def test_bulk_that_has_nobody_beside_it_owes_nothing() -> None:
 
 
 @pytest.mark.parametrize("bulk_is_light", [False, True])
-async def test_a_lane_that_asked_for_little_is_not_owed_much(
+async def test_a_class_with_little_traffic_builds_up_no_large_claim(
     bulk_is_light: bool,  # noqa: FBT001
 ) -> None:
-    """However long it went on: when both want all there is, each gets its share at once."""
     replicas = Replicas()
     queue = queue_of(replicas.call)
     await send_all(queue, [chunk(0)])
@@ -293,31 +276,30 @@ async def test_a_lane_that_asked_for_little_is_not_owed_much(
             tokens = 1 if is_bulk is bulk_is_light else 4
             for _ in range(2):
                 asyncio.create_task(queue.send(chunk(1, tokens), is_bulk=is_bulk))  # noqa: RUF006
-        await turns()
+        await settle()
         await replicas.end(ends)
         ends += 1
     for number in range(20):
         asyncio.create_task(queue.send(chunk(100 + number, 10), virtual_start=0.0))  # noqa: RUF006
         asyncio.create_task(queue.send(chunk(200 + number, 10), is_bulk=True, virtual_start=0.0))  # noqa: RUF006
-    await turns()
+    await settle()
     first = len(replicas.calls)
 
     for number in range(16):
         await replicas.end(ends + number)
 
-    bulk = sum(call[0] >= 200 for call in replicas.calls[first:])
-    assert 3 <= bulk <= 6
+    bulk_calls = [call for call in replicas.calls[first:] if call[0] >= 200]
+    assert 3 <= len(bulk_calls) <= 6
 
 
-async def test_a_chunk_has_the_turn_that_it_is_given() -> None:
-    """The later chunks of a request need not wait behind all that came since the request did."""
+async def test_waiting_chunks_are_sorted_by_virtual_start_time() -> None:
     replicas = Replicas()
     queue = queue_of(replicas.call)
     await send_all(queue, [chunk(1)])
     asyncio.create_task(queue.send(chunk(2, 9)))  # noqa: RUF006
-    await turns()
+    await settle()
     asyncio.create_task(queue.send(chunk(3, 9), virtual_start=0.0))  # noqa: RUF006
-    await turns()
+    await settle()
 
     for number in range(2):
         await replicas.end(number)
@@ -325,8 +307,7 @@ async def test_a_chunk_has_the_turn_that_it_is_given() -> None:
     assert replicas.calls == [[1], [3], [2]]
 
 
-async def test_giving_up_fails_what_has_waited_so_long() -> None:
-    """In a call, whose place is free then, and before one; what came later waits on."""
+async def test_fail_waiting_fails_old_chunks_and_spares_new_ones() -> None:
     replicas = Replicas()
     queue = queue_of(replicas.call)
     early = await send_all(queue, [chunk(1), chunk(2, 9)])
@@ -334,7 +315,7 @@ async def test_giving_up_fails_what_has_waited_so_long() -> None:
     await send_all(queue, [chunk(3, 9)])
 
     queue.fail_waiting(ReplicaRejectedError(), after_s=0.2)
-    await turns()
+    await settle()
 
     for task in early:
         with pytest.raises(ReplicaRejectedError):
@@ -342,23 +323,22 @@ async def test_giving_up_fails_what_has_waited_so_long() -> None:
     assert replicas.calls == [[1], [3]]
 
 
-async def test_bulk_that_is_given_up_leaves_its_lane() -> None:
-    """As what is not bulk does."""
+async def test_a_cancelled_bulk_chunk_is_not_sent() -> None:
     replicas = Replicas()
     queue = queue_of(replicas.call)
     await send_all(queue, [chunk(1)])
-    left = asyncio.create_task(queue.send(chunk(2), is_bulk=True))
+    cancelled = asyncio.create_task(queue.send(chunk(2), is_bulk=True))
     await send_all(queue, [chunk(3)])
-    left.cancel()
-    await turns()
+    cancelled.cancel()
+    await settle()
 
     await replicas.end(0)
 
     assert replicas.calls == [[1], [3]]
 
 
-async def test_a_chunk_that_is_put_off_goes_again_for_a_while() -> None:
-    """Counted from when that chunk was first put off, and not from when any other was."""
+async def test_a_rejected_chunk_is_sent_again_until_its_timeout() -> None:
+    """The timeout starts when this chunk was first rejected, not when any other chunk was."""
     replicas = Replicas()
     queue = queue_of(replicas.call, wait_timeout_s=0.02)
     early, *_ = await send_all(queue, [chunk(1)])

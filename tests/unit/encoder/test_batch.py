@@ -11,21 +11,20 @@ LENGTHS = st.lists(st.integers(0, 30), max_size=12)
 
 
 def chunk(*inputs: list[int], prompt_length: int = 0) -> TokenizedInputs:
-    """Return a chunk's inputs."""
+    """Return the inputs of a chunk."""
     ids = np.array([number for ids in inputs for number in ids], np.int32)
     return TokenizedInputs(ids, np.array([len(ids) for ids in inputs], np.int32), prompt_length)
 
 
 def passes(batch: Batch, *, budget: int, mixes_prompts: bool = True) -> list[Indices]:
-    """Return the forward passes of all inputs."""
+    """Cut all inputs of a batch into forward passes."""
     readable = np.ones(len(batch.lengths), np.bool_)
     return list(
         batch.passes(readable, max_batch_tokens=budget, pass_tokens=5, mixes_prompts=mixes_prompts)
     )
 
 
-def test_chunks_are_joined_in_their_order() -> None:
-    """The second chunk's inputs follow the first's."""
+def test_chunks_are_joined_in_order() -> None:
     batch = Batch([chunk([1, 2], [3]), chunk([4, 5, 6])], dimensions=2)
 
     assert batch.ids.tolist() == [1, 2, 3, 4, 5, 6]
@@ -33,8 +32,7 @@ def test_chunks_are_joined_in_their_order() -> None:
     assert batch.starts.tolist() == [0, 2, 3]
 
 
-def test_no_chunks_have_no_results() -> None:
-    """An empty batch is no error."""
+def test_an_empty_batch_has_no_results() -> None:
     batch = Batch([], dimensions=2)
 
     encoded = batch.encoded()
@@ -45,10 +43,9 @@ def test_no_chunks_have_no_results() -> None:
 
 
 @given(chunks=st.lists(LENGTHS, max_size=4), budget=st.integers(1, 60))
-def test_passes_hold_every_input_once_within_the_budget(
+def test_passes_cover_every_input_once_within_the_budget(
     chunks: list[list[int]], budget: int
 ) -> None:
-    """Longest first; more than the budget only where one input alone is longer."""
     batch = Batch([chunk(*([7] * n for n in lengths)) for lengths in chunks], dimensions=1)
 
     cut = passes(batch, budget=budget)
@@ -60,8 +57,8 @@ def test_passes_hold_every_input_once_within_the_budget(
         assert len(indices) == 1 or lengths[0] * len(indices) <= budget
 
 
-def test_inputs_with_prompts_of_other_lengths_do_not_share_a_pass_where_it_matters() -> None:
-    """Poolings without the prompt take one length for a whole pass."""
+def test_prompts_of_different_lengths_may_need_separate_passes() -> None:
+    """A pooling that excludes the prompt takes one prompt length for a whole forward pass."""
     chunks = [
         chunk([1], [2], prompt_length=0),
         chunk([3], prompt_length=4),
@@ -77,10 +74,9 @@ def test_inputs_with_prompts_of_other_lengths_do_not_share_a_pass_where_it_matte
 
 
 @pytest.mark.parametrize(("may_be_empty", "expected"), [(True, [1, 3]), (False, [1, 2, 3])])
-def test_inputs_that_no_model_could_read_are_told(
+def test_inputs_the_model_cannot_read_are_marked(
     *, may_be_empty: bool, expected: list[int]
 ) -> None:
-    """An id without a row, a negative id, and no ids at all where some are needed."""
     batch = Batch([chunk([0, 9], [10, 1], [], [1, -1], [3])], dimensions=1)
 
     unreadable = batch.unreadable(vocabulary_size=10, may_be_empty=may_be_empty)
@@ -88,8 +84,7 @@ def test_inputs_that_no_model_could_read_are_told(
     assert np.flatnonzero(unreadable).tolist() == expected
 
 
-def test_results_go_to_their_places() -> None:
-    """Vectors in the order of the inputs; a failed input's is zero; each has the width of its pass."""
+def test_results_are_stored_in_input_order() -> None:
     batch = Batch([chunk([1], [2, 2], [3, 3, 3])], dimensions=2)
     vectors = np.array([[3, 3], [np.nan, 1]], np.float32)
 
@@ -103,31 +98,27 @@ def test_results_go_to_their_places() -> None:
 
 
 @given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=8), data=st.data())
-def test_inputs_are_gathered_and_put_under_each_other(
-    lengths: list[int], data: st.DataObject
-) -> None:
-    """Any inputs of a buffer in any order: their ids from the left, the padding id after them, and the mask."""
+def test_selected_inputs_are_gathered_and_padded(lengths: list[int], data: st.DataObject) -> None:
     inputs = [[10 * n + m for m in range(length)] for n, length in enumerate(lengths)]
     batch = Batch([chunk(*inputs)], dimensions=1)
-    chosen = np.array(
+    selected = np.array(
         data.draw(st.lists(st.sampled_from(range(len(lengths))), min_size=1, unique=True))
     )
 
-    chosen_lengths = batch.lengths[chosen].astype(np.int64)
-    ids = gather(batch.ids, batch.starts[chosen], chosen_lengths)
-    starts = np.cumsum(chosen_lengths) - chosen_lengths
+    selected_lengths = batch.lengths[selected].astype(np.int64)
+    ids = gather(batch.ids, batch.starts[selected], selected_lengths)
+    starts = np.cumsum(selected_lengths) - selected_lengths
 
-    ids, mask = pad(ids, starts, chosen_lengths, pad_id=-7)
+    ids, mask = pad(ids, starts, selected_lengths, pad_id=-7)
 
     assert ids.dtype == mask.dtype == np.int64
-    for row, shown, n in zip(ids.tolist(), mask.tolist(), chosen, strict=True):
-        rest = max(lengths[m] for m in chosen) - lengths[n]
-        assert row == inputs[n] + [-7] * rest
-        assert shown == [1] * lengths[n] + [0] * rest
+    for row, mask_row, n in zip(ids.tolist(), mask.tolist(), selected, strict=True):
+        padding = max(lengths[m] for m in selected) - lengths[n]
+        assert row == inputs[n] + [-7] * padding
+        assert mask_row == [1] * lengths[n] + [0] * padding
 
 
-def test_inputs_that_are_not_filled_up_are_cut_by_their_own_tokens() -> None:
-    """In their order; what was computed for each is its length."""
+def test_unpadded_inputs_are_cut_by_their_own_tokens() -> None:
     batch = Batch([chunk([1] * 9, [2], [3], [4] * 9, [5])], dimensions=1, pads=False)
 
     runs = passes(batch, budget=11)

@@ -15,8 +15,7 @@ from tests.support.fakes import counted
 MARKER = "xyzzy"
 
 
-def test_a_request_is_one_line_with_fields(log: pytest.LogCaptureFixture) -> None:
-    """A person reads the line, a program the fields; both know the request's id."""
+def test_a_request_is_logged_as_one_line_with_fields(log: pytest.LogCaptureFixture) -> None:
     requests = AccessLog(Metrics())
     record = requests.begin("an-id", method="POST", route="/v1/embeddings")
     record.model, record.inputs, record.tokens = "acme/tiny", 2, 9
@@ -33,8 +32,7 @@ def test_a_request_is_one_line_with_fields(log: pytest.LogCaptureFixture) -> Non
     assert fields["seconds"] >= 0
 
 
-def test_a_request_is_counted_while_it_runs_and_when_it_ends() -> None:
-    """In flight until its answer, then under its route, model and status."""
+def test_a_request_is_counted_in_flight_and_when_it_ends() -> None:
     metrics = Metrics()
     requests = AccessLog(metrics)
 
@@ -49,8 +47,7 @@ def test_a_request_is_counted_while_it_runs_and_when_it_ends() -> None:
     assert counted(metrics, "embeddings_requests_total", **labels) == 1
 
 
-def test_an_error_of_ours_passes_as_it_is(log: pytest.LogCaptureFixture) -> None:
-    """It is counted by its code, and the request's line names it."""
+def test_a_service_error_is_counted_and_passed_unchanged(log: pytest.LogCaptureFixture) -> None:
     metrics = Metrics()
     requests = AccessLog(metrics)
     record = requests.begin("an-id", method="POST")
@@ -65,10 +62,10 @@ def test_an_error_of_ours_passes_as_it_is(log: pytest.LogCaptureFixture) -> None
     assert counted(metrics, "embeddings_errors_total", route="other", code="a_code") == 1
 
 
-def test_an_unforeseen_error_is_told_by_kind_and_place_alone(
+def test_an_unexpected_error_is_logged_by_type_and_location(
     log: pytest.LogCaptureFixture,
 ) -> None:
-    """Its message can hold an input; whoever mends it needs the line of code."""
+    """Its message can contain an input."""
     requests = AccessLog(Metrics())
     record = requests.begin("an-id", method="POST")
 
@@ -85,7 +82,7 @@ def test_an_unforeseen_error_is_told_by_kind_and_place_alone(
 
 
 def failed(error: Exception) -> logging.LogRecord:
-    """Make the record that Ray Serve writes for an exception."""
+    """Return the log record that Ray Serve writes for an exception."""
     try:
         raise error
     except type(error):
@@ -94,8 +91,7 @@ def failed(error: Exception) -> logging.LogRecord:
         )
 
 
-def test_an_expected_error_is_no_traceback_in_serve_s_log() -> None:
-    """A caller from Python got it; the operator needs one line."""
+def test_ray_serve_logs_a_service_error_without_traceback() -> None:
     record = failed(InvalidRequestError("No.", "a_code"))
 
     passes = WithoutTracebacks().filter(record)
@@ -106,7 +102,6 @@ def test_an_expected_error_is_no_traceback_in_serve_s_log() -> None:
 
 
 def test_any_other_error_keeps_its_traceback() -> None:
-    """It is somebody's bug."""
     record = failed(ZeroDivisionError())
 
     passes = WithoutTracebacks().filter(record)
@@ -116,14 +111,13 @@ def test_any_other_error_keeps_its_traceback() -> None:
     assert record.levelno == logging.ERROR
 
 
-def test_serve_s_logger_is_taught_to_write_less() -> None:
-    """The logger that Serve itself writes with, not a child of it."""
+def test_the_filter_is_added_to_ray_serves_own_logger() -> None:
     logger = logging.getLogger("ray.serve")
     before = list(logger.filters)
 
     try:
         hide_expected_tracebacks()
-        added = [added for added in logger.filters if added not in before]
+        added = [one for one in logger.filters if one not in before]
     finally:
         logger.filters[:] = before
 

@@ -21,7 +21,7 @@ STATE = ReplicaState(
 
 
 def used() -> Metrics:
-    """Count one of everything."""
+    """Count one event of each kind."""
     metrics = Metrics()
     chunk = EmbedChunk(tokenized([1, 2], [3]), "an-id")
     metrics.model_served(model="m", embeds=True, dtype="float32", dimensions=8)
@@ -38,12 +38,11 @@ def used() -> Metrics:
 
 
 def parsed(text: bytes) -> dict[str, Metric]:
-    """Read a scrape with prometheus_client's own parser."""
+    """Parse a scrape with prometheus_client's own parser."""
     return {family.name: family for family in text_string_to_metric_families(text.decode())}
 
 
 def test_each_event_is_counted_under_its_labels() -> None:
-    """One verb, one number; nothing is counted twice."""
     metrics = used()
 
     expected = {
@@ -66,13 +65,13 @@ def test_each_event_is_counted_under_its_labels() -> None:
         "embeddings_model_info": (
             {"model": "m", "embeds": "true", "dtype": "float32", "dimensions": "8"}, 1),
     }  # fmt: skip
-    found = {name: counted(metrics, name, **labels) for name, (labels, _) in expected.items()}
+    values = {name: counted(metrics, name, **labels) for name, (labels, _) in expected.items()}
 
-    assert found == {name: value for name, (_, value) in expected.items()}
+    assert values == {name: value for name, (_, value) in expected.items()}
 
 
-def test_what_an_alarm_waits_for_is_there_from_the_start() -> None:
-    """A series that begins with its first event does not grow by it."""
+def test_counters_for_alerts_start_at_0() -> None:
+    """A series that appears with its first event shows no increase."""
     metrics = Metrics()
     metrics.model_served(model="m", embeds=True, dtype="float32", dimensions=8)
 
@@ -84,15 +83,13 @@ def test_what_an_alarm_waits_for_is_there_from_the_start() -> None:
     assert {s.labels["reason"]: s.value for s in refusals} == dict.fromkeys(get_args(Reason), 0)
 
 
-def test_two_objects_count_apart() -> None:
-    """There is no registry that all share."""
+def test_two_metrics_objects_count_separately() -> None:
     used()
 
     assert counted(Metrics(), "embeddings_chunk_retries_total", model="m") == 0
 
 
-def test_a_scrape_holds_the_series_of_all_replicas_side_by_side() -> None:
-    """Whichever ingress replica answers, and each under its own name."""
+def test_a_scrape_contains_the_series_of_all_replicas() -> None:
     quiet, busy = Metrics().snapshot(), used().snapshot()
     other = ReplicaState(
         "r2",
@@ -118,8 +115,7 @@ def test_a_scrape_holds_the_series_of_all_replicas_side_by_side() -> None:
     }
 
 
-def test_a_replica_tells_its_queue_and_its_memory() -> None:
-    """What the ingress cannot know by itself."""
+def test_a_scrape_contains_the_state_of_a_model_replica() -> None:
     families = parsed(exposition({}, {"m": [STATE]}))
 
     values = {name: [s.value for s in family.samples] for name, family in families.items()}
@@ -131,8 +127,8 @@ def test_a_replica_tells_its_queue_and_its_memory() -> None:
     }
 
 
-def test_every_family_is_described_once_and_named_by_its_unit() -> None:
-    """Prometheus refuses a text in which a family comes twice."""
+def test_each_family_has_one_type_line_and_a_valid_name() -> None:
+    """Prometheus rejects a scrape that describes a family twice."""
     text = exposition({"i1": used().snapshot(), "i2": used().snapshot()}, {"m": [STATE]})
 
     types = [line.split()[2:] for line in text.decode().splitlines() if line.startswith("# TYPE")]
@@ -142,8 +138,7 @@ def test_every_family_is_described_once_and_named_by_its_unit() -> None:
     assert "_created" not in text.decode()
 
 
-def test_a_snapshot_crosses_processes() -> None:
-    """The ingress replica that answers a scrape gets the others' numbers over a handle."""
+def test_a_snapshot_can_be_pickled() -> None:
     snapshot = used().snapshot()
 
     copy: Snapshot = pickle.loads(pickle.dumps(snapshot))

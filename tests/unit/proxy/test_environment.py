@@ -8,36 +8,32 @@ from serve_app.proxy.environment import haproxy_binary, haproxy_problem, haproxy
 
 
 def no_binary(_env: Mapping[str, str]) -> str | None:
-    """Finds no HAProxy."""
+    """Find no HAProxy."""
     return None
 
 
 def some_binary(_env: Mapping[str, str]) -> str | None:
-    """Finds an HAProxy."""
+    """Find an HAProxy."""
     return "/usr/sbin/haproxy"
 
 
-def test_a_machine_without_haproxy_is_a_problem() -> None:
-    """As on macOS."""
+def test_a_missing_binary_is_a_problem() -> None:
     assert haproxy_problem({}, binary=no_binary, is_free=lambda _port: True) is not None
 
 
-def test_free_ports_and_a_binary_are_no_problem() -> None:
-    """As on most machines."""
+def test_a_binary_and_free_ports_are_enough() -> None:
     assert haproxy_problem({}, binary=some_binary, is_free=lambda _port: True) is None
 
 
 @pytest.mark.parametrize("taken", [8404, 9101, 8500])
-def test_a_taken_port_of_haproxy_is_a_problem(taken: int) -> None:
-    """Each of the ports that it binds beside Serve's own; the message names it."""
+def test_a_haproxy_port_in_use_is_a_problem(taken: int) -> None:
     problem = haproxy_problem({}, binary=some_binary, is_free=lambda port: port != taken)
 
     assert problem is not None
     assert str(taken) in problem
 
 
-def test_a_port_of_haproxy_can_be_moved() -> None:
-    """Ray's own variable says where it is then."""
+def test_a_haproxy_port_can_be_changed() -> None:
     env = {"RAY_SERVE_HAPROXY_STATS_PORT": "18404"}
 
     assert haproxy_problem(env, binary=some_binary, is_free=lambda port: port != 8404) is None
@@ -45,12 +41,11 @@ def test_a_port_of_haproxy_can_be_moved() -> None:
 
 
 @pytest.mark.parametrize(("exit_code", "usable"), [(0, True), (1, False)])
-def test_a_binary_counts_only_if_it_runs(
+def test_a_binary_must_run(
     tmp_path: Path,
     exit_code: int,
     usable: bool,  # noqa: FBT001
 ) -> None:
-    """One that was built for another kind of machine is there and of no use."""
     binary = tmp_path / "haproxy"
     binary.write_text(f"#!/bin/sh\nexit {exit_code}\n")
     binary.chmod(0o755)
@@ -60,13 +55,12 @@ def test_a_binary_counts_only_if_it_runs(
     assert found == (str(binary) if usable else None)
 
 
-def test_a_binary_that_is_named_and_absent_is_not_replaced(tmp_path: Path) -> None:
-    """Ray Serve would not start another one either."""
+def test_a_missing_configured_binary_has_no_fallback(tmp_path: Path) -> None:
+    """Ray Serve would not start another binary either."""
     assert haproxy_binary({"RAY_SERVE_HAPROXY_BINARY_PATH": str(tmp_path / "none")}) is None
 
 
-def test_haproxys_files_lie_in_one_folder(tmp_path: Path) -> None:
-    """None is left in the folder that all users of a machine share."""
+def test_haproxy_files_are_in_one_folder(tmp_path: Path) -> None:
     settings = haproxy_settings(str(tmp_path))
     del settings["RAY_SERVE_HAPROXY_MAXCONN"]
     command = settings.pop("RAY_SERVE_HAPROXY_BINARY_PATH")
@@ -80,10 +74,9 @@ def test_haproxys_files_lie_in_one_folder(tmp_path: Path) -> None:
     ("files", "connections"),
     [(resource.RLIM_INFINITY, 20_000), (1 << 20, 20_000), (25_500, 10_000), (4_096, 1_438)],
 )
-def test_haproxy_takes_as_many_connections_as_there_are_files_for(
+def test_max_connections_follow_the_open_file_limit(
     files: int, connections: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With more it would not start."""
     monkeypatch.setattr(resource, "getrlimit", lambda _: (1_024, files))
 
     assert haproxy_settings("any")["RAY_SERVE_HAPROXY_MAXCONN"] == str(connections)

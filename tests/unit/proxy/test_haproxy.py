@@ -1,4 +1,4 @@
-"""The config that HAProxy gets: Ray Serve's, with answers of ours. HAProxy itself says whether it is one."""
+"""Tests of the patched HAProxy config. Some run HAProxy's own check of it."""
 
 import json
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 from serve_app.proxy.environment import haproxy_binary
 from serve_app.proxy.haproxy import patch_config, write_answers
 
-# As Ray Serve writes it, less what is not touched.
+# The config that Ray Serve writes, shortened.
 STARTING = """global
     maxconn 100
 defaults
@@ -40,14 +40,13 @@ listen stats
   stats enable
 """
 needs_haproxy = pytest.mark.skipif(
-    haproxy_binary({}) is None, reason="Ray ships no HAProxy for this machine"
+    haproxy_binary({}) is None, reason="no HAProxy binary runs on this machine"
 )
 
 
 @needs_haproxy
 @pytest.mark.parametrize("config", [STARTING, RUNNING])
-def test_haproxy_takes_the_completed_config(tmp_path: Path, config: str) -> None:
-    """With every file that it names."""
+def test_haproxy_accepts_the_patched_config(tmp_path: Path, config: str) -> None:
     write_answers(tmp_path)
     (tmp_path / "haproxy.cfg").write_text(patch_config(config, tmp_path))
 
@@ -61,8 +60,7 @@ def test_haproxy_takes_the_completed_config(tmp_path: Path, config: str) -> None
     assert done.returncode == 0, done.stderr
 
 
-def test_answers_are_written_in_the_shape_that_is_asked_for(tmp_path: Path) -> None:
-    """OpenAI's where the operator wants it for all; the header that `auto` goes by is not looked at here."""
+def test_responses_have_the_configured_error_format(tmp_path: Path) -> None:
     write_answers(tmp_path, error_format="openai")
 
     assert set(json.loads((tmp_path / "503.json").read_bytes())) == {"error"}
@@ -74,23 +72,21 @@ def test_answers_are_written_in_the_shape_that_is_asked_for(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(("config", "status"), [(STARTING, 503), (RUNNING, 404)])
-def test_a_path_that_nobody_has_is_404_only_where_there_is_an_application(
+def test_unknown_paths_are_404_once_an_application_runs(
     tmp_path: Path, config: str, status: int
 ) -> None:
-    """Before that it may still come."""
     write_answers(tmp_path)
 
-    completed = patch_config(config, tmp_path)
+    patched = patch_config(config, tmp_path)
 
-    (line,) = (line for line in completed.splitlines() if "http-request return" in line)
+    (line,) = (line for line in patched.splitlines() if "http-request return" in line)
     assert f"status {status} content-type application/json" in line
     assert ("hdr retry-after 1" in line) == (status == 503)
     assert json.loads((tmp_path / f"{status}.json").read_text())["error_type"]
-    assert "text/plain" not in completed
+    assert "text/plain" not in patched
 
 
-def test_a_replica_that_is_gone_is_503_with_the_time_to_wait(tmp_path: Path) -> None:
-    """A whole HTTP message, as long as it says."""
+def test_a_dead_replica_is_503_with_retry_after(tmp_path: Path) -> None:
     write_answers(tmp_path)
 
     head, _, body = (tmp_path / "502.http").read_bytes().partition(b"\r\n\r\n")
@@ -102,17 +98,15 @@ def test_a_replica_that_is_gone_is_503_with_the_time_to_wait(tmp_path: Path) -> 
     assert json.loads(body)["error"] == "Model is unavailable"
 
 
-def test_what_ray_has_written_is_kept(tmp_path: Path) -> None:
-    """All lines but those that are replaced."""
-    completed = patch_config(RUNNING, tmp_path).splitlines()
+def test_the_rest_of_the_config_is_unchanged(tmp_path: Path) -> None:
+    patched = patch_config(RUNNING, tmp_path).splitlines()
 
     replaced = ("errorfile", "retry-on", "http-request return", "bind :", "bind *")
     kept = [n for n in RUNNING.splitlines() if not n.strip().startswith(replaced)]
-    assert [line for line in completed if line in kept] == kept
+    assert [line for line in patched if line in kept] == kept
 
 
-def test_haproxy_s_own_pages_are_for_this_machine(tmp_path: Path) -> None:
-    """Unless the operator names another address; the server's own port stays as it is."""
+def test_stats_pages_listen_on_localhost_by_default(tmp_path: Path) -> None:
     binds = {
         inside: [
             line.strip()
@@ -135,8 +129,7 @@ def test_haproxy_s_own_pages_are_for_this_machine(tmp_path: Path) -> None:
 
 
 @needs_haproxy
-def test_the_command_completes_the_config_and_becomes_haproxy(tmp_path: Path) -> None:
-    """With the arguments that Ray Serve gives."""
+def test_the_command_patches_the_config_and_execs_haproxy(tmp_path: Path) -> None:
     config = tmp_path / "haproxy.cfg"
     config.write_text(STARTING)
 

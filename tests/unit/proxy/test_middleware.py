@@ -17,9 +17,9 @@ def serving(
     headers: Headers,
     seen: list[Scope] | None = None,
     *,
-    is_edged: bool = True,
+    with_middleware: bool = True,
 ) -> ASGIApp:
-    """Answer in place of Ray Serve and all behind it."""
+    """Return an application that answers in place of Ray Serve."""
 
     async def app(scope: Scope, _receive: Receive, send: Send) -> None:
         if seen is not None:
@@ -28,11 +28,11 @@ def serving(
         await send({"type": "http.response.body", "body": body[:3], "more_body": True})
         await send({"type": "http.response.body", "body": body[3:]})
 
-    return ProxyMiddleware(app) if is_edged else app
+    return ProxyMiddleware(app) if with_middleware else app
 
 
 async def get(app: ASGIApp, path: str = "/v1/embeddings", **headers: str) -> httpx.Response:
-    """Send a request; underscores in names of headers become dashes."""
+    """Send a request. Underscores in header names become dashes."""
     sent = {name.replace("_", "-"): value for name, value in headers.items()}
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
@@ -49,11 +49,11 @@ async def get(app: ASGIApp, path: str = "/v1/embeddings", **headers: str) -> htt
         (503, 503, "Model is unavailable"),
     ],
 )
-async def test_what_serve_says_in_plain_text_gets_our_shape(
+async def test_plain_text_errors_of_ray_serve_become_json(
     sent: int, status: int, error: str
 ) -> None:
-    """Its 408 is a deadline of the server and not a slow body, so it is 504 here."""
-    app = serving(sent, b"Some words of Serve's", [(b"content-type", b"text/plain")])
+    """Ray Serve's 408 means that the server's deadline has passed, so it becomes 504."""
+    app = serving(sent, b"an error of Ray Serve", [(b"content-type", b"text/plain")])
 
     response = await get(app)
 
@@ -62,8 +62,7 @@ async def test_what_serve_says_in_plain_text_gets_our_shape(
     assert int(response.headers["content-length"]) == len(response.content)
 
 
-async def test_an_openai_sdk_gets_openai_s_envelope_here_too() -> None:
-    """It cannot know who wrote the error."""
+async def test_openai_sdks_get_the_openai_envelope() -> None:
     app = serving(503, b"no replica", [(b"content-type", b"text/plain; charset=utf-8")])
 
     response = await get(app, x_stainless_lang="python")
@@ -72,13 +71,12 @@ async def test_an_openai_sdk_gets_openai_s_envelope_here_too() -> None:
     assert response.headers["vary"] == "x-stainless-lang"
 
 
-async def test_the_request_s_id_and_serve_s_own_wait_are_kept() -> None:
-    """Serve knows both better; where it names no wait, a second is one."""
+async def test_request_id_and_retry_after_of_ray_serve_stay() -> None:
     plain = (b"content-type", b"text/plain")
-    told = serving(429, b"no", [plain, (b"retry-after", b"9"), (b"x-request-id", b"an-id")])
-    untold = serving(429, b"no", [plain])
+    complete = serving(429, b"no", [plain, (b"retry-after", b"9"), (b"x-request-id", b"an-id")])
+    plain_only = serving(429, b"no", [plain])
 
-    with_wait, without = await get(told), await get(untold)
+    with_wait, without = await get(complete), await get(plain_only)
 
     assert with_wait.headers.get_list("retry-after") == ["9"]
     assert with_wait.headers.get_list("x-request-id") == ["an-id"]
@@ -89,8 +87,7 @@ async def test_the_request_s_id_and_serve_s_own_wait_are_kept() -> None:
     ("status", "content_type"),
     [(200, b"text/plain"), (429, b"application/json"), (404, b"text/html"), (418, b"text/plain")],
 )
-async def test_everything_else_passes_through(status: int, content_type: bytes) -> None:
-    """Our own errors, the metrics' plain text, and what is not known."""
+async def test_other_responses_pass_through(status: int, content_type: bytes) -> None:
     app = serving(status, b"some words", [(b"content-type", content_type), (b"x-a", b"b")])
 
     response = await get(app)
@@ -99,8 +96,7 @@ async def test_everything_else_passes_through(status: int, content_type: bytes) 
     assert response.headers["x-a"] == "b"
 
 
-async def test_serve_s_own_health_routes_stay_as_they_are() -> None:
-    """Its controller and load balancers read them."""
+async def test_health_routes_of_ray_serve_pass_through() -> None:
     app = serving(503, b"draining", [(b"content-type", b"text/plain")])
 
     response = await get(app, "/-/healthz")
@@ -108,15 +104,13 @@ async def test_serve_s_own_health_routes_stay_as_they_are() -> None:
     assert response.content == b"draining"
 
 
-async def test_other_paths_that_begin_like_serve_s_are_ours() -> None:
-    """Nobody gets past by `/-/` alone."""
+async def test_other_paths_with_the_same_prefix_are_handled() -> None:
     app = serving(404, b"no", [(b"content-type", b"text/plain")])
 
     assert (await get(app, "/-/v1/embeddings")).json()["error"] == "Not found"
 
 
-async def test_a_client_cannot_steer_serve() -> None:
-    """Nobody may set another's timeout, or choose the replica."""
+async def test_control_headers_are_removed() -> None:
     seen: list[Scope] = []
     app = serving(200, b"done", [], seen)
     headers = {
@@ -137,8 +131,7 @@ async def test_a_client_cannot_steer_serve() -> None:
 
 
 @pytest.mark.parametrize(("sent", "passes"), [("an-id", True), ("a b", False), ("a" * 200, False)])
-async def test_only_a_sane_request_id_goes_on(sent: str, passes: bool) -> None:  # noqa: FBT001
-    """Serve would write it into its log and back to the client."""
+async def test_only_a_sane_request_id_passes(sent: str, passes: bool) -> None:  # noqa: FBT001
     seen: list[Scope] = []
 
     await get(serving(200, b"done", [], seen), x_request_id=sent)
@@ -146,8 +139,7 @@ async def test_only_a_sane_request_id_goes_on(sent: str, passes: bool) -> None: 
     assert ((b"x-request-id", sent.encode()) in seen[0]["headers"]) is passes
 
 
-async def test_what_is_no_request_passes_through() -> None:
-    """Serve's lifespan is none of the edge's business."""
+async def test_lifespan_messages_pass_through() -> None:
     seen = []
 
     async def app(scope: Scope, _receive: Receive, _send: Send) -> None:
@@ -164,19 +156,16 @@ async def test_what_is_no_request_passes_through() -> None:
     assert seen == [{"type": "lifespan"}]
 
 
-async def test_serve_is_given_the_edge_to_put_around_itself() -> None:
-    """It imports this function by name, and puts what it returns around its server."""
+async def test_ray_serve_gets_the_middleware() -> None:
     (middleware,) = middlewares()
 
-    plain = serving(404, b"no", [(b"content-type", b"text/plain")], is_edged=False)
+    plain = serving(404, b"no", [(b"content-type", b"text/plain")], with_middleware=False)
     app = middleware.cls(plain, *middleware.args, **middleware.kwargs)
 
     assert (await get(app)).json()["code"] == "not_found"
 
 
-async def test_a_request_whose_replica_died_is_503_with_its_id() -> None:
-    """Serve's proxy raises, and the HTTP server would write a plain 500 without an id."""
-
+async def test_a_dead_replica_is_503_with_the_request_id() -> None:
     async def app(_scope: Scope, _receive: Receive, _send: Send) -> None:
         raise RuntimeError("the actor died")
 
@@ -189,9 +178,7 @@ async def test_a_request_whose_replica_died_is_503_with_its_id() -> None:
     assert "x-should-retry" not in response.headers
 
 
-async def test_a_request_that_nobody_answered_is_503() -> None:
-    """Serve's proxy returns without a word when the replica dies, and the HTTP server would write a plain 500."""
-
+async def test_an_application_without_a_response_is_503() -> None:
     async def app(_scope: Scope, _receive: Receive, _send: Send) -> None:
         return
 
@@ -201,9 +188,7 @@ async def test_a_request_that_nobody_answered_is_503() -> None:
     assert response.json()["code"] == "model_unavailable"
 
 
-async def test_an_answer_that_has_begun_is_not_begun_again() -> None:
-    """The HTTP server ends the connection, as it does without us."""
-
+async def test_a_started_response_is_not_replaced() -> None:
     async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
         raise RuntimeError("too late")
@@ -212,11 +197,10 @@ async def test_an_answer_that_has_begun_is_not_begun_again() -> None:
         await get(ProxyMiddleware(app))
 
 
-async def test_a_proxy_writes_errors_in_the_shape_that_its_environment_names(
+async def test_the_environment_sets_the_error_format(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It knows no application's settings; what is no shape is `auto`."""
-    behind = serving(503, b"no replica", [(b"content-type", b"text/plain")], is_edged=False)
+    behind = serving(503, b"no replica", [(b"content-type", b"text/plain")], with_middleware=False)
     bodies = []
     for shape in ("openai", "xml"):
         monkeypatch.setenv("EMBEDDINGS_ERROR_FORMAT", shape)

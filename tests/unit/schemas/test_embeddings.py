@@ -22,7 +22,7 @@ bodies = values | st.dictionaries(names, values, max_size=6)
 
 
 def outcome(body: bytes) -> EmbeddingRequest | InvalidRequestError:
-    """Return the request or the one error that a body may give."""
+    """Parse a body, and return the request or the error."""
     try:
         return parse_request(body)
     except InvalidRequestError as error:
@@ -30,8 +30,7 @@ def outcome(body: bytes) -> EmbeddingRequest | InvalidRequestError:
 
 
 @given(bodies)
-def test_any_json_is_a_request_or_an_error_that_does_not_quote_it(body: Any) -> None:
-    """No body gives another exception, and no error holds what the client sent."""
+def test_any_json_gives_a_request_or_an_error_without_its_text(body: Any) -> None:
     result = outcome(json.dumps(body).encode())
 
     if isinstance(result, InvalidRequestError):
@@ -41,16 +40,14 @@ def test_any_json_is_a_request_or_an_error_that_does_not_quote_it(body: Any) -> 
 
 
 @given(st.binary() | st.text().map(str.encode))
-def test_any_bytes_are_a_request_or_an_error(body: bytes) -> None:
-    """What is no JSON at all is an error like any other."""
+def test_any_bytes_give_a_request_or_an_error(body: bytes) -> None:
     result = outcome(body)
 
     assert isinstance(result, EmbeddingRequest | InvalidRequestError)
 
 
 @pytest.mark.parametrize("cut", [1, 10, 24])
-def test_broken_json_is_not_quoted(cut: int) -> None:
-    """A body cut off in the middle of a text gives the place and not the text."""
+def test_the_error_for_truncated_json_does_not_quote_it(cut: int) -> None:
     body = json.dumps({"input": MARKER * 3}).encode()[:-cut]
 
     result = outcome(body)
@@ -60,7 +57,7 @@ def test_broken_json_is_not_quoted(cut: int) -> None:
     assert MARKER not in result.message
 
 
-def test_json_that_is_nested_without_end_is_an_error() -> None:
+def test_deeply_nested_json_is_rejected() -> None:
     """It must not exhaust the stack."""
     result = outcome(b'{"input": ' + b"[" * 100_000)
 
@@ -69,8 +66,7 @@ def test_json_that_is_nested_without_end_is_an_error() -> None:
 
 
 @pytest.mark.parametrize("body", [b"[]", b'"a"', b"1", b"null", b"true"])
-def test_json_that_is_no_object_is_an_error(body: bytes) -> None:
-    """The request's fields need a place to stand in."""
+def test_json_other_than_an_object_is_rejected(body: bytes) -> None:
     result = outcome(body)
 
     assert isinstance(result, InvalidRequestError)
@@ -79,7 +75,6 @@ def test_json_that_is_no_object_is_an_error(body: bytes) -> None:
 
 @given(st.sets(st.sampled_from([*EmbeddingRequest.model_fields])))
 def test_null_means_absent(fields: set[str]) -> None:
-    """Whichever fields are null, the request is the one without them."""
     body = {"input": "a", **dict.fromkeys(fields - {"input"})}
 
     assert outcome(json.dumps(body).encode()) == parse_request(b'{"input": "a"}')
@@ -106,16 +101,15 @@ def test_null_means_absent(fields: set[str]) -> None:
         ("truncation_direction", "middle"),
     ],
 )
-def test_a_field_of_the_wrong_kind_is_named(field: str, value: object) -> None:
-    """Nothing is converted: `"8"` is no number and 1 is no truth value."""
+def test_a_field_of_the_wrong_type_is_named(field: str, value: object) -> None:
     result = outcome(json.dumps({"input": "a", field: value}).encode())
 
     assert isinstance(result, InvalidRequestError)
     assert (result.code, result.param) == (f"invalid_{field}", field)
 
 
-def test_a_field_nobody_knows_is_ignored() -> None:
-    """Clients send fields of later versions and of other servers."""
+def test_unknown_fields_are_ignored() -> None:
+    """Clients send fields of later API versions and of other servers."""
     request = build_request(input="a", service_tier="flex")
 
     assert request == build_request(input="a")
@@ -130,25 +124,22 @@ def test_a_field_nobody_knows_is_ignored() -> None:
         ([[1, 2], [3]], [[1, 2], [3]], False),
     ],
 )
-def test_inputs_are_a_list_whichever_way_they_were_sent(
+def test_items_is_always_a_list(
     sent: object,
     items: object,
     is_single: bool,  # noqa: FBT001
 ) -> None:
-    """A text is a list of one, and a flat list of integers is one input."""
     request = build_request(input=sent)
 
     assert request.items == items
     assert request.is_single is is_single
 
 
-def test_either_name_of_the_inputs_does() -> None:
-    """The page uses both."""
+def test_inputs_is_an_alias_of_input() -> None:
     assert build_request(inputs=["a"]).items == build_request(input=["a"]).items
 
 
-def test_both_names_with_the_same_inputs_are_one_request() -> None:
-    """A client that cannot decide says nothing wrong."""
+def test_input_and_inputs_may_both_have_the_same_value() -> None:
     assert build_request(input="a", inputs="a").items == ["a"]
 
 
@@ -161,18 +152,14 @@ def test_both_names_with_the_same_inputs_are_one_request() -> None:
          "truncation_direction"),
     ],
 )  # fmt: skip
-def test_two_names_of_one_field_that_disagree_are_an_error(
-    fields: dict[str, object], param: str
-) -> None:
-    """Either would be a guess."""
+def test_a_field_and_its_alias_must_agree(fields: dict[str, object], param: str) -> None:
     with pytest.raises(InvalidRequestError) as error:
         build_request(**fields)
 
     assert (error.value.code, error.value.param) == ("ambiguous", param)
 
 
-def test_without_inputs_there_is_no_request() -> None:
-    """`input` is the one field that is required."""
+def test_input_is_required() -> None:
     with pytest.raises(InvalidRequestError) as error:
         build_request(model="a")
 
@@ -181,18 +168,16 @@ def test_without_inputs_there_is_no_request() -> None:
 
 @pytest.mark.parametrize("name", ["truncate_direction", "truncation_direction"])
 @pytest.mark.parametrize("value", ["left", "Left"])
-def test_the_side_that_is_cut_has_two_names_and_two_spellings(name: str, value: str) -> None:
-    """TEI calls the field otherwise and capitalizes."""
+def test_truncate_direction_has_an_alias_and_ignores_case(name: str, value: str) -> None:
+    """TEI names the field `truncation_direction` and capitalizes its values."""
     assert build_request(input="a", **{name: value}).direction == "left"
 
 
-def test_the_right_side_is_cut_unless_a_client_says_otherwise() -> None:
-    """The page's default."""
+def test_truncate_direction_defaults_to_right() -> None:
     assert build_request(input="a").direction == "right"
 
 
-def test_a_wrong_field_from_python_is_the_same_error_as_over_http() -> None:
-    """Callers of the handle read the codes that HTTP clients read."""
+def test_python_callers_get_the_same_errors_as_http_clients() -> None:
     with pytest.raises(InvalidRequestError) as error:
         build_request(input="a", dimensions="8")
 
@@ -201,7 +186,7 @@ def test_a_wrong_field_from_python_is_the_same_error_as_over_http() -> None:
     assert vars(error.value) == vars(over_http)
 
 
-def test_a_byte_order_mark_is_no_error() -> None:
+def test_a_byte_order_mark_is_ignored() -> None:
     """Some editors and shells write one before the JSON."""
     request = parse_request(b'\xef\xbb\xbf{"input": "a"}')
 

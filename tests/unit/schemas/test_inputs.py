@@ -14,8 +14,7 @@ ids = st.lists(st.integers(), min_size=1, max_size=5)
 
 
 @given(st.one_of(st.text(min_size=1), texts, ids, st.lists(ids, min_size=1, max_size=5)))
-def test_the_four_kinds_of_inputs_pass_unchanged(value: Any) -> None:
-    """A text, texts, the token ids of one input and of many."""
+def test_valid_inputs_are_unchanged(value: Any) -> None:
     assert build_request(input=value).input == value
 
 
@@ -42,16 +41,14 @@ def test_the_four_kinds_of_inputs_pass_unchanged(value: Any) -> None:
         ([[[1]]], "invalid_token_id", "input[0]"),
     ],
 )
-def test_what_is_wrong_is_named(value: Any, code: str, param: str) -> None:
-    """The first item at fault, and what is wrong with it."""
+def test_errors_name_the_item_at_fault(value: Any, code: str, param: str) -> None:
     with pytest.raises(InvalidRequestError) as error:
         build_request(input=value)
 
     assert (error.value.code, error.value.param) == (code, param)
 
 
-def test_a_wrong_item_after_another_of_another_kind_is_not_passed_over() -> None:
-    """Of two faults the first one is named."""
+def test_the_first_of_several_faults_is_named() -> None:
     with pytest.raises(InvalidRequestError) as error:
         build_request(input=["a", 1, None])
 
@@ -59,7 +56,7 @@ def test_a_wrong_item_after_another_of_another_kind_is_not_passed_over() -> None
 
 
 class Marked(str):
-    """A kind of string, as libraries for markup have them."""
+    """A subclass of str, as markup libraries define them."""
 
 
 @pytest.mark.parametrize(
@@ -79,12 +76,10 @@ class Marked(str):
     ],
 )
 def test_python_callers_may_send_tuples_and_arrays(value: object, expected: object) -> None:
-    """They become the lists that HTTP clients send."""
     assert build_request(input=value).input == expected
 
 
-def test_python_callers_may_send_numpys_scalars() -> None:
-    """For any field."""
+def test_python_callers_may_send_numpy_scalars() -> None:
     (no,) = np.array([False])
 
     request = build_request(input="a", dimensions=np.int64(5), normalize=no)
@@ -92,8 +87,7 @@ def test_python_callers_may_send_numpys_scalars() -> None:
     assert (request.dimensions, request.normalize) == (5, False)
 
 
-def test_a_list_that_holds_itself_is_our_error() -> None:
-    """And not an endless descent."""
+def test_a_list_that_contains_itself_is_rejected() -> None:
     value: list[object] = []
     value.append(value)
 
@@ -102,8 +96,7 @@ def test_a_list_that_holds_itself_is_our_error() -> None:
 
 
 @pytest.mark.parametrize("value", [5, b"a", {"a"}, {"a": 1}, object(), np.array([1.5])])
-def test_python_callers_get_our_error_for_anything_else(value: object) -> None:
-    """Not a TypeError from somewhere inside."""
+def test_other_python_types_are_rejected_as_invalid_type(value: object) -> None:
     with pytest.raises(InvalidRequestError) as error:
         build_request(input=value)
 
@@ -111,20 +104,18 @@ def test_python_callers_get_our_error_for_anything_else(value: object) -> None:
 
 
 def test_zero_is_a_token_id() -> None:
-    """It is falsy, and it is not empty."""
+    """Zero is falsy, but not an empty item."""
     assert build_request(input=[0, 0]).input == [0, 0]
 
 
-def test_inputs_under_their_other_name_are_named_so() -> None:
-    """A client that sends `inputs` finds `inputs` in the error."""
+def test_errors_use_the_name_inputs_if_the_client_does() -> None:
     with pytest.raises(InvalidRequestError) as error:
         build_request(inputs=["a", 1])
 
     assert error.value.param == "inputs[1]"
 
 
-def test_a_huge_list_of_token_ids_is_checked_in_little_memory() -> None:
-    """A body of millions of ids must not become millions of notes about what they are not."""
+def test_a_huge_list_of_token_ids_is_checked_in_1_mb() -> None:
     ids = list(range(300_000))
     tracemalloc.start()
 
@@ -137,7 +128,7 @@ def test_a_huge_list_of_token_ids_is_checked_in_little_memory() -> None:
     assert peak < 1_000_000
 
 
-def test_a_list_of_lists_of_texts_is_told_how_to_be_sent() -> None:
-    """Some clients make a batch of each text."""
-    with pytest.raises(InvalidRequestError, match="whose items are the texts"):
+def test_the_error_for_nested_lists_of_texts_says_what_to_send() -> None:
+    """Some clients send each text as a batch of its own."""
+    with pytest.raises(InvalidRequestError, match="one flat list"):
         build_request(input=[["a"], ["b"]])

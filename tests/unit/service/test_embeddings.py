@@ -41,19 +41,19 @@ Build = Callable[..., Service]
 
 @pytest.fixture
 def embedder() -> FakeEmbedder:
-    """The model's deployment."""
+    """Return a fake deployment of the model."""
     return FakeEmbedder()
 
 
 @pytest.fixture
 def metrics() -> Metrics:
-    """What the service counts."""
+    """Return the metrics that the service records."""
     return Metrics()
 
 
 @pytest.fixture
 def build(tokenizer: Tokenizer, embedder: FakeEmbedder, metrics: Metrics) -> Build:
-    """Build a service over both models; keywords are its limits."""
+    """Return a function that builds a service with both models. Its keywords are limits."""
 
     def build(max_requests: int | None = None, **limits: Any) -> Service:
         models = served_models(tokenizer, embedder)
@@ -64,14 +64,13 @@ def build(tokenizer: Tokenizer, embedder: FakeEmbedder, metrics: Metrics) -> Bui
 
 
 async def embed(service: Service, **fields: Any) -> EmbedResponse:
-    """Embed a request of these fields."""
+    """Embed a request with these fields."""
     return await service.embed(build_request(**fields), request_id="an-id")
 
 
-async def test_vectors_come_in_input_order_and_have_unit_length(
+async def test_vectors_are_in_input_order_and_have_unit_length(
     build: Build, embedder: FakeEmbedder
 ) -> None:
-    """The n-th vector is the n-th input's."""
     response = await embed(build(), input=["a", "b", "a b"])
 
     expected = finish(vectors_of(embedder.seen[0]), dimensions=None, normalize=True)
@@ -80,20 +79,18 @@ async def test_vectors_come_in_input_order_and_have_unit_length(
     assert (response.model, response.prompt_tokens) == (MODEL, 3 + 3 + 4)
 
 
-async def test_without_normalizing_the_vectors_are_the_model_s(
+async def test_without_normalize_the_model_s_vectors_are_unchanged(
     build: Build, embedder: FakeEmbedder
 ) -> None:
-    """As its modules made them."""
     response = await embed(build(), input=["a", "b"], normalize=False)
 
     assert np.array_equal(response.embeddings, vectors_of(embedder.seen[0]))
 
 
 @pytest.mark.parametrize("dimensions", [1, 3, DIMENSIONS])
-async def test_dimensions_are_cut_before_the_length_is_restored(
+async def test_vectors_are_normalized_after_dimensions_are_reduced(
     build: Build, embedder: FakeEmbedder, dimensions: int
 ) -> None:
-    """A shorter vector is one of unit length again."""
     response = await embed(build(), input="a", dimensions=dimensions)
 
     expected = vectors_of(embedder.seen[0])[:, :dimensions]
@@ -101,10 +98,9 @@ async def test_dimensions_are_cut_before_the_length_is_restored(
     assert np.allclose(response.embeddings, expected / np.linalg.norm(expected))
 
 
-async def test_a_large_request_is_tokenized_in_a_thread_and_gives_the_same(
+async def test_tokenizing_in_a_thread_gives_the_same_ids(
     build: Build, embedder: FakeEmbedder
 ) -> None:
-    """The event loop is free meanwhile, and nothing else differs."""
     texts = ["test input " * 3] * 400
     service = build()
 
@@ -116,16 +112,16 @@ async def test_a_large_request_is_tokenized_in_a_thread_and_gives_the_same(
     assert large.ids.tolist() == small.ids.tolist() * 400
 
 
-async def test_times_are_told_in_seconds(build: Build) -> None:
-    """What the fake says it took, and what tokenizing took."""
+async def test_the_response_reports_times_in_seconds(build: Build) -> None:
     response = await embed(build(), input="a")
 
     assert (response.queue_s, response.inference_s) == (0.001, 0.002)
     assert response.tokenization_s > 0
 
 
-async def test_what_was_tokenized_and_cut_is_counted(build: Build, metrics: Metrics) -> None:
-    """Under the model's name, not the alias that was sent."""
+async def test_truncated_inputs_count_under_the_model_s_own_name(
+    build: Build, metrics: Metrics
+) -> None:
     response = await embed(build(), input=["a b a b a b a b", "a"], model=ALIAS, truncate=True)
 
     assert response.truncated_inputs == 1
@@ -134,13 +130,12 @@ async def test_what_was_tokenized_and_cut_is_counted(build: Build, metrics: Metr
 
 
 @pytest.mark.parametrize(("inputs", "passes"), [(2048, True), (2049, False)])
-async def test_a_request_has_2048_inputs_at_most(
+async def test_a_request_may_have_2048_inputs_by_default(
     build: Build,
     embedder: FakeEmbedder,
     inputs: int,
     passes: bool,  # noqa: FBT001
 ) -> None:
-    """By default; one more is refused before it is tokenized."""
     service = build()
 
     if passes:
@@ -150,7 +145,7 @@ async def test_a_request_has_2048_inputs_at_most(
         with pytest.raises(BatchSizeError) as error:
             await embed(service, input=["a"] * inputs)
         assert error.value.message == (
-            "this request has 2049 inputs; at most 2048 are taken. Split the list."
+            "The request has 2049 inputs; at most 2048 are allowed. Split the list."
         )
         assert embedder.seen == []
 
@@ -165,10 +160,9 @@ async def test_a_request_has_2048_inputs_at_most(
         ({"inputs": [4, 4, 4, 4, 4, 4, 4]}, "inputs", "in inputs."),
     ],
 )
-async def test_the_item_at_fault_is_named_as_it_was_sent(
+async def test_errors_name_the_item_as_the_client_sent_it(
     build: Build, fields: dict[str, Any], param: str, words: str
 ) -> None:
-    """`inputs[1]` to who sent `inputs`, and no index to who sent one text."""
     with pytest.raises(TokenizationError) as error:
         await embed(build(), **fields)
 
@@ -177,7 +171,6 @@ async def test_the_item_at_fault_is_named_as_it_was_sent(
 
 
 async def test_the_first_failure_names_its_input(build: Build, embedder: FakeEmbedder) -> None:
-    """One bad input fails the request."""
     embedder.failures = (Failure(1, "inference_failed"), Failure(2, "non_finite_embedding"))
 
     with pytest.raises(InferenceError) as error:
@@ -186,8 +179,9 @@ async def test_the_first_failure_names_its_input(build: Build, embedder: FakeEmb
     assert (error.value.code, error.value.param) == ("inference_failed", "input[1]")
 
 
-async def test_the_deadline_ends_the_call_as_well(build: Build, embedder: FakeEmbedder) -> None:
-    """Nobody computes for a client that has its 504."""
+async def test_the_deadline_cancels_the_call_to_the_model(
+    build: Build, embedder: FakeEmbedder
+) -> None:
     embedder.waits = True
 
     with pytest.raises(DeadlineError) as error:
@@ -197,18 +191,18 @@ async def test_the_deadline_ends_the_call_as_well(build: Build, embedder: FakeEm
     assert embedder.cancelled == 1
 
 
-async def test_a_timeout_that_is_not_ours_is_no_deadline(
+async def test_an_unrelated_timeout_is_not_a_deadline_error(
     build: Build, embedder: FakeEmbedder
 ) -> None:
-    """It says nothing about how long the request took."""
     embedder.error = TimeoutError()
 
     with pytest.raises(TimeoutError):
         await embed(build(), input="a")
 
 
-async def test_a_client_that_leaves_ends_the_call(build: Build, embedder: FakeEmbedder) -> None:
-    """The cancellation reaches the model's deployment."""
+async def test_a_disconnecting_client_cancels_the_call(
+    build: Build, embedder: FakeEmbedder
+) -> None:
     embedder.waits = True
     task = asyncio.create_task(embed(build(), input="a"))
     await embedder.called.wait()
@@ -221,16 +215,12 @@ async def test_a_client_that_leaves_ends_the_call(build: Build, embedder: FakeEm
 
 
 @pytest.mark.parametrize("name", [None, "", "null", MODEL, ALIAS])
-async def test_the_first_model_is_meant_by_its_names_and_by_none(
-    build: Build, name: str | None
-) -> None:
-    """Absent, empty and the page's literal "null" are the default."""
+async def test_the_default_model_has_names_and_needs_none(build: Build, name: str | None) -> None:
     assert build().models.resolve(name).name == MODEL
 
 
 @pytest.mark.parametrize("name", ["null", "", "acme", "ACME/TINY"])
-async def test_a_model_is_called_by_a_name_it_has(build: Build, name: str) -> None:
-    """What stands for the default in a request is no model's name elsewhere."""
+async def test_get_accepts_only_names_and_aliases(build: Build, name: str) -> None:
     with pytest.raises(ModelNotFoundError):
         build().models.get(name)
 
@@ -238,7 +228,7 @@ async def test_a_model_is_called_by_a_name_it_has(build: Build, name: str) -> No
 async def test_a_model_that_cannot_embed_now_is_not_ready(
     build: Build, embedder: FakeEmbedder
 ) -> None:
-    """A model that never embeds keeps nobody waiting."""
+    """A model that never embeds does not count."""
     service = build()
     ready = await service.not_ready()
 
@@ -249,26 +239,22 @@ async def test_a_model_that_cannot_embed_now_is_not_ready(
     assert service.models.get(RANKER).embedder is None
 
 
-async def test_a_place_is_free_again_after_whatever_happened(
-    build: Build, metrics: Metrics
-) -> None:
-    """Requests beyond the places are refused while all are taken, and not after."""
+async def test_a_rejected_request_does_not_leak_a_slot(build: Build, metrics: Metrics) -> None:
     service = build(max_requests=1, retry_after_s=5)
 
-    with pytest.raises(OverloadedError) as refusal, service.admit(), service.admit():
-        pytest.fail("there was no second place")
+    with pytest.raises(OverloadedError) as rejection, service.admit(), service.admit():
+        pytest.fail("both requests got a slot")
     with service.admit():
         entered = True
 
     assert entered
-    assert refusal.value.retry_after_s == pytest.approx(5, rel=0.25)
+    assert rejection.value.retry_after_s == pytest.approx(5, rel=0.25)
     assert counted(metrics, "embeddings_overload_refusals_total", reason="ingress_requests") == 1
 
 
-async def test_bodies_of_all_requests_hold_so_much_memory_at_most(
+async def test_large_bodies_are_rejected_when_memory_is_full(
     build: Build, metrics: Metrics
 ) -> None:
-    """A large one that comes when the others hold it is refused, a small one is not."""
     service = build(max_body_bytes=100_000, max_held_body_bytes=200_000)
 
     with service.admit() as first, service.admit() as second, service.admit() as third:
@@ -285,14 +271,13 @@ async def test_bodies_of_all_requests_hold_so_much_memory_at_most(
     assert counted(metrics, "embeddings_overload_refusals_total", reason="body_bytes") == 1
 
 
-# What the inputs are.
+# Input types.
 
 
 @pytest.mark.parametrize("input_type", ["query", "search_query"])
-async def test_a_query_gets_the_model_s_prompt_for_queries(
+async def test_a_query_gets_the_query_prompt(
     build: Build, embedder: FakeEmbedder, input_type: str
 ) -> None:
-    """Asked for by a field, by the model's name, or by the prompt's own."""
     service = build()
 
     for fields in (
@@ -309,10 +294,10 @@ async def test_a_query_gets_the_model_s_prompt_for_queries(
 
 
 @pytest.mark.parametrize("input_type", ["document", "search_document", "passage"])
-async def test_a_document_gets_the_model_s_prompt_for_documents(
+async def test_a_document_gets_the_document_prompt(
     build: Build, embedder: FakeEmbedder, input_type: str
 ) -> None:
-    """This model has an empty one."""
+    """The document prompt of this model is empty."""
     service = build()
 
     await embed(service, input="a", input_type=input_type)
@@ -322,46 +307,39 @@ async def test_a_document_gets_the_model_s_prompt_for_documents(
     assert first == second
 
 
-async def test_a_prompt_s_name_wins_over_what_the_input_is(
-    build: Build, embedder: FakeEmbedder
-) -> None:
-    """As in sentence-transformers."""
+async def test_prompt_name_overrides_input_type(build: Build, embedder: FakeEmbedder) -> None:
     await embed(build(), input="a", input_type="document", prompt_name="query")
 
     assert embedder.seen[0].tokens > 3
 
 
-async def test_what_an_input_is_wins_over_the_model_s_name(
+async def test_input_type_overrides_the_suffix_of_the_model_name(
     build: Build, embedder: FakeEmbedder
 ) -> None:
-    """The field is nearer to the request."""
     await embed(build(), input="a", input_type="document", model=f"{MODEL}:query")
 
     assert embedder.seen[0].tokens == 3
 
 
 @pytest.mark.parametrize("name", [f"{MODEL}:", f"{MODEL}:other", f"{MODEL}:query:query", ":query"])
-async def test_another_ending_is_no_model(build: Build, name: str) -> None:
-    """A name is a name."""
+async def test_an_unknown_suffix_is_model_not_found(build: Build, name: str) -> None:
     with pytest.raises(ModelNotFoundError):
         await embed(build(), input="a", model=name)
 
 
-async def test_an_unknown_kind_of_input_is_an_error(build: Build) -> None:
-    """It names the field."""
+async def test_an_unknown_input_type_is_rejected(build: Build) -> None:
     with pytest.raises(InvalidRequestError) as raised:
         await embed(build(), input="a", input_type="question")
 
     assert (raised.value.param, raised.value.code) == ("input_type", "invalid_input_type")
 
 
-# Token ids of OpenAI's clients.
+# Token ids from OpenAI clients.
 
 
-async def test_token_ids_of_openai_s_encoding_are_read_as_text(
+async def test_openai_token_ids_are_embedded_as_their_text(
     tokenizer: Tokenizer, embedder: FakeEmbedder, metrics: Metrics
 ) -> None:
-    """One list is one input, several are several; the text is embedded as if it had been sent."""
     models = served_models(tokenizer, embedder, {"token_ids": "cl100k"})
     encoding = SimpleNamespace(decode_bytes=bytes)
     service = Service(models, limits=HttpConfig(), metrics=metrics, cl100k=Cl100k(lambda: encoding))

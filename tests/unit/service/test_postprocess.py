@@ -8,8 +8,7 @@ from tests.support.strategies import vectors
 
 
 @given(vectors, st.data())
-def test_dimensions_keep_the_first_components(vectors: Vectors, data: st.DataObject) -> None:
-    """Without normalizing, nothing but the length of the rows changes."""
+def test_dimensions_keeps_the_first_components(vectors: Vectors, data: st.DataObject) -> None:
     dimensions = data.draw(st.none() | st.integers(1, vectors.shape[1]))
 
     finished = finish(vectors, dimensions=dimensions, normalize=False)
@@ -18,8 +17,7 @@ def test_dimensions_keep_the_first_components(vectors: Vectors, data: st.DataObj
 
 
 @given(vectors, st.data())
-def test_normalizing_gives_unit_length_after_the_cut(vectors: Vectors, data: st.DataObject) -> None:
-    """Every row that is longer than 1e-12 gets length one, in its own direction; rounding aside."""
+def test_rows_have_unit_length_after_truncation(vectors: Vectors, data: st.DataObject) -> None:
     dimensions = data.draw(st.none() | st.integers(1, vectors.shape[1]))
     kept = vectors[:, :dimensions].astype(np.float64)
     lengths = np.linalg.norm(kept, axis=1)
@@ -34,22 +32,20 @@ def test_normalizing_gives_unit_length_after_the_cut(vectors: Vectors, data: st.
 
 @given(vectors)
 def test_finite_vectors_stay_finite(vectors: Vectors) -> None:
-    """No float32 is so large or so small that bringing it to unit length gives NaN or an infinity."""
     finished = finish(vectors, dimensions=None, normalize=True)
 
     assert non_finite_rows(finished) == []
 
 
-def test_a_row_of_zeros_stays_one() -> None:
-    """It has no direction; torch leaves it as it is, too."""
+def test_a_row_of_zeros_is_unchanged() -> None:
     finished = finish(np.zeros((1, 3), np.float32), dimensions=None, normalize=True)
 
     assert finished.tolist() == [[0, 0, 0]]
 
 
 @given(vectors)
-def test_finishing_leaves_the_answer_of_the_model_alone(vectors: Vectors) -> None:
-    """The buffer came from another process and may be read-only."""
+def test_finish_does_not_modify_its_input(vectors: Vectors) -> None:
+    """The buffer comes from another process and may be read-only."""
     before = vectors.tobytes()
     vectors.setflags(write=False)
 
@@ -58,8 +54,7 @@ def test_finishing_leaves_the_answer_of_the_model_alone(vectors: Vectors) -> Non
     assert vectors.tobytes() == before
 
 
-def test_rows_that_are_not_finite_are_named() -> None:
-    """NaN and both infinities, wherever in the row they stand."""
+def test_rows_with_nan_or_infinity_are_found() -> None:
     vectors = np.array([[1, 2], [np.nan, 1], [1, np.inf], [0, 0], [-np.inf, 0]], np.float32)
 
     assert non_finite_rows(vectors) == [1, 2, 4]

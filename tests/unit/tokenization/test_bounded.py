@@ -1,5 +1,3 @@
-"""Texts of any length in bounded memory and time, with the ids that reading all of them would give."""
-
 from concurrent.futures import CancelledError
 from pathlib import Path
 
@@ -22,8 +20,8 @@ LIMIT = 9
 VERY_LONG = "the quick brown fox jumps over the lazy dog. " * 2000
 
 
-class Watched:
-    """A tokenizer that remembers how many characters it was given."""
+class RecordingTokenizer:
+    """Record the length of each text that is encoded."""
 
     def __init__(self, raw: tokenizers.Tokenizer) -> None:
         self._raw = raw
@@ -32,15 +30,16 @@ class Watched:
     def encode_batch_fast(
         self, texts: list[str], *, add_special_tokens: bool
     ) -> list[tokenizers.Encoding]:
-        """Encode, and remember."""
+        """Encode texts and record their lengths."""
         self.characters += [len(text) for text in texts]
         return self._raw.encode_batch_fast(texts, add_special_tokens=add_special_tokens)
 
 
 @pytest.mark.parametrize("direction", ["right", "left"])
 @pytest.mark.parametrize("maker", [wordpiece, byte_bpe, unigram])
-def test_an_excerpt_is_cut_as_the_whole_text(tmp_path: Path, maker: object, direction: str) -> None:
-    """Far more text than the model reads gives the ids that the library's own truncation gives."""
+def test_an_excerpt_is_truncated_like_the_whole_text(
+    tmp_path: Path, maker: object, direction: str
+) -> None:
     raw: tokenizers.Tokenizer = maker()  # type: ignore[operator]
     tokenizer = make(tmp_path, raw, max_input_tokens=LIMIT)
 
@@ -51,8 +50,9 @@ def test_an_excerpt_is_cut_as_the_whole_text(tmp_path: Path, maker: object, dire
 
 
 @pytest.mark.parametrize("maker", [wordpiece, byte_bpe, unigram])
-def test_a_prompt_survives_the_cut_of_a_very_long_text(tmp_path: Path, maker: object) -> None:
-    """From the left the excerpt is the prompt and the text's end; its ids are those of reading everything."""
+def test_left_truncation_of_a_very_long_text_keeps_the_prompt(
+    tmp_path: Path, maker: object
+) -> None:
     raw: tokenizers.Tokenizer = maker()  # type: ignore[operator]
     tokenizer = make(tmp_path, raw, max_input_tokens=LIMIT)
     short = VERY_LONG[-450:]
@@ -63,29 +63,26 @@ def test_a_prompt_survives_the_cut_of_a_very_long_text(tmp_path: Path, maker: ob
     assert len(ids[0]) == LIMIT
 
 
-def test_with_a_prompt_no_more_is_read_from_the_left_than_without() -> None:
-    """A body of megabytes costs what an excerpt costs."""
-    watched = Watched(wordpiece())
-    encoding = TextEncoding(watched, adds_special_tokens=True, max_input_tokens=LIMIT)
+def test_left_truncation_reads_only_the_prompt_and_an_excerpt() -> None:
+    recording = RecordingTokenizer(wordpiece())
+    encoding = TextEncoding(recording, adds_special_tokens=True, max_input_tokens=LIMIT)
 
     encoding.encode(["query: " + VERY_LONG], reach=encoding.reach, from_left=True, head=7)
 
-    assert watched.characters == [7 + (encoding.reach or 0)]
+    assert recording.characters == [7 + (encoding.reach or 0)]
 
 
-def test_no_more_is_read_than_shows_that_a_text_is_too_long() -> None:
-    """A body of megabytes costs what an excerpt costs."""
-    watched = Watched(wordpiece())
-    encoding = TextEncoding(watched, adds_special_tokens=True, max_input_tokens=LIMIT)
+def test_only_an_excerpt_of_a_very_long_text_is_read() -> None:
+    recording = RecordingTokenizer(wordpiece())
+    encoding = TextEncoding(recording, adds_special_tokens=True, max_input_tokens=LIMIT)
 
     (ids,) = encoding.encode([VERY_LONG], reach=encoding.reach)
 
-    assert watched.characters == [encoding.reach]
+    assert recording.characters == [encoding.reach]
     assert len(ids) > LIMIT + MARGIN
 
 
-def test_a_long_text_of_few_tokens_is_read_to_its_end() -> None:
-    """White space is no token: what matters may stand behind any amount of it."""
+def test_a_long_text_of_few_tokens_is_read_completely() -> None:
     raw = wordpiece()
     encoding = TextEncoding(raw, adds_special_tokens=True, max_input_tokens=LIMIT)
     text = " " * 20_000 + "the fox"
@@ -95,18 +92,17 @@ def test_a_long_text_of_few_tokens_is_read_to_its_end() -> None:
     assert ids == [raw.encode("the fox").ids]
 
 
-def test_the_count_of_an_excerpt_is_a_least_one(tmp_path: Path) -> None:
-    """OpenAI's words, with an exact number for a text that was read to its end."""
+def test_the_error_for_an_excerpt_says_more_than_n_tokens(tmp_path: Path) -> None:
     tokenizer = make(tmp_path, wordpiece(), max_input_tokens=LIMIT)
 
-    exact, least = refuse(tokenizer, "fox " * 20), refuse(tokenizer, VERY_LONG)
+    complete, excerpt = refuse(tokenizer, "fox " * 20), refuse(tokenizer, VERY_LONG)
 
-    assert "however you requested 22 tokens in input[0]" in exact.message
-    assert "however you requested more than " in least.message
+    assert "however you requested 22 tokens in input[0]" in complete.message
+    assert "however you requested more than " in excerpt.message
 
 
-def test_the_first_text_that_is_too_long_ends_it(tmp_path: Path) -> None:
-    """Nothing after its part is read: a lone surrogate there, which cannot be, is not reached."""
+def test_tokenization_stops_at_the_first_too_long_text(tmp_path: Path) -> None:
+    """A later part has a lone surrogate, which cannot be tokenized; it is not reached."""
     tokenizer = make(tmp_path, wordpiece(), max_input_tokens=LIMIT)
     filler = "fox" * (PART_CHARACTERS // 3)
 
@@ -115,14 +111,13 @@ def test_the_first_text_that_is_too_long_ends_it(tmp_path: Path) -> None:
     assert error.param == "input[0]"
 
 
-def test_texts_that_nobody_waits_for_any_more_are_not_read(tmp_path: Path) -> None:
-    """After the part that is under way."""
+def test_tokenization_stops_when_nobody_waits_for_it(tmp_path: Path) -> None:
     tokenizer = make(tmp_path, wordpiece())
-    asked = []
+    calls = []
 
     def is_wanted() -> bool:
-        asked.append("once more")
-        return len(asked) < 2
+        calls.append("is_wanted")
+        return len(calls) < 2
 
     with pytest.raises(CancelledError):
         tokenizer.encode_texts(
@@ -133,13 +128,12 @@ def test_texts_that_nobody_waits_for_any_more_are_not_read(tmp_path: Path) -> No
             is_wanted=is_wanted,
         )
 
-    assert len(asked) == 2
+    assert len(calls) == 2
 
 
-def test_a_text_that_cannot_be_tokenized_is_named_by_its_place_in_the_request(
+def test_an_invalid_text_in_a_later_part_is_named_by_its_index(
     tmp_path: Path,
 ) -> None:
-    """Also in a later part."""
     tokenizer = make(tmp_path, wordpiece(), max_input_tokens=LIMIT)
 
     with pytest.raises(TokenizationError) as raised:
@@ -148,23 +142,22 @@ def test_a_text_that_cannot_be_tokenized_is_named_by_its_place_in_the_request(
     assert raised.value.param == "input[2]"
 
 
-def test_parts_hold_all_texts_in_order() -> None:
-    """A text that is longer than a part is one of its own."""
+def test_parts_contain_all_texts_in_order() -> None:
     texts = ["a" * 100_000, "b" * 100_000, "c" * 400_000, "d", "e"]
 
-    cut = [list(part) for part in parts(texts)]
+    lists = [list(part) for part in parts(texts)]
 
-    assert [[text[0] for text in part] for part in cut] == [["a", "b"], ["c"], ["d", "e"]]
+    assert [[text[0] for text in part] for part in lists] == [["a", "b"], ["c"], ["d", "e"]]
 
 
-def test_a_huge_text_with_hardly_any_tokens_is_refused_unread() -> None:
-    """The library takes 60 bytes and more for each character, spaces too; a body may have millions."""
-    watched = Watched(wordpiece())
-    encoding = TextEncoding(watched, adds_special_tokens=True, max_input_tokens=LIMIT)
+def test_a_huge_text_with_almost_no_tokens_is_rejected() -> None:
+    """The library needs at least 60 bytes per character, also for spaces."""
+    recording = RecordingTokenizer(wordpiece())
+    encoding = TextEncoding(recording, adds_special_tokens=True, max_input_tokens=LIMIT)
     huge = "the" + " " * MOST_CHARACTERS
 
     with pytest.raises(TokenizationError) as raised:
         encoding.encode(["the", huge], first=3, reach=encoding.reach)
 
     assert raised.value.param == "input[4]"
-    assert sum(watched.characters) < 2 * SHORT_CHARACTERS
+    assert sum(recording.characters) < 2 * SHORT_CHARACTERS

@@ -36,8 +36,7 @@ MAKERS: dict[str, Callable[[], tokenizers.Tokenizer]] = {
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_ids_are_those_of_the_models_tokenizer(tmp_path: Path, name: str) -> None:
-    """Every text of a batch has the ids that the library gives it alone, special tokens included."""
+def test_ids_equal_those_of_the_library(tmp_path: Path, name: str) -> None:
     raw = MAKERS[name]()
     tokenizer = make(tmp_path, raw, max_input_tokens=None)
 
@@ -48,10 +47,9 @@ def test_ids_are_those_of_the_models_tokenizer(tmp_path: Path, name: str) -> Non
 
 @pytest.mark.parametrize("direction", ["right", "left"])
 @pytest.mark.parametrize("name", MAKERS)
-def test_a_cut_text_is_what_the_library_cuts(
+def test_truncation_equals_that_of_the_library(
     tmp_path: Path, name: str, direction: TruncateDirection
 ) -> None:
-    """Cut on either side, the special tokens stay, as with the library's own truncation."""
     raw = MAKERS[name]()
     tokenizer = make(tmp_path, raw, max_input_tokens=9)
 
@@ -61,8 +59,7 @@ def test_a_cut_text_is_what_the_library_cuts(
     assert ids == [raw.encode(text).ids for text in (*NASTY_TEXTS, LONG_TEXT)]
 
 
-def test_what_was_cut_is_counted(tmp_path: Path) -> None:
-    """Two of three inputs are longer than the model reads."""
+def test_truncated_inputs_are_counted(tmp_path: Path) -> None:
     tokenizer = make(tmp_path)
 
     result = tokenizer.encode_texts(
@@ -74,8 +71,7 @@ def test_what_was_cut_is_counted(tmp_path: Path) -> None:
     assert result.inputs.ids.dtype == result.inputs.lengths.dtype == np.int32
 
 
-def test_truncation_and_padding_that_the_file_asks_for_are_ignored(tmp_path: Path) -> None:
-    """A `tokenizer.json` may cut and pad to a fixed length; the model's limit is elsewhere."""
+def test_truncation_and_padding_in_the_file_are_ignored(tmp_path: Path) -> None:
     raw = wordpiece()
     raw.enable_truncation(5)
     raw.enable_padding(length=5)
@@ -85,8 +81,7 @@ def test_truncation_and_padding_that_the_file_asks_for_are_ignored(tmp_path: Pat
     assert [len(ids) for ids in encode(tokenizer, "fox", "the lazy dog sleeps then")] == [3, 7]
 
 
-def test_a_prompt_stands_before_the_text(tmp_path: Path) -> None:
-    """Both are tokenized as one text, and the prompt's tokens count."""
+def test_a_prompt_is_prepended_to_the_text(tmp_path: Path) -> None:
     raw = byte_bpe()
     tokenizer = make(tmp_path, raw)
 
@@ -97,24 +92,22 @@ def test_a_prompt_stands_before_the_text(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", MAKERS)
 def test_left_truncation_keeps_the_prompt(tmp_path: Path, name: str) -> None:
-    """The head of the text goes: special tokens, then the whole prompt, then the text's tail, then special tokens."""
     raw = MAKERS[name]()
     tokenizer = make(tmp_path, raw)
     prompt = PROMPTS["passage"]
     whole = raw.encode(prompt + LONG_TEXT)
     specials = raw.encode("").ids
-    before = 0 if whole.ids[0] != specials[0] else 1
-    of_prompt = sum(end <= len(prompt) for _, end in whole.offsets[before:-1])
+    special_tokens = 0 if whole.ids[0] != specials[0] else 1
+    prompt_tokens = sum(end <= len(prompt) for _, end in whole.offsets[special_tokens:-1])
 
     (ids,) = encode(tokenizer, LONG_TEXT, prompt_name="passage", truncate_direction="left")
 
-    kept = before + of_prompt
-    assert of_prompt > 3
+    kept = special_tokens + prompt_tokens
+    assert prompt_tokens > 3
     assert ids == whole.ids[:kept] + whole.ids[-(32 - kept) :]
 
 
-def test_a_token_that_reaches_from_the_prompt_into_the_text_is_the_texts(tmp_path: Path) -> None:
-    """The space that ends a prompt is part of the first word's token, and goes with that word."""
+def test_a_token_across_prompt_and_text_belongs_to_the_text(tmp_path: Path) -> None:
     raw = byte_bpe()
     tokenizer = make(tmp_path, raw, max_input_tokens=8)
     prompt_ids = raw.encode("query:").ids[:-1]
@@ -126,8 +119,7 @@ def test_a_token_that_reaches_from_the_prompt_into_the_text_is_the_texts(tmp_pat
     assert ids[len(prompt_ids) :] == raw.encode(LONG_TEXT).ids[-(8 - len(prompt_ids)) :]
 
 
-def test_a_prompt_longer_than_the_model_reads_is_cut_itself(tmp_path: Path) -> None:
-    """No room is left for the text, on whichever side it is cut."""
+def test_a_prompt_that_is_too_long_is_truncated(tmp_path: Path) -> None:
     tokenizer = make(tmp_path, max_input_tokens=4)
 
     ids = [
@@ -140,10 +132,8 @@ def test_a_prompt_longer_than_the_model_reads_is_cut_itself(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_the_length_of_a_prompt_leaves_out_the_special_token_after_it(
-    tmp_path: Path, name: str
-) -> None:
-    """What poolings without the prompt skip: [CLS] query : of [CLS] query : [SEP]."""
+def test_prompt_length_excludes_the_special_token_after_it(tmp_path: Path, name: str) -> None:
+    """Pooling without the prompt skips [CLS] query : of [CLS] query : [SEP]."""
     raw = MAKERS[name]()
     tokenizer = make(tmp_path, raw)
 
@@ -154,8 +144,7 @@ def test_the_length_of_a_prompt_leaves_out_the_special_token_after_it(
     assert result.inputs.prompt_length == len(raw.encode("query: ").ids) - 1
 
 
-def test_the_length_of_a_prompt_is_whole_where_no_special_token_follows(tmp_path: Path) -> None:
-    """[CLS] query : without a [SEP]."""
+def test_prompt_length_is_whole_without_a_special_token(tmp_path: Path) -> None:
     raw = wordpiece()
     raw.post_processor = processors.TemplateProcessing(
         single="[CLS] $A", pair="[CLS] $A $B", special_tokens=[("[CLS]", 2)]
@@ -169,8 +158,7 @@ def test_the_length_of_a_prompt_is_whole_where_no_special_token_follows(tmp_path
     assert result.inputs.prompt_length == 3
 
 
-def test_the_length_of_a_prompt_that_is_cut_is_what_is_left_of_it(tmp_path: Path) -> None:
-    """Of a prompt longer than the model reads, all but the [SEP] at the end is skipped."""
+def test_a_truncated_prompt_counts_all_but_its_last_token(tmp_path: Path) -> None:
     tokenizer = make(tmp_path, max_input_tokens=4)
 
     result = tokenizer.encode_texts(
@@ -180,8 +168,7 @@ def test_the_length_of_a_prompt_that_is_cut_is_what_is_left_of_it(tmp_path: Path
     assert result.inputs.prompt_length == 3
 
 
-def test_too_long_an_input_is_refused_in_openais_words(tmp_path: Path) -> None:
-    """The first input that is too long is named, with its length and the limit."""
+def test_the_error_for_a_too_long_input_has_openais_words(tmp_path: Path) -> None:
     tokenizer = make(tmp_path)
     tokens = len(wordpiece().encode(LONG_TEXT).ids)
 
@@ -193,8 +180,7 @@ def test_too_long_an_input_is_refused_in_openais_words(tmp_path: Path) -> None:
     assert (error.code, error.param) == ("context_length_exceeded", "input[1]")
 
 
-def test_an_input_that_cannot_be_tokenized_is_named_and_not_shown(tmp_path: Path) -> None:
-    """A lone surrogate is in no encoding of Unicode."""
+def test_the_error_for_an_invalid_text_does_not_quote_it(tmp_path: Path) -> None:
     tokenizer = make(tmp_path)
 
     error = refuse(tokenizer, "a fox", "the dog", "the secret \ud800")
@@ -203,8 +189,7 @@ def test_an_input_that_cannot_be_tokenized_is_named_and_not_shown(tmp_path: Path
     assert "secret" not in str(error)
 
 
-def test_an_input_may_have_no_tokens_at_all(tmp_path: Path) -> None:
-    """A tokenizer that drops what it does not know, and adds nothing, leaves none."""
+def test_an_input_may_have_no_tokens(tmp_path: Path) -> None:
     tokenizer = make(tmp_path, letters(), adds_special_tokens=False)
 
     ids = encode(tokenizer, "日本", "the fox", "🙂")
@@ -213,8 +198,7 @@ def test_an_input_may_have_no_tokens_at_all(tmp_path: Path) -> None:
     assert len(ids[1]) == 2
 
 
-def test_no_inputs_give_empty_buffers(tmp_path: Path) -> None:
-    """Nothing to tokenize is no error."""
+def test_an_empty_list_gives_empty_buffers(tmp_path: Path) -> None:
     result = make(tmp_path).encode_texts(
         [], prompt_name=None, truncate=False, truncate_direction="right"
     )
@@ -222,8 +206,7 @@ def test_no_inputs_give_empty_buffers(tmp_path: Path) -> None:
     assert len(result.inputs) == result.inputs.tokens == 0
 
 
-def test_an_unknown_prompt_is_refused_with_the_names_there_are(tmp_path: Path) -> None:
-    """The message lists them, `prompt_name` is at fault."""
+def test_the_error_for_an_unknown_prompt_lists_the_prompts(tmp_path: Path) -> None:
     tokenizer = make(tmp_path)
 
     with pytest.raises(InvalidRequestError, match="query, document, passage") as caught:
@@ -232,8 +215,7 @@ def test_an_unknown_prompt_is_refused_with_the_names_there_are(tmp_path: Path) -
     assert (caught.value.code, caught.value.param) == ("unknown_prompt", "prompt_name")
 
 
-def test_prompts_of_the_configuration_are_put_before_the_models(tmp_path: Path) -> None:
-    """A name may be new, or replace the model's own text."""
+def test_configured_prompts_override_the_models_own(tmp_path: Path) -> None:
     raw = wordpiece()
     checkpoint = read_checkpoint(str(write_bert(tmp_path, tokenizer=raw, prompts=PROMPTS)))
 
@@ -247,10 +229,9 @@ def test_prompts_of_the_configuration_are_put_before_the_models(tmp_path: Path) 
     ("model", "configured", "effective"),
     [(32, 10, 10), (32, 64, 32), (None, 10, 10), (None, None, None)],
 )
-def test_the_smaller_limit_holds(
+def test_the_smaller_token_limit_applies(
     tmp_path: Path, model: int | None, configured: int | None, effective: int | None
 ) -> None:
-    """The configuration lowers what the model reads, and never raises it."""
     write_bert(tmp_path)
     checkpoint = replace(read_checkpoint(str(tmp_path)), max_input_tokens=model)
 
@@ -259,14 +240,12 @@ def test_the_smaller_limit_holds(
     assert tokenizer.max_input_tokens == effective
 
 
-def test_a_limit_without_room_for_text_fails_the_start(tmp_path: Path) -> None:
-    """[CLS] and [SEP] alone take two tokens."""
-    with pytest.raises(ModelLoadError, match="2 tokens in an input leave no room"):
+def test_a_limit_without_room_for_text_is_rejected(tmp_path: Path) -> None:
+    with pytest.raises(ModelLoadError, match="limit of 2 tokens per input leaves no room"):
         make(tmp_path, max_input_tokens=2)
 
 
-def test_the_models_own_ids_get_special_tokens_and_prompt(tmp_path: Path) -> None:
-    """As if the text they stand for had been sent."""
+def test_model_ids_get_special_tokens_and_prompt(tmp_path: Path) -> None:
     raw = wordpiece()
     tokenizer = make(tmp_path, raw)
     inputs = [raw.encode(text, add_special_tokens=False).ids for text in ("the fox", "a dog")]
@@ -280,10 +259,7 @@ def test_the_models_own_ids_get_special_tokens_and_prompt(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("direction", ["right", "left"])
-def test_the_models_own_ids_are_cut_as_text_is(
-    tmp_path: Path, direction: TruncateDirection
-) -> None:
-    """The prompt and the special tokens stay, on whichever side the ids are cut."""
+def test_model_ids_are_truncated_like_text(tmp_path: Path, direction: TruncateDirection) -> None:
     raw = wordpiece()
     tokenizer = make(tmp_path, raw)
     ids = raw.encode(LONG_TEXT, add_special_tokens=False).ids
@@ -298,8 +274,7 @@ def test_the_models_own_ids_are_cut_as_text_is(
     )
 
 
-def test_the_models_own_ids_are_refused_when_too_long(tmp_path: Path) -> None:
-    """As text is, counted with special tokens."""
+def test_model_ids_that_are_too_long_are_rejected(tmp_path: Path) -> None:
     tokenizer = make(tmp_path)
 
     with pytest.raises(TokenizationError, match=r"33 tokens in input\[0\]"):
@@ -309,8 +284,7 @@ def test_the_models_own_ids_are_refused_when_too_long(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("bad", [-1, 323, 2**31, 2**80])
-def test_an_id_outside_the_vocabulary_is_refused(tmp_path: Path, bad: int) -> None:
-    """The input is named, and the range there is."""
+def test_an_id_outside_the_vocabulary_is_rejected(tmp_path: Path, bad: int) -> None:
     tokenizer = make(tmp_path)
     assert tokenizer.vocabulary_size == 323
 
@@ -331,10 +305,10 @@ def test_an_id_outside_the_vocabulary_is_refused(tmp_path: Path, bad: int) -> No
         ({"tokenizer_class": "PreTrainedTokenizerFast", "do_lower_case": True}, False),
     ],
 )
-def test_berts_settings_win_over_its_tokenizer_json(
+def test_tokenizer_config_overrides_berts_normalizer(
     tmp_path: Path, settings: dict[str, object], *, lowercase: bool
 ) -> None:
-    """A cased `tokenizer.json` is lower-cased where transformers would, when it loads the same files."""
+    """The ids must be those that transformers gives with the same files."""
     write_json(tmp_path / "tokenizer_config.json", settings)
     raw = wordpiece(lowercase=False)
     tokenizer = make(tmp_path, raw)
@@ -343,16 +317,14 @@ def test_berts_settings_win_over_its_tokenizer_json(
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_a_model_may_lower_case_before_all_else(tmp_path: Path, name: str) -> None:
-    """`do_lower_case` of `sentence_bert_config.json`, whatever the tokenizer."""
+def test_do_lower_case_applies_to_any_tokenizer(tmp_path: Path, name: str) -> None:
     raw = MAKERS[name]()
     tokenizer = make(tmp_path, raw, lowercase=True)
 
     assert encode(tokenizer, "The FOX Äß") == [raw.encode("the fox äß").ids]
 
 
-def test_a_model_without_tokenizer_json_fails_the_start(tmp_path: Path) -> None:
-    """The message says how to make one."""
+def test_the_error_for_no_tokenizer_json_says_how_to_make_it(tmp_path: Path) -> None:
     write_bert(tmp_path)
     (tmp_path / "tokenizer.json").unlink()
 
@@ -360,8 +332,7 @@ def test_a_model_without_tokenizer_json_fails_the_start(tmp_path: Path) -> None:
         Tokenizer(read_checkpoint(str(tmp_path)))
 
 
-def test_a_broken_tokenizer_json_fails_the_start(tmp_path: Path) -> None:
-    """The message says what the library says."""
+def test_a_broken_tokenizer_json_is_rejected(tmp_path: Path) -> None:
     write_bert(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
 
@@ -369,14 +340,12 @@ def test_a_broken_tokenizer_json_fails_the_start(tmp_path: Path) -> None:
         Tokenizer(read_checkpoint(str(tmp_path)))
 
 
-def test_a_model_that_does_not_embed_has_no_tokenizer(tmp_path: Path) -> None:
-    """Its texts are never tokenized."""
+def test_a_model_that_does_not_embed_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(ModelLoadError, match="because it is a test"):
         Tokenizer(Checkpoint(tmp_path, embeds=False, reason="because it is a test"))
 
 
-def test_threads_share_one_tokenizer(tmp_path: Path) -> None:
-    """Calls that cut and calls that do not give the same ids at once as one after the other."""
+def test_threads_can_share_a_tokenizer(tmp_path: Path) -> None:
     tokenizer = make(tmp_path)
     texts = [*NASTY_TEXTS, LONG_TEXT] * 4
     expected = {
@@ -395,10 +364,9 @@ def test_threads_share_one_tokenizer(tmp_path: Path) -> None:
 
 
 @given(length=st.integers(0, 80), limit=st.integers(6, 40), left=st.booleans())
-def test_a_cut_input_is_as_long_as_allowed_and_keeps_one_side(
+def test_a_truncated_input_has_full_length_and_keeps_one_side(
     tmp_path_factory: pytest.TempPathFactory, length: int, limit: int, *, left: bool
 ) -> None:
-    """Of the ids, the first or the last stay, as many as there is room for."""
     tokenizer = shared(tmp_path_factory, limit)
     ids = [5 + n for n in range(length)]
     room = limit - 4  # [CLS] query : [SEP]
@@ -409,21 +377,20 @@ def test_a_cut_input_is_as_long_as_allowed_and_keeps_one_side(
 
     (row,) = rows(result.inputs)
     assert row[3:-1] == (ids[max(length - room, 0) :] if left else ids[:room])
-    assert result.truncated == (length > room)
+    assert result.truncated == (1 if length > room else 0)
 
 
 SHARED: dict[int, Tokenizer] = {}
 
 
 def shared(factory: pytest.TempPathFactory, limit: int) -> Tokenizer:
-    """Return one tokenizer for each limit."""
+    """Return the tokenizer with this limit; all examples share it."""
     if limit not in SHARED:
         SHARED[limit] = make(factory.mktemp("model"), max_input_tokens=limit)
     return SHARED[limit]
 
 
-def test_tokenizing_loads_neither_torch_nor_transformers() -> None:
-    """The ingress stays small."""
+def test_the_tokenizer_imports_no_torch_transformers_or_ray() -> None:
     code = "import sys, serve_app.tokenization.tokenizer; print({'torch', 'transformers', 'ray'} & set(sys.modules))"
 
     output = subprocess.run(

@@ -1,4 +1,4 @@
-"""Chroma's embedding function for OpenAI's API."""
+"""Call the server with Chroma's embedding function for the OpenAI API."""
 
 import json
 import sys
@@ -11,7 +11,7 @@ TEXTS = json.loads(sys.argv[4])
 
 
 def main() -> None:
-    """Print the vectors."""
+    """Print the vectors as JSON."""
     embed = OpenAIEmbeddingFunction(api_key="sk-any", api_base=f"{URL}/v1", model_name=MODEL)
     vectors = {"documents": [[float(x) for x in row] for row in embed(TEXTS)]}
     print(json.dumps({"version": version("chromadb"), "vectors": vectors}))

@@ -1,4 +1,4 @@
-"""Haystack's embedders of texts and of documents."""
+"""Call the server with Haystack's text embedder and document embedder."""
 
 import json
 import os
@@ -17,13 +17,13 @@ TEXTS = json.loads(sys.argv[4])
 
 
 def main() -> None:
-    """Print the vectors."""
+    """Print the vectors as JSON."""
     options = {"api_key": Secret.from_token("sk-any"), "model": MODEL, "api_base_url": f"{URL}/v1"}
     text = OpenAITextEmbedder(**options)
     documents = OpenAIDocumentEmbedder(**options, raise_on_failure=True, progress_bar=False)
-    found = documents.run([Document(content=one) for one in TEXTS])["documents"]
+    embedded = documents.run([Document(content=one) for one in TEXTS])["documents"]
     vectors = {
-        "documents": [document.embedding for document in found],
+        "documents": [document.embedding for document in embedded],
         "query": [text.run(one)["embedding"] for one in TEXTS],
     }
     print(json.dumps({"version": version("haystack-ai"), "vectors": vectors}))

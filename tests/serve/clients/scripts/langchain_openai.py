@@ -1,10 +1,10 @@
-"""LangChain's OpenAIEmbeddings: as it comes, which sends token ids of OpenAI's encoding, and without that."""
+"""Call the server with LangChain's OpenAIEmbeddings, which sends OpenAI token ids by default, or with texts."""
 
 import json
 import sys
 from importlib.metadata import version
 
-sys.path.pop(0)  # this folder, whose files have their packages' names
+sys.path.pop(0)  # the files in this folder would shadow the packages of the same name
 
 from langchain_openai import OpenAIEmbeddings
 
@@ -14,7 +14,7 @@ IDS = sys.argv[5] == "ids"
 
 
 def main() -> None:
-    """Print the vectors."""
+    """Print the vectors as JSON."""
     embeddings = OpenAIEmbeddings(
         model=MODEL, base_url=f"{URL}/v1", api_key="sk-any", check_embedding_ctx_length=IDS
     )

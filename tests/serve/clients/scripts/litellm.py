@@ -1,4 +1,4 @@
-"""LiteLLM, by three of its providers."""
+"""Call the server with LiteLLM, through three of its providers."""
 
 import json
 import os
@@ -15,7 +15,7 @@ TEXTS = json.loads(sys.argv[4])
 
 
 def main() -> None:
-    """Print the vectors, and what a text that is too long is taken for."""
+    """Print the vectors and the exception class for an input that is too long, as JSON."""
     vectors = {}
     for provider in ("openai", "hosted_vllm", "infinity"):
         answer = litellm.embedding(

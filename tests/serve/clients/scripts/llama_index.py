@@ -1,4 +1,4 @@
-"""LlamaIndex's class for servers like OpenAI's."""
+"""Call the server with LlamaIndex's embedding class for OpenAI-compatible servers."""
 
 import json
 import sys
@@ -13,7 +13,7 @@ TEXTS = json.loads(sys.argv[4])
 
 
 def main() -> None:
-    """Print the vectors."""
+    """Print the vectors as JSON."""
     embedding = OpenAILikeEmbedding(
         model_name=MODEL, api_base=f"{URL}/v1", api_key="sk-any", embed_batch_size=10
     )

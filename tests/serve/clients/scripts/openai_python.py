@@ -1,6 +1,6 @@
-"""openai-python: the client, the one for Azure, sixty-four requests at once, and what becomes of errors.
+"""Call the server with openai-python: the standard and Azure clients, 64 concurrent requests, and errors.
 
-Where a model is named that has no replica, how often it is asked for again is counted.
+For each error, the script records every try, so that the test can check which errors the SDK retries.
 """
 
 import asyncio
@@ -25,13 +25,13 @@ ERRORS: dict[str, dict[str, Any]] = {
 
 
 def rows(response: Any) -> list[list[float]]:
-    """Return the vectors, in the order in which they came."""
+    """Return the vectors and check that the items are in order."""
     assert [item.index for item in response.data] == list(range(len(response.data)))
     return [list(item.embedding) for item in response.data]
 
 
 def error_of(key: str = "sk-any", **fields: Any) -> dict[str, Any]:
-    """Return what a request raises, as its caller sees it, and what was answered to each of its tries."""
+    """Return the exception that a request raises, with the status of each try."""
     tries: list[int] = []
     hooks: Any = {"response": [lambda answer: tries.append(answer.status_code)]}
     options = {
@@ -56,7 +56,7 @@ def error_of(key: str = "sk-any", **fields: Any) -> dict[str, Any]:
 
 
 async def at_once() -> list[list[float]]:
-    """Send each text in a request of its own, sixty-four in all, together."""
+    """Send 64 concurrent requests with one text each."""
     async with openai.AsyncOpenAI(base_url=f"{URL}/v1", **OPTIONS) as client:
         texts = [TEXTS[number % len(TEXTS)] for number in range(64)]
         answers = await asyncio.gather(
@@ -66,7 +66,7 @@ async def at_once() -> list[list[float]]:
 
 
 def main() -> None:
-    """Print all of it."""
+    """Print the vectors, errors and metadata as JSON."""
     client = openai.OpenAI(base_url=f"{URL}/v1", **OPTIONS)
     slashed = openai.OpenAI(base_url=f"{URL}//v1/", **OPTIONS)
     azure = openai.AzureOpenAI(azure_endpoint=URL, api_version="2024-10-21", **OPTIONS)

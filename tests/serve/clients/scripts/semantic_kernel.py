@@ -1,4 +1,4 @@
-"""Semantic Kernel's text embedding, over OpenAI's own client."""
+"""Call the server with Semantic Kernel's text embedding, which uses OpenAI's client."""
 
 import asyncio
 import json
@@ -15,7 +15,7 @@ TEXTS = json.loads(sys.argv[4])
 
 
 async def main() -> None:
-    """Print the vectors."""
+    """Print the vectors as JSON."""
     client = AsyncOpenAI(base_url=f"{URL}/v1", api_key="sk-any")
     embedding = OpenAITextEmbedding(ai_model_id=MODEL, async_client=client)
     rows = await embedding.generate_embeddings(TEXTS)

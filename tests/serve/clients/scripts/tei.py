@@ -1,4 +1,4 @@
-"""Clients of text-embeddings-inference: huggingface_hub's, LangChain's and LlamaIndex's."""
+"""Call the server with clients for text-embeddings-inference: huggingface_hub, LangChain and LlamaIndex."""
 
 import json
 import sys
@@ -20,7 +20,7 @@ PACKAGES = (
 
 
 def main() -> None:
-    """Print the vectors."""
+    """Print the vectors as JSON."""
     hub = InferenceClient(model=f"{URL}/embed", token="sk-any")
     llama_index = TextEmbeddingsInference(model_name=MODEL, base_url=URL, auth_token="sk-any")
     langchain = HuggingFaceEndpointEmbeddings(model=URL, huggingfacehub_api_token="sk-any")

@@ -29,25 +29,23 @@ Json = dict[str, Any]
 
 @pytest.fixture
 def app(tokenizer: Tokenizer) -> Application:
-    """The application with its defaults."""
     return build_application(tokenizer)
 
 
 @pytest.fixture
 def schema(tokenizer: Tokenizer) -> Json:
-    """The document."""
     return build_schema(served_models(tokenizer, FakeEmbedder()), HttpConfig())
 
 
 def operations(schema: Json) -> Iterator[tuple[str, str, Json]]:
-    """Go through path, method and operation."""
+    """Yield the path, method and object of every operation."""
     for path, methods in schema["paths"].items():
         for method, operation in methods.items():
             yield path, method, operation
 
 
 def nodes(value: Any) -> Iterator[Json]:
-    """Go through every object in the document."""
+    """Yield every object in the document."""
     if isinstance(value, dict):
         yield value
         for inner in value.values():
@@ -57,13 +55,12 @@ def nodes(value: Any) -> Iterator[Json]:
             yield from nodes(inner)
 
 
-def raised_anywhere() -> set[tuple[int, str]]:
-    """Status and words of every error but the one of unknown paths, which no path of the document has."""
+def documented_errors() -> set[tuple[int, str]]:
+    """Return the status and name of every error except `NotFoundError`, which occurs only on unknown paths."""
     return {(k.status, k.error) for k in error_kinds() if k is not NotFoundError}
 
 
 def test_the_document_is_well_formed(schema: Json) -> None:
-    """What OpenAPI 3.1 asks of every document: version, title, unique operations, described answers."""
     ids = [operation["operationId"] for _, _, operation in operations(schema)]
 
     assert schema["openapi"].startswith("3.1.")
@@ -79,8 +76,7 @@ def test_the_document_is_well_formed(schema: Json) -> None:
             assert all("schema" in content for content in answer["content"].values())
 
 
-def test_metrics_that_need_a_key_say_so(tokenizer: Tokenizer) -> None:
-    """And others do not."""
+def test_metrics_document_401_only_if_they_require_a_key(tokenizer: Tokenizer) -> None:
     answers = {
         needs_key: build_schema(
             served_models(tokenizer, FakeEmbedder()), HttpConfig(metrics_need_key=needs_key)
@@ -92,8 +88,7 @@ def test_metrics_that_need_a_key_say_so(tokenizer: Tokenizer) -> None:
     assert "401" not in answers[False]
 
 
-def test_every_reference_leads_to_a_schema(schema: Json) -> None:
-    """A viewer shows nothing where one leads nowhere."""
+def test_every_reference_resolves_to_a_schema(schema: Json) -> None:
     references = {node["$ref"] for node in nodes(schema) if "$ref" in node}
 
     names = {reference.removeprefix("#/components/schemas/") for reference in references}
@@ -101,8 +96,7 @@ def test_every_reference_leads_to_a_schema(schema: Json) -> None:
     assert names <= schema["components"]["schemas"].keys()
 
 
-def test_every_route_of_the_application_is_described(app: Application, schema: Json) -> None:
-    """Except the documentation itself."""
+def test_every_route_is_documented(app: Application, schema: Json) -> None:
     routes = {
         (route.path.replace(":path", ""), method.lower())
         for route in app.asgi.routes
@@ -115,8 +109,7 @@ def test_every_route_of_the_application_is_described(app: Application, schema: J
     assert routes - documentation == described
 
 
-def test_the_route_names_every_error_that_it_can_answer(schema: Json) -> None:
-    """With its status and in the words of the contract's table."""
+def test_the_embeddings_route_documents_every_error(schema: Json) -> None:
     responses = schema["paths"]["/v1/embeddings"]["post"]["responses"]
 
     described = {
@@ -125,11 +118,10 @@ def test_the_route_names_every_error_that_it_can_answer(schema: Json) -> None:
         if status != "200"
         for words in answer["description"].split("; ")
     }
-    assert described == raised_anywhere()
+    assert described == documented_errors()
 
 
-def test_headers_are_described_where_they_are_sent(schema: Json) -> None:
-    """The request's id everywhere, the times on 200, and what tells a client when to come again."""
+def test_headers_are_documented_for_the_right_statuses(schema: Json) -> None:
     responses = schema["paths"]["/v1/embeddings"]["post"]["responses"]
 
     headers = {status: set(answer["headers"]) for status, answer in responses.items()}
@@ -140,16 +132,14 @@ def test_headers_are_described_where_they_are_sent(schema: Json) -> None:
     assert {s for s, names in headers.items() if "allow" in names} == {"405"}
 
 
-def test_the_request_is_described_by_its_own_model(schema: Json) -> None:
-    """Every field, each with its description; the inputs in all the kinds they come in."""
+def test_every_request_field_is_documented(schema: Json) -> None:
     request = schema["components"]["schemas"]["EmbeddingRequest"]["properties"]
 
     assert request.keys() == EmbeddingRequest.model_fields.keys()
     assert all(field["description"] for field in request.values())
 
 
-def test_the_document_states_the_models_and_the_limits(tokenizer: Tokenizer) -> None:
-    """As they are set, not as they are by default."""
+def test_the_document_lists_the_models_and_the_set_limits(tokenizer: Tokenizer) -> None:
     models = served_models(tokenizer, FakeEmbedder())
     schema = build_schema(models, HttpConfig(max_client_batch_size=7))
 
@@ -159,8 +149,7 @@ def test_the_document_states_the_models_and_the_limits(tokenizer: Tokenizer) -> 
     assert "At most 7 inputs" in description
 
 
-async def test_what_is_described_is_what_is_sent(app: Application, schema: Json) -> None:
-    """An answer, a card and an error have the keys that the document requires of them."""
+async def test_responses_have_the_documented_keys(app: Application, schema: Json) -> None:
     async with app.client() as client:
         answer = (await client.post("/v1/embeddings", json={"input": "a"})).json()
         card = (await client.get(f"/v1/models/{MODEL}")).json()
@@ -174,10 +163,7 @@ async def test_what_is_described_is_what_is_sent(app: Application, schema: Json)
 
 
 @pytest.mark.parametrize(("root", "url"), [("", "/"), ("/below", "/below")])
-async def test_the_document_says_where_its_paths_begin(
-    app: Application, root: str, url: str
-) -> None:
-    """A program that is made from it calls the application, also one below a path."""
+async def test_the_document_states_the_root_path(app: Application, root: str, url: str) -> None:
     transport = httpx.ASGITransport(app.asgi, root_path=root)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         served = (await client.get(f"{root}/openapi.json")).json()
@@ -186,34 +172,34 @@ async def test_the_document_says_where_its_paths_begin(
 
 
 class References(HTMLParser):
-    """Collects what a page makes a browser load."""
+    """Collects the addresses that a page makes a browser load."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: list[str] = []
+        self.addresses: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Note the addresses of scripts, styles and pictures."""
+        """Collect the addresses of scripts, stylesheets and images."""
         assert tag != "base"
-        self.found += [value for name, value in attrs if name in {"src", "href"} and value]
+        self.addresses += [value for name, value in attrs if name in {"src", "href"} and value]
 
 
-async def test_the_page_loads_nothing_from_elsewhere(app: Application) -> None:
-    """It works without internet access: own paths only, and no validator of somebody else's."""
+async def test_the_page_loads_nothing_from_other_hosts(app: Application) -> None:
     async with app.client() as client:
         page = (await client.get("/docs")).text
     references = References()
     references.feed(page)
 
-    assert references.found == ["/docs/swagger-ui.css", "/docs/swagger-ui-bundle.js"]
+    assert references.addresses == ["/docs/swagger-ui.css", "/docs/swagger-ui-bundle.js"]
     assert "//" not in page
     assert 'url: "/openapi.json"' in page
     assert "validatorUrl: null" in page
 
 
 @pytest.mark.parametrize(("name", "content_type"), ASSETS.items())
-async def test_the_page_s_assets_are_served(app: Application, name: str, content_type: str) -> None:
-    """Whole, and as what they are."""
+async def test_the_assets_of_the_page_are_served(
+    app: Application, name: str, content_type: str
+) -> None:
     async with app.client() as client:
         response = await client.get(f"/docs/{name}")
 
@@ -222,8 +208,7 @@ async def test_the_page_s_assets_are_served(app: Application, name: str, content
     assert int(response.headers["content-length"]) == len(response.content) > 100_000
 
 
-async def test_the_style_loads_nothing_from_elsewhere(app: Application) -> None:
-    """No font and no picture by address."""
+async def test_the_stylesheet_loads_nothing_from_other_hosts(app: Application) -> None:
     async with app.client() as client:
         style = (await client.get("/docs/swagger-ui.css")).text
 
@@ -233,7 +218,6 @@ async def test_the_style_loads_nothing_from_elsewhere(app: Application) -> None:
 
 @pytest.mark.parametrize("path", ["/docs/favicon.png", "/docs/..%2Fsetup.py", "/docs/%2E%2E"])
 async def test_no_other_file_is_served(app: Application, path: str) -> None:
-    """The names of the assets are a list, not a folder."""
     async with app.client() as client:
         response = await client.get(path)
 

@@ -29,7 +29,7 @@ ACCEPTED: tuple[dict[str, Any], ...] = (
     {"input": "a", "dimensions": DIMENSIONS, "prompt_name": "query", "truncate_direction": "left"},
     {"input": "a", "dimensions": None, "prompt_name": None, "truncation_direction": None},
 )
-REFUSED: tuple[Any, ...] = (
+REJECTED: tuple[Any, ...] = (
     {},
     [],
     {"input": None},
@@ -59,9 +59,10 @@ REFUSED: tuple[Any, ...] = (
 )
 
 
-@pytest.mark.parametrize("body", [*ACCEPTED, *REFUSED], ids=str)
-async def test_the_schema_allows_what_the_server_takes(tokenizer: Tokenizer, body: Any) -> None:
-    """And nothing else; a test that is generated from it then knows what to expect."""
+@pytest.mark.parametrize("body", [*ACCEPTED, *REJECTED], ids=str)
+async def test_the_schema_and_the_server_agree_on_valid_bodies(
+    tokenizer: Tokenizer, body: Any
+) -> None:
     schema = request_schema(served_models(tokenizer, FakeEmbedder()), most_inputs=LIMIT)
     app = build_application(tokenizer, http={"max_client_batch_size": LIMIT})
 
@@ -75,10 +76,9 @@ async def test_the_schema_allows_what_the_server_takes(tokenizer: Tokenizer, bod
 @pytest.mark.parametrize(
     ("token_ids", "largest"), [("reject", None), ("model", len(WORDS) - 1), ("cl100k", 100_255)]
 )
-def test_token_ids_are_allowed_as_they_are_read(
+def test_the_schema_limits_token_ids_by_the_setting(
     tokenizer: Tokenizer, token_ids: str, largest: int | None
 ) -> None:
-    """By the model, as OpenAI's encoding, or not at all."""
     models = served_models(tokenizer, FakeEmbedder(), {"token_ids": token_ids})
     schema = request_schema(models[:1], most_inputs=LIMIT)
 
@@ -91,8 +91,7 @@ def test_token_ids_are_allowed_as_they_are_read(
         assert not allows(largest + 1)
 
 
-def test_a_model_without_prompts_allows_none(tokenizer: Tokenizer) -> None:
-    """An empty list of names would be no schema at all."""
+def test_without_prompts_the_schema_allows_no_prompt_name(tokenizer: Tokenizer) -> None:
     ranker = served_models(tokenizer, FakeEmbedder())[1:]
     schema = request_schema(ranker, most_inputs=LIMIT)
 
@@ -100,9 +99,9 @@ def test_a_model_without_prompts_allows_none(tokenizer: Tokenizer) -> None:
     assert not jsonschema_rs.is_valid(schema, {"input": "a", "prompt_name": "query"})
 
 
-def test_names_and_aliases_are_shown(tokenizer: Tokenizer) -> None:
-    """But any string is one, as the document of one server may serve for another."""
+def test_model_names_are_examples_and_not_an_enum(tokenizer: Tokenizer) -> None:
+    """A client generated from one server's document can call another server."""
     schema = request_schema(served_models(tokenizer, FakeEmbedder()), most_inputs=LIMIT)
 
-    assert schema["properties"]["model"]["examples"] == [MODEL, ALIAS]  # and not what only ranks
+    assert schema["properties"]["model"]["examples"] == [MODEL, ALIAS]  # without the ranker
     assert jsonschema_rs.is_valid(schema, {"input": "a", "model": "another/model"})

@@ -24,7 +24,6 @@ BODY = b'{"input": ["a", "b"]}'
 
 @pytest.fixture
 def app(tokenizer: Tokenizer) -> Application:
-    """The application with its defaults."""
     return build_application(tokenizer)
 
 
@@ -35,7 +34,6 @@ async def test_floats_and_base64_are_the_same_vectors(
     dimensions: int | None,
     normalize: bool,  # noqa: FBT001
 ) -> None:
-    """To the last bit, in either encoding: those that the model and the fields make."""
     body = {"input": ["a", "b"], "dimensions": dimensions, "normalize": normalize}
 
     async with app.client() as client:
@@ -49,8 +47,7 @@ async def test_floats_and_base64_are_the_same_vectors(
     assert b"".join(decoded) == expected.astype("<f4").tobytes()
 
 
-async def test_the_headers_tell_tokens_and_milliseconds(app: Application) -> None:
-    """Each stage that the answer went through, as non-negative numbers."""
+async def test_the_headers_report_tokens_and_stage_times(app: Application) -> None:
     async with app.client() as client:
         response = await client.post("/v1/embeddings", content=BODY)
 
@@ -61,10 +58,9 @@ async def test_the_headers_tell_tokens_and_milliseconds(app: Application) -> Non
     assert 0 <= times["tokenization"] <= times["total"]
 
 
-async def test_requests_beyond_the_places_are_refused_until_one_is_free(
+async def test_requests_above_the_limit_are_429_until_a_slot_is_free(
     tokenizer: Tokenizer,
 ) -> None:
-    """The place is held from before the body to the answer."""
     app = build_application(tokenizer, embedder=FakeEmbedder(waits=True), max_requests=1)
     async with app.client() as client:
         holding = asyncio.create_task(client.post("/v1/embeddings", content=BODY))
@@ -74,14 +70,13 @@ async def test_requests_beyond_the_places_are_refused_until_one_is_free(
         await asyncio.wait([holding])
         app.embedder.waits = False
 
-        taken = await client.post("/v1/embeddings", content=BODY)
+        accepted = await client.post("/v1/embeddings", content=BODY)
 
-    assert (refused.status_code, taken.status_code) == (429, 200)
+    assert (refused.status_code, accepted.status_code) == (429, 200)
     assert app.embedder.cancelled == 1
 
 
 async def test_requests_are_counted_by_route_and_model(app: Application) -> None:
-    """An alias of the route is the route, and an alias of the model is the model."""
     async with app.client() as client:
         await client.post("/embeddings/", json={"input": "a", "model": ALIAS})
         await client.post("/v1/embeddings", json={"input": "a", "model": "nobody"})
@@ -101,19 +96,16 @@ async def test_requests_are_counted_by_route_and_model(app: Application) -> None
     assert "nobody" not in scrape
 
 
-async def test_a_large_answer_is_written_in_a_thread_and_is_the_same(
+async def test_a_large_response_is_the_same_as_a_small_one(
     app: Application, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody must see the difference; here every answer is large."""
+    """A large response is serialized in a thread."""
     async with app.client() as client:
         small = await client.post("/v1/embeddings", content=BODY)
         monkeypatch.setattr(embeddings, "_INLINE_NUMBERS", 0)
         large = await client.post("/v1/embeddings", content=BODY)
 
     assert large.content == small.content
-
-
-# Compressed bodies.
 
 
 @pytest.mark.parametrize(
@@ -126,13 +118,12 @@ async def test_a_large_answer_is_written_in_a_thread_and_is_the_same(
         (["a"], "", False),
     ],
 )
-async def test_a_request_has_its_lane(
+async def test_tokens_or_x_priority_decide_if_a_request_is_bulk(
     tokenizer: Tokenizer,
     inputs: list[str],
     priority: str | None,
     is_bulk: bool,  # noqa: FBT001
 ) -> None:
-    """By its tokens, of which each of these inputs has three, or as its client says."""
     app = build_application(tokenizer, model={"interactive_tokens": 3})
     headers = {} if priority is None else {"x-priority": priority}
 
@@ -143,8 +134,7 @@ async def test_a_request_has_its_lane(
     assert app.embedder.bulk == [is_bulk]
 
 
-async def test_a_lane_that_does_not_exist_is_named(app: Application) -> None:
-    """By the header that asked for it."""
+async def test_an_unknown_priority_is_400_and_names_its_header(app: Application) -> None:
     async with app.client() as client:
         answer = await client.post("/v1/embeddings", content=BODY, headers={"x-priority": "urgent"})
 

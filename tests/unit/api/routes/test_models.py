@@ -8,12 +8,10 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture
 def app(tokenizer: Tokenizer) -> Application:
-    """The application with its defaults."""
     return build_application(tokenizer)
 
 
-async def test_all_models_are_listed_under_all_their_names(app: Application) -> None:
-    """A client that looks for its model finds it, whichever name it knows."""
+async def test_models_are_listed_under_every_name_and_alias(app: Application) -> None:
     async with app.client() as client:
         listed = (await client.get("/v1/models")).json()
         with_slash = (await client.get("/v1/models/")).json()

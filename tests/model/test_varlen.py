@@ -32,7 +32,7 @@ BPE_TOKENS = {"eos": "<|endoftext|>", "pad": "<|endoftext|>"}
 
 
 def modern_bert(directory: Path) -> Path:
-    """Save a ModernBERT, every other layer of which sees three tokens to each side."""
+    """Save a ModernBERT whose local layers attend to three tokens on each side."""
     torch.manual_seed(5)
     tokenizer = byte_bpe()
     changes = {"initializer_range": 0.3, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}
@@ -49,13 +49,12 @@ def modern_bert(directory: Path) -> Path:
 
 
 def windowed_qwen2(directory: Path) -> Path:
-    """Save a decoder that sees no further back than four tokens."""
+    """Save a decoder with a sliding window of four tokens."""
     return qwen2(directory, use_sliding_window=True, sliding_window=4, max_window_layers=0)
 
 
 @pytest.mark.parametrize("backbone", [modern_bert, windowed_qwen2])
-def test_a_window_is_as_wide_as_with_padding(backbone: Backbone, tmp_path: Path) -> None:
-    """Forwards and backwards, or backwards alone."""
+def test_a_sliding_window_gives_the_same_vectors(backbone: Backbone, tmp_path: Path) -> None:
     directory = build(tmp_path, backbone, "mean")
     model = load(directory, reference_of(directory), engine=PACKED)
 
@@ -63,31 +62,30 @@ def test_a_window_is_as_wide_as_with_padding(backbone: Backbone, tmp_path: Path)
 
 
 def engine_of(model: Loaded) -> TorchEngine:
-    """Return an engine of its own for a model."""
+    """Return a new engine for a model, which the test may change."""
     own = SentenceTransformer(
         str(model.directory), device="cpu", model_kwargs={"dtype": torch.float32}
     )
     return TorchEngine(own, model.checkpoint)
 
 
-def seen_by_all(
+def attend_across_inputs(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any
 ) -> Any:
-    """Attend to every input of the pass, as a row without bounds would."""
+    """Attend to all inputs of the forward pass, ignoring their bounds."""
     q, k, v = (tensor.transpose(0, 1)[None] for tensor in (query, key, value))
     return scaled_dot_product_attention(q, k, v)[0].transpose(0, 1)
 
 
-def raising(*_: Any, **__: Any) -> Any:
-    """Fail, as a kernel does that does not know this width of heads."""
+def raise_error(*_: Any, **__: Any) -> Any:
+    """Fail like a kernel that does not support the head size."""
     raise RuntimeError("boom")
 
 
-@pytest.mark.parametrize("attention", [seen_by_all, raising])
-def test_a_model_whose_vectors_would_be_others_is_padded(
+@pytest.mark.parametrize("attention", [attend_across_inputs, raise_error])
+def test_a_model_stays_padded_if_its_vectors_change(
     tiny: TinyModels, attention: Callable[..., Any]
 ) -> None:
-    """It goes on as if nothing had been tried."""
     model = tiny("mean")
     engine = engine_of(model)
     inputs = probes(model.tokenizer, 100)
@@ -102,14 +100,13 @@ def test_a_model_whose_vectors_would_be_others_is_padded(
     )
 
 
-def test_a_model_that_pools_the_last_token_without_the_prompt_is_padded(tiny: TinyModels) -> None:
-    """sentence-transformers pools a row otherwise where the prompt is all there is."""
+def test_last_token_pooling_without_the_prompt_stays_padded(tiny: TinyModels) -> None:
+    """sentence-transformers pools packed inputs differently if the prompt is the whole input."""
     with pytest.raises(CannotPackError, match="last token"):
         engine_of(tiny("no-prompt-lasttoken")).pack(one_by_one)
 
 
-def test_a_model_whose_vectors_are_the_same_is_not_padded(tiny: TinyModels) -> None:
-    """No token is computed that an input does not have."""
+def test_a_model_is_packed_if_its_vectors_stay_the_same(tiny: TinyModels) -> None:
     model = tiny("roberta")
     engine = engine_of(model)
     inputs = probes(model.tokenizer, 100)
@@ -122,8 +119,7 @@ def test_a_model_whose_vectors_are_the_same_is_not_padded(tiny: TinyModels) -> N
     assert encoded.padded_tokens.tolist() == lengths.tolist()
 
 
-def test_a_model_with_code_of_its_own_is_padded(tiny: TinyModels) -> None:
-    """Nobody knows what it does with a row."""
+def test_a_model_with_custom_code_stays_padded(tiny: TinyModels) -> None:
     model = tiny("mean")
     engine = engine_of(model)
     first: Any = engine.modules[0]
@@ -138,7 +134,6 @@ def test_a_model_with_code_of_its_own_is_padded(tiny: TinyModels) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 @pytest.mark.parametrize("backbone", ["mean", "roberta", "causal-mean"])
 def test_a_gpu_gives_the_same_vectors_without_padding(tiny: TinyModels, backbone: str) -> None:
-    """In half precision, by PyTorch's own kernel."""
     model = tiny(backbone)
     directory = str(model.directory)
     checkpoint = read_checkpoint(directory)
