@@ -54,8 +54,13 @@ serve: $(VENV)/runtime.stamp ## start the server with the environment of through
 test: $(VENV)/dev.stamp ## run the unit tests, small models and one served application: a few minutes
 	@$(BIN)/python -m pytest -m 'not slow and not clients' $(ARGS)
 
-test-all: test $(CLIENT_STAMPS) ## run all tests, including both proxy modes, clients, kills, rollouts and scaling
-	@$(BIN)/python -m pytest -m 'slow or clients' $(ARGS)
+test-all: $(VENV)/dev.stamp $(CLIENT_STAMPS) ## run all tests, including both proxy modes, clients, kills, rollouts and scaling
+ifeq ($(ARGS),)
+	@$(MAKE) --no-print-directory test
+	@$(BIN)/python -m pytest -m 'slow or clients'
+else
+	@$(BIN)/python -m pytest $(ARGS)
+endif
 
 clients: $(CLIENT_STAMPS) .venv-clients/more/stamp ## install all clients for the tests, including those that `make test-all` skips
 

@@ -2,7 +2,7 @@
 
 wrk is used if it is installed and requests are fast. Otherwise an asyncio client is used, which counts a request
 in part if it lies partly within the measurement. Each connection has one request in flight at any time. This
-module does not know which server it talks to.
+module does not depend on a particular server.
 """
 
 import asyncio

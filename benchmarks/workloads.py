@@ -1,6 +1,6 @@
 """The workloads: number of clients, texts per request and token lengths, and the request bodies made from them.
 
-This module does not know about servers or clocks.
+This module does not depend on servers or clocks.
 """
 
 import json

@@ -33,7 +33,8 @@ def build(config: ServerConfig) -> Application:
 
 def compose(config: ServerConfig, *, replica: type) -> Application:
     """Combine the ingress with a deployment of `replica` for each embedding model."""
-    # Fails a deploy early. Otherwise the running ingress is stopped for one that cannot start.
+    # Check the API keys now. Otherwise Ray Serve would stop a running ingress and try to replace it
+    # with one that cannot start.
     ApiKeys(config.http.api_keys_file)
     models = {
         model.name: _model(model, replica, config.http)
@@ -65,10 +66,11 @@ def _policy(model: ModelConfig) -> dict[str, object]:
 
 
 def _ingress(config: ServerConfig) -> serve.Deployment:
-    """Make the ingress deployment, with Serve limits so high that they are never reached.
+    """Return the ingress deployment.
 
-    Serve refuses requests in plain text, before our code runs. The ingress therefore enforces its
-    limits itself (`Service.admit`), and Serve's limit leaves room for the refusals.
+    When Ray Serve rejects a request, it does so in plain text and before our code runs. Its limits
+    are therefore set higher than ours, so that requests that we reject still reach our code
+    (`Service.admit`).
     """
     router = RequestRouterConfig(**_PAUSES)
     options = {"request_router_config": router, **_options(config.ingress, config.http)}
@@ -79,12 +81,12 @@ def _ingress(config: ServerConfig) -> serve.Deployment:
 
 def _options(options: DeploymentOptions, http: HttpConfig) -> dict[str, object]:
     unknown = set(options.autoscaling_config or {}) - set(AutoscalingConfig.model_fields)
-    if unknown:  # Ray Serve ignores them silently
+    if unknown:  # Ray Serve silently ignores unknown options
         raise ValueError(f"autoscaling_config: unknown options {', '.join(sorted(unknown))}")
     refusal = BackpressureConfig(status_code=429, retry_after_s=http.retry_after_s)
     defaults = {
         "backpressure_config": refusal,
-        # The time a stopping replica has to finish its requests. An idle replica stops at once.
+        # The time that a stopping replica has to finish its requests. An idle replica stops at once.
         "graceful_shutdown_timeout_s": http.request_timeout_s,
     }
     return defaults | options.given()

@@ -1,25 +1,34 @@
 """The exceptions of this project, one class for each kind of failed request.
 
-Errors carry fields: `status` is the HTTP status, `error` and `error_type` appear in the flat error shape,
-`openai_type` and `code` are OpenAI's, and `param` names the field (`input[3]` for an item). All classes can be
-pickled, so an error raised in a replica reaches a `DeploymentHandle` caller with all its fields. This module knows
-nothing of HTTP frameworks, Ray or pydantic.
+An error response has one of two formats. The flat format is one JSON object with the fields `error`, `error_type`,
+`message`, `type`, `param` and `code`. OpenAI's format nests `message`, `type`, `param` and `code` in an object under
+the key `error`. The attributes of an exception supply the values:
 
-A message must never contain an input's text, an API key or a path: messages go to clients and logs.
+- `status` is the HTTP status.
+- `error` and `error_type` are fields of the flat format.
+- `openai_type` becomes the field `type` in both formats.
+- `message` and `code` are fields of both formats.
+- `param` is a field of both formats. It names the request field at fault, such as `input`, or the item, such as
+  `input[3]`.
+
+All classes can be pickled, so an error raised in a replica reaches a `DeploymentHandle` caller with all its fields.
+This module does not depend on any HTTP framework, Ray or pydantic.
+
+A message must never contain an input's text, an API key or a path, because messages are sent to clients and logged.
 """
 
 from typing import ClassVar, Self, SupportsIndex
 
 
 class ServiceError(Exception):
-    """Base class of all errors that clients receive. Never raised directly."""
+    """Base class of all errors that clients receive. This class is never raised directly."""
 
     status: ClassVar[int] = 500
     error: ClassVar[str] = "Internal error"
     error_type: ClassVar[str] = "internal"
     openai_type: ClassVar[str] = "server_error"
-    # Whether the same request may succeed if it is sent again. OpenAI's SDKs retry 408, 409, 429 and 5xx unless the
-    # response has `x-should-retry: false`.
+    # Whether the same request may succeed if it is sent again. OpenAI's SDKs retry after 408, 409, 429 and 5xx, unless
+    # the response has the header `x-should-retry: false`.
     may_retry: ClassVar[bool] = True
 
     def __init__(
@@ -57,7 +66,7 @@ class InvalidRequestError(ServiceError):
 
 
 class UnauthorizedError(ServiceError):
-    """401: API keys are configured, and the request has none of them."""
+    """401: API keys are configured, and the request contains none of them."""
 
     status = 401
     error = "Unauthorized"
@@ -133,7 +142,11 @@ class TokenizationError(ServiceError):
 
 
 class InferenceError(ServiceError):
-    """424: on one input, the model raised, ran out of memory, or returned a non-finite vector."""
+    """424: for at least one input, the model failed.
+
+    The model raised an exception, ran out of memory, or returned a vector that is not finite. Or two replicas died
+    while they held the input.
+    """
 
     status = 424
     error = "Inference failed"
@@ -141,7 +154,7 @@ class InferenceError(ServiceError):
 
 
 class NotAnEmbeddingModelError(ServiceError):
-    """424: the model is served but does not embed."""
+    """424: the model is configured, but it is not an embedding model."""
 
     status = 424
     error = "Model is not an embedding model"
@@ -150,7 +163,7 @@ class NotAnEmbeddingModelError(ServiceError):
 
 
 class OverloadedError(ServiceError):
-    """429: a limit on concurrent requests, request memory or queued work is reached."""
+    """429: a limit on concurrent requests, on request memory, on pending tokens or on queued calls is reached."""
 
     status = 429
     error = "Model is overloaded"
@@ -165,7 +178,7 @@ class InternalError(ServiceError):
 
 
 class UnavailableError(ServiceError):
-    """503: no replica answers, because they are starting, have failed, or are scaled to zero."""
+    """503: no replica can take the request, for example because all replicas are still starting or have failed."""
 
     status = 503
     error = "Model is unavailable"
@@ -181,4 +194,7 @@ class DeadlineError(ServiceError):
 
 
 class ModelLoadError(Exception):
-    """A model cannot be loaded. The message names the file or setting at fault; it is never sent to a client."""
+    """A model cannot be loaded.
+
+    The message names the file or setting at fault. It is never sent to a client.
+    """

@@ -1,7 +1,7 @@
 """The messages between the ingress and a model's replicas.
 
 Messages are frozen and made of buffers: token ids travel as one int32 array and vectors as one float32 array, never as
-lists of numbers. This module knows nothing of tensors, JSON or Ray.
+lists of numbers. This module does not depend on torch, JSON or Ray.
 """
 
 from dataclasses import dataclass
@@ -23,8 +23,9 @@ class TokenizedInputs:
     Attributes:
         ids: the ids of all inputs, with special tokens and prompt, int32 [sum(lengths)].
         lengths: the number of ids in each input, int32 [inputs].
-        prompt_length: the number of leading ids of each input that pooling skips with `include_prompt: false`, counted
-            as in `sentence_transformers.models.Transformer`; 0 without a prompt.
+        prompt_length: the number of ids at the start of each input that belong to the prompt; 0 without a prompt. A
+            Pooling with `include_prompt: false` skips these ids. They are counted as in
+            `sentence_transformers.models.Transformer`.
     """
 
     ids: TokenIds
@@ -42,13 +43,16 @@ class TokenizedInputs:
 
 @dataclass(frozen=True, slots=True)
 class EmbedChunk:
-    """Inputs of one request that go to a replica together: at most half a token budget, or one longer input.
+    """Inputs of one request that are sent to a replica together.
+
+    A chunk has at most half a token budget of tokens. An input that is longer is a chunk of its own.
 
     Attributes:
         inputs: the inputs to embed.
         request_id: the id of the request.
         first_input: the position of the chunk's first input in the request.
-        is_retry: a replica died while it held this chunk, which may therefore be a poison pill.
+        is_retry: whether a replica died while it held this chunk. If so, the chunk may be a poison pill: a chunk that
+            kills every replica that computes it.
     """
 
     inputs: TokenizedInputs
@@ -70,12 +74,13 @@ class EmbedResult:
     """The result of one chunk.
 
     Attributes:
-        vectors: the model's output before any trailing Normalize module, float32 [inputs, dimensions]. Rows of failed
+        vectors: the model's vectors, not yet normalized, float32 [inputs, dimensions]. If the model ends with a
+            Normalize module, the replica leaves that module out, because the ingress normalizes vectors. Rows of failed
             inputs are meaningless.
         failures: the inputs without a vector, in order.
-        inference_s: the duration of the batch that contained this chunk, in seconds.
+        inference_s: the inference time of the batch that contained this chunk, in seconds.
         batch_inputs: the number of inputs in that batch.
-        padded_tokens: the tokens computed for this chunk, padding included.
+        padded_tokens: the number of tokens computed for this chunk, padding included.
     """
 
     vectors: Vectors
@@ -87,30 +92,34 @@ class EmbedResult:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaRejected:
-    """A replica's answer to a call that it rejects for now. The caller sends it again, to this replica or another.
+    """A replica's answer to a call that it cannot take at the moment. The caller sends the call again, to any replica.
 
-    A replica rejects calls when it is about to be replaced. It also rejects a retry while it holds another one: if it
-    died with both, either could be the poison pill.
+    A replica rejects all calls when it is about to be replaced. It also rejects a retry while it holds another retry:
+    if the replica died with both retries, either of them could be the poison pill.
     """
 
 
 @dataclass(frozen=True, slots=True)
 class ReplicaState:
-    """The state of one replica. Ingress replicas poll it, also to answer a metrics scrape.
+    """The state of one model replica.
+
+    Ingress replicas ask for it while they have pending tokens, and whenever they answer a metrics scrape.
 
     Attributes:
         replica: the replica's id, unique in the cluster.
-        queued_chunks: the number of chunks that wait for the model.
-        queued_tokens: the number of tokens in those chunks.
-        busy_seconds: the seconds the model has computed since the replica started.
-        memory_bytes: the resident memory of the replica's process.
-        max_batch_tokens: the replica's current token budget.
-        max_queued_tokens: the replica's current share of the model's limit on queued tokens.
-        others_waiting: the number of ingress replicas with pending work, not counting the caller.
+        queued_calls: the calls that wait for the model; each carries one or more chunks.
+        queued_tokens: the number of tokens in those calls.
+        busy_seconds: the total seconds that the model's thread has been busy since the replica started. This includes
+            the time to load the model.
+        memory_bytes: the resident memory of the replica's process, in bytes.
+        max_batch_tokens: the replica's current token budget, in tokens.
+        max_queued_tokens: the replica's current `max_queued_tokens` setting. The limit of the model is the sum over its
+            replicas.
+        others_waiting: the number of ingress replicas with pending tokens, not counting the caller.
     """
 
     replica: str
-    queued_chunks: int
+    queued_calls: int
     queued_tokens: int
     busy_seconds: float
     memory_bytes: int
@@ -125,10 +134,10 @@ class ModelAnswer:
 
     Attributes:
         vectors: as in `EmbedResult`, float32 [inputs, dimensions].
-        failures: the inputs without a vector; `index` is the position in the request.
-        queue_s: the seconds during which no chunk of the request was computed, including transfer to and from the
-            replica.
-        inference_s: the seconds during which at least one chunk of the request was in a running batch.
+        failures: the inputs without a vector. The `index` of each is its position in the request.
+        queue_s: the seconds during which no chunk of the request was being computed: time in queues, and transfer to
+            and from the replica.
+        inference_s: the seconds during which at least one chunk of the request was being computed.
     """
 
     vectors: Vectors
@@ -144,8 +153,8 @@ class EmbedResponse:
     Attributes:
         embeddings: one vector per input, in input order, float32 [inputs, dimensions].
         model: the served model's name.
-        prompt_tokens: the number of tokens the model read: after truncation, with special and prompt tokens, without
-            padding.
+        prompt_tokens: the number of tokens that the model read. Special tokens and the prompt's tokens count; truncated
+            tokens and padding do not.
         truncated_inputs: the number of truncated inputs.
         tokenization_s: the duration of tokenization, in seconds.
         queue_s: as in `ModelAnswer`.

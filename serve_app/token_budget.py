@@ -1,6 +1,6 @@
-"""Token budget arithmetic shared by the queue, the gate and chunking.
+"""Token budget arithmetic, shared by the ingress's queue, the replicas' gate and the code that splits requests.
 
-Pure functions over lengths.
+The functions are pure: they only read numbers of tokens.
 """
 
 from collections.abc import Iterable
@@ -10,10 +10,10 @@ import numpy.typing as npt
 
 
 def take_batch(costs: Iterable[int], *, budget: int) -> int:
-    """Return how many leading costs fit the budget together.
+    """Return how many of the first costs fit the budget together.
 
-    The first cost always counts as fitting, so that a queue never stalls. Reads no further than the
-    first cost that does not fit.
+    The first cost always counts as fitting, so that a queue never stalls. The function stops reading
+    `costs` at the first one that does not fit.
     """
     count = total = 0
     for cost in costs:
@@ -25,11 +25,13 @@ def take_batch(costs: Iterable[int], *, budget: int) -> int:
 
 
 def split_by_budget(lengths: npt.NDArray[np.int32], *, budget: int) -> list[slice]:
-    """Split inputs into consecutive runs that fit the budget; a longer input is a run of its own.
+    """Split inputs into runs of consecutive inputs that fit the budget.
+
+    An input that exceeds the budget is a run of its own.
 
     Args:
-        lengths: tokens of each input, int32 [inputs].
-        budget: maximum tokens in a run.
+        lengths: number of tokens in each input, int32 [inputs].
+        budget: maximum number of tokens in a run.
 
     Returns:
         Slices that cover every input once, in order.

@@ -1,7 +1,7 @@
 """The contenders of a comparison: how each server is started, with which model and settings.
 
 Each server runs in its own process session and is stopped together with all processes it started. This module does
-not know about workloads or results.
+not depend on workloads or results.
 """
 
 import contextlib

@@ -1,1 +1,1 @@
-"""The HTTP API on Starlette: routes, authentication, request bodies, errors. Imports neither Ray nor torch."""
+"""The HTTP API on Starlette: routes, authentication, request bodies, errors. Does not import Ray or torch."""

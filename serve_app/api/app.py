@@ -1,6 +1,6 @@
 """Builds the Starlette application: paths, handlers and middleware in one table.
 
-Knows neither Ray nor torch, so it runs under any ASGI server and in tests.
+The application does not depend on Ray or torch, so it runs under any ASGI server and in tests.
 """
 
 from collections.abc import Awaitable, Callable
@@ -49,7 +49,7 @@ def build_asgi_app(
         keys: the API keys that most routes require.
         log: writes the access log and counts requests.
         scrape: gathers the metrics of all replicas as Prometheus text.
-        adds_request_id: False where Ray Serve adds the `x-request-id` header itself.
+        adds_request_id: whether to add the `x-request-id` header to responses; False if Ray Serve adds it.
     """
     embeddings = EmbeddingRoutes(service, settings=settings)
     models = ModelRoutes(service, settings=settings)
@@ -122,7 +122,7 @@ def _routes(
     return [Route(name, handle, methods=[method]) for name in (path, *aliases)]
 
 
-# Starlette's router raises these two before a handler runs; here they become errors of this project.
+# Starlette's router raises a 404 or a 405 before a handler runs. These functions raise this project's error instead.
 async def _not_found(_request: Request, _error: Exception) -> Response:
     raise NotFoundError("Path not found. See /docs for the API.", "not_found")
 
@@ -130,5 +130,5 @@ async def _not_found(_request: Request, _error: Exception) -> Response:
 async def _not_allowed(_request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     methods = (error.headers or {}).get("Allow", "").split(", ")
-    # Starlette joins a set, so the order varies.
+    # Starlette joins a set of methods, so their order varies.
     raise MethodNotAllowedError(", ".join(sorted(methods)))

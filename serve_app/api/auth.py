@@ -1,8 +1,8 @@
 """API keys: loads the valid keys and authenticates requests.
 
-Keys come from a file and from the environment variable `EMBEDDINGS_API_KEYS`: one key per line, with an optional name
-before it. The file is checked for changes as requests arrive, so keys can be added and revoked without a restart. Logs
-and metrics contain the names of keys, never the keys; errors contain neither.
+Keys come from a key file and from the environment variable `EMBEDDINGS_API_KEYS`. Each line contains one key, with an
+optional name before the key. As requests arrive, the key file is checked for changes, so keys can be added and revoked
+without a restart. Logs and metrics contain the names of keys, never the keys. Errors contain neither.
 """
 
 import hashlib
@@ -18,30 +18,31 @@ from serve_app.errors import UnauthorizedError
 
 VARIABLE = "EMBEDDINGS_API_KEYS"
 UNNAMED = "unnamed"
-# Seconds between two checks of the file.
+# Minimum seconds between two checks of the key file for changes.
 _CHECK_INTERVAL_S = 1.0
-# A file changed more recently than this, in seconds, is not reloaded: it may be half-written and lack some keys.
+# A key file that was changed less than this many seconds ago is not reloaded, because it may be half-written and lack
+# some keys.
 _MIN_AGE_S = 1.0
 
 logger = logging.getLogger("ray.serve.embeddings")
 
 
 class ApiKeys:
-    """The keys that are valid now. Without any configured key source, every request is allowed.
+    """The API keys that are valid now. If neither a key file nor the variable is configured, every request is allowed.
 
     Args:
-        file: path of the file of keys; None for no file.
+        file: path of the key file, or None if there is no key file.
         environment: the environment variables, which may contain `EMBEDDINGS_API_KEYS`.
 
     Raises:
-        ValueError: the file cannot be read, a line is neither `KEY` nor `NAME KEY`, or the variable is set but contains
-            no key.
+        ValueError: the key file cannot be read, a line is neither `KEY` nor `NAME KEY`, or the variable is set but
+            contains no key.
     """
 
     def __init__(self, file: str | None, environment: Mapping[str, str] = os.environ) -> None:
         value = environment.get(VARIABLE, "")
         self._from_environment = dict(_parse(value.replace(",", "\n")))
-        if value and not self._from_environment:  # setting the variable means that keys are wanted
+        if value and not self._from_environment:  # a set variable means that keys are wanted
             raise ValueError(f"{VARIABLE} is set but contains no key")
         self._file = Path(file) if file else None
         self._from_file: dict[bytes, str] = {}
@@ -71,7 +72,7 @@ class ApiKeys:
         valid = [*self._from_environment.items(), *self._from_file.items()]
         for key in _keys_in(headers):
             digest = _digest(key)
-            # Compare with every key: stopping at a match would reveal through timing which key it was.
+            # Compare with every key: stopping at a match would reveal through timing which key matched.
             for known, name in valid:
                 if hmac.compare_digest(digest, known):
                     owner = name

@@ -1,11 +1,12 @@
 """Turns errors into HTTP responses, and validates the request ids that responses carry.
 
-This is the only place that gives an error its bytes and headers. An error has one of two shapes: flat, or OpenAI's
-envelope. The setting `error_format` selects the shape for every client, or (`auto`) sends the envelope to OpenAI's SDKs
-and the flat shape to all others.
+Only this module writes the body and the headers of an error. There are two error formats. The flat format is one JSON
+object with the fields `error`, `error_type`, `message`, `type`, `param` and `code`. OpenAI's format nests `message`,
+`type`, `param` and `code` in an object under the key `error`. The setting `error_format` selects one format for all
+clients. With `auto`, OpenAI's SDKs receive OpenAI's format, and all other clients receive the flat format.
 
-The functions work on plain bytes and header pairs, because they also run in Ray Serve's proxy process, outside
-of the application.
+The functions work on plain bytes and header pairs, because they also run in Ray Serve's proxy process, outside of the
+application.
 """
 
 import math
@@ -32,7 +33,7 @@ SANE_REQUEST_ID = "[A-Za-z0-9._:/=+-]{1,128}"
 
 
 def is_sane_request_id(value: str) -> bool:
-    """Return whether a client's request id is safe to echo and to log."""
+    """Return whether a client's request id can be echoed and logged safely."""
     return re.fullmatch(SANE_REQUEST_ID, value) is not None
 
 
@@ -43,7 +44,8 @@ def error_reply(
 
     Args:
         error: the error to report.
-        error_format: `flat` or `openai`; `auto` selects `openai` for requests that carry `SDK_HEADER`.
+        error_format: `flat`, `openai`, or `auto`, which selects `openai` for requests with the header `SDK_HEADER` and
+            `flat` for all other requests.
         request_headers: the raw headers of the request.
     """
     body = _body(error, is_openai=_wants_openai(error_format, request_headers))

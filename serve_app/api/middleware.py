@@ -1,6 +1,6 @@
 """Middleware around every request: path, request id, access log, CORS and error responses.
 
-Pure ASGI. Knows nothing of models, Ray or torch.
+All classes are pure ASGI middleware. This module does not depend on models, Ray or torch.
 """
 
 import re
@@ -60,8 +60,8 @@ class AccessLogMiddleware:
 
     Args:
         app: the wrapped application.
-        log: writes and counts the request.
-        adds_request_id: whether to add `x-request-id` to the response; False where Ray Serve adds it.
+        log: writes the log line and counts the request.
+        adds_request_id: whether to add `x-request-id` to the response; False if Ray Serve adds it.
     """
 
     def __init__(self, app: ASGIApp, *, log: AccessLog, adds_request_id: bool) -> None:
@@ -96,7 +96,7 @@ class AccessLogMiddleware:
 
 
 class ErrorMiddleware:
-    """Turns every exception into an error response. An unexpected exception becomes a 500 and a log line."""
+    """Turns every exception into an error response. An unexpected exception is logged and becomes a 500."""
 
     def __init__(self, app: ASGIApp, *, log: AccessLog, error_format: ErrorFormat) -> None:
         self._app = app
@@ -133,9 +133,9 @@ class ErrorMiddleware:
 
 
 class CrossOriginMiddleware(CORSMiddleware):
-    """Adds CORS headers for the configured origins, to error responses as well.
+    """Adds CORS headers for the configured origins, also to error responses.
 
-    Starlette rejects a preflight request in plain text; this class rejects it in the project's error format.
+    Starlette rejects a preflight request in plain text. This class rejects it in the configured error format.
     """
 
     def __init__(self, app: ASGIApp, *, settings: HttpConfig) -> None:
@@ -149,7 +149,7 @@ class CrossOriginMiddleware(CORSMiddleware):
         self._error_format = settings.error_format
 
     def preflight_response(self, request_headers: Headers) -> Response:
-        """Answer a preflight request."""
+        """Return the response to a preflight request."""
         response = super().preflight_response(request_headers)
         if response.status_code == 400:
             message = "The CORS settings do not allow this origin or this method."

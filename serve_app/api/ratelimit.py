@@ -1,4 +1,4 @@
-"""The `x-ratelimit-*` headers: the queue's limit, its free capacity, and the time until it is empty."""
+"""The `x-ratelimit-*` headers: limits on pending requests and tokens, free capacity, time until all are finished."""
 
 from collections.abc import Iterable
 
@@ -8,13 +8,14 @@ from serve_app.dispatch.admission import Admission
 def rate_limit_headers(
     requests: Admission, tokens: Admission | None
 ) -> Iterable[tuple[bytes, bytes]]:
-    """Yield OpenAI's rate-limit headers, from the state at this moment.
+    """Yield OpenAI's rate-limit headers for the current state.
 
-    An `Admission` without a limit yields no headers.
+    Pending requests and tokens are those that were accepted and are not finished. No headers are yielded for an
+    `Admission` without a limit.
 
     Args:
         requests: the pending requests of this ingress replica.
-        tokens: the pending tokens of the model; None if the request has no model yet.
+        tokens: the model's pending tokens; None if the request's model is not known yet.
     """
     for unit, admission in ((b"requests", requests), (b"tokens", tokens)):
         if admission is not None and admission.limit is not None:

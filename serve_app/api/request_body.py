@@ -1,6 +1,6 @@
 """Reads request bodies: collects and decompresses them within limits on size, time and structure.
 
-Knows Starlette's request and that a body is JSON, but not what the JSON means.
+This module depends on Starlette's request. It assumes that a body is JSON, but does not depend on the JSON's meaning.
 """
 
 import asyncio
@@ -16,8 +16,8 @@ from serve_app.errors import InvalidRequestError, PayloadTooLargeError, RequestT
 
 # The supported encodings; zlib decompresses all of them.
 _ENCODINGS = ("gzip", "x-gzip", "deflate")
-# JSON values that a body may hold in addition to its inputs. Parsing millions of values blocks the event loop for
-# seconds and takes many times the memory of the body.
+# Number of JSON values that a body may contain in addition to its inputs. Parsing millions of values blocks the event
+# loop for seconds and takes many times the body's memory.
 _SPARE_VALUES = 100_000
 # A JSON string, or the start of an unterminated one. The possessive quantifiers prevent backtracking, so matching takes
 # linear time on any body.
@@ -36,19 +36,20 @@ async def read_body(
 
     Args:
         request: the request to read from.
-        reserve_bytes: called with the number of bytes by which the stored body grows; may raise.
-        max_bytes: limit on the body, both as sent and decompressed.
-        max_values: the largest number of JSON values that the inputs of a valid request consist of.
+        reserve_bytes: called with the change of the body's size in bytes (negative when memory is released). It may
+            raise.
+        max_bytes: maximum size of the body in bytes, both as sent and decompressed.
+        max_values: maximum number of JSON values in the inputs of a valid request.
         timeout_s: seconds in which the whole body must arrive.
 
     Raises:
-        PayloadTooLargeError: the body exceeds `max_bytes`, by its Content-Length or while it is read; reading stops
-            there. Or the body contains more JSON values than a valid request can have.
+        PayloadTooLargeError: the Content-Length exceeds `max_bytes`. Or the body exceeds it while it is read, in which
+            case reading stops. Or the body contains more JSON values than a valid request can have.
         RequestTimeoutError: the body did not arrive in time.
         InvalidRequestError: the Content-Encoding is unsupported, or the body does not match it.
     """
     declared = request.headers.get("content-length", "")
-    # Eighteen digits are enough to compare, and int() rejects a number of thousands of digits.
+    # Eighteen digits are enough for the comparison. int() raises an exception for a number with thousands of digits.
     if declared.isdecimal() and int(declared[:18]) > max_bytes:
         raise _too_large(max_bytes)
     chunks: list[bytes] = []
@@ -74,7 +75,7 @@ async def read_body(
         reserve_bytes(len(plain) - len(body))
         body = plain
     most = _SPARE_VALUES + max_values
-    # The cheap count includes commas and brackets inside strings. Only if it is too high, count exactly.
+    # The first count is cheap, but includes commas and brackets inside strings. Count exactly only if it is too high.
     needs_exact_count = len(body) > most and _count_delimiters(body, 0, len(body)) > most
     if needs_exact_count and await asyncio.to_thread(has_more, body, most):
         message = f"The body contains more than {most} JSON values. Send fewer inputs per request."
@@ -85,7 +86,7 @@ async def read_body(
 def has_more(body: bytes, most: int) -> bool:
     """Return whether a JSON body contains more than `most` values.
 
-    Counts opening brackets and commas outside strings, without parsing.
+    The function counts opening brackets and commas outside strings. It does not parse the body.
     """
     count = start = 0
     for string in _STRING.finditer(body):
@@ -105,7 +106,7 @@ def inflate(body: bytes, *, max_bytes: int) -> bytes:
 
     Raises:
         InvalidRequestError: the body is not compressed, is truncated, or continues after the end of the stream.
-        PayloadTooLargeError: the result exceeds `max_bytes`. Decompression stops there.
+        PayloadTooLargeError: the decompressed body exceeds `max_bytes`. Decompression stops at that size.
     """
     stream = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # detects gzip and zlib
     try:
@@ -124,8 +125,8 @@ def inflate(body: bytes, *, max_bytes: int) -> bytes:
 def collector_paused() -> Iterator[None]:
     """Pause the garbage collector while a body is parsed.
 
-    The collector scans the parsed objects again and again while their number grows. For a body of a million lists, that
-    was two thirds of the time for which parsing blocked the event loop.
+    While the number of parsed objects grows, the collector scans them again and again. For a body of a million lists,
+    these scans took two thirds of the time for which parsing blocked the event loop.
     """
     gc.disable()
     try:

@@ -33,7 +33,7 @@ def write_response(
         vectors: float32 [inputs, dimensions], contiguous, finite.
         encoding_format: `float`, or `base64`: little-endian float32 in the standard alphabet, padded.
         model: the served model's name.
-        prompt_tokens: tokens that the model processed.
+        prompt_tokens: the number of tokens that the model processed.
     """
     entries = [
         {"embedding": row, "index": index, "object": "embedding"}

@@ -1,1 +1,1 @@
-"""Locates a model's files and reads their metadata. Never reads weights."""
+"""Locates a model's files and reads the model's metadata from them. This package never reads weights."""

@@ -1,14 +1,17 @@
 """Decides which models embed.
 
-The files alone decide:
+Only the model's files decide:
 
-- A model embeds if `modules.json` starts with sentence-transformers' Transformer, followed by a
-  Pooling, or with a StaticEmbedding, and `config_sentence_transformers.json` does not declare a
-  `model_type` other than SentenceTransformer.
+- A model embeds if it meets two conditions. First, `modules.json` starts with a StaticEmbedding, or
+  starts with sentence-transformers' Transformer and also lists a Pooling. Second,
+  `config_sentence_transformers.json` does not declare a `model_type` other than
+  SentenceTransformer.
 - A SparseEncoder, a CrossEncoder, a multi-vector model and a Transformer without Pooling do not
-  embed. Neither does a directory without `modules.json`, such as a classifier, a language model or
-  a bare encoder: the server never guesses a pooling.
-- A model that embeds with modules or settings that this server does not support fails the start.
+  embed.
+- A directory without `modules.json`, such as that of a classifier, a language model or a bare
+  encoder, does not embed either: the server never guesses a pooling.
+- If a model embeds, but needs modules or settings that this server does not support, the server
+  does not start.
 """
 
 from collections.abc import Sequence
@@ -24,9 +27,10 @@ FEATURES = "feature-extraction"
 
 
 def reason_not_to_embed(directory: Path, settings: Json, modules: Sequence[Module]) -> str | None:
-    """Return why a model does not embed.
+    """Return the reason why a model does not embed, or None if it embeds.
 
-    None if it embeds, or if it would but needs modules that are not supported.
+    The result is also None for an embedding model with unsupported modules, which `check_supported`
+    rejects.
     """
     if not modules:
         name = ", ".join(model_config(directory).get("architectures") or []) or "the model"
@@ -58,5 +62,6 @@ def check_supported(modules: Sequence[Module]) -> None:
         supported = FIRST_MODULES if position == 0 else LATER_MODULES
         if module.kind not in supported:
             raise ModelLoadError(
-                f"{module.folder}: not supported: {module.kind} ({module.family}) as module {position} of modules.json"
+                f"{module.folder}: unsupported module: {module.kind} ({module.family}), at index {position} of "
+                "modules.json"
             )

@@ -1,6 +1,6 @@
-"""Reads the metadata of a model from its files: dimensions, input limit, prompts. Reads no weights.
+"""Reads a model's metadata from its files: dimensions, input limit, prompts.
 
-Imports neither torch nor transformers.
+This module does not read weights. It does not import torch or transformers.
 """
 
 import json
@@ -36,22 +36,23 @@ NO_LIMIT = 10**20
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The metadata of a model, read from its files.
+    """A model's metadata, read from its files.
 
     Attributes:
-        directory: the directory of the configuration files.
-        embeds: the model is a dense sentence-transformers embedding model.
-        reason: why it does or does not embed, as a clause without a final period.
-        dimensions: components of a vector; None if it does not embed.
+        directory: the directory that contains the configuration files.
+        embeds: whether the model is a dense sentence-transformers embedding model.
+        reason: the reason why the model does or does not embed, as a clause without a final period.
+        dimensions: number of components in a vector; None if the model does not embed.
         max_input_tokens: maximum length of an input, special tokens included, as in
             `SentenceTransformer.max_seq_length`; None if there is no limit.
         prompts: prompt texts by name, as in `SentenceTransformer.prompts`. `query` and `document`
             always exist; they are empty unless the model defines them.
-        include_prompt: the pooling includes the prompt's tokens.
+        include_prompt: whether the pooling includes the prompt's tokens.
         adds_special_tokens: False for a StaticEmbedding, which reads no special tokens.
-        lowercase: `do_lower_case` in `sentence_bert_config.json`: lower-case the text first.
-        tokenizer_directory: the directory of the tokenizer's files; None for `directory`. A few
-            models keep them in a separate folder.
+        lowercase: whether to lower-case the text before tokenization: `do_lower_case` in
+            `sentence_bert_config.json`.
+        tokenizer_directory: the directory that contains the tokenizer's files; None for
+            `directory`. A few models keep these files in a separate folder.
     """
 
     directory: Path
@@ -67,14 +68,14 @@ class Checkpoint:
 
 
 def read_checkpoint(source: str, *, revision: str | None = None) -> Checkpoint:
-    """Read the metadata of a model from its files.
+    """Read a model's metadata from its files.
 
     Args:
         source: see `serve_app.checkpoints.source.resolve`.
         revision: branch, tag or commit of a Hub id.
 
     Raises:
-        ModelLoadError: the files are missing or invalid, or need something that is not supported.
+        ModelLoadError: the files are missing or invalid, or need an unsupported module or setting.
     """
     directory = resolve(source, revision=revision)
     settings = read_json(directory / "config_sentence_transformers.json") or {}
@@ -84,7 +85,7 @@ def read_checkpoint(source: str, *, revision: str | None = None) -> Checkpoint:
     check_supported(modules)
     first = modules[0]
     static = first.kind == "StaticEmbedding"
-    if static:  # only the shape of its weights gives its dimensions
+    if static:  # its dimensions are only known from the shape of its weights
         resolve(source, revision=revision, weights=True)
     transformer = {} if static else transformer_settings(first)
     dimensions = _dimensions(modules)
@@ -112,7 +113,7 @@ def read_checkpoint(source: str, *, revision: str | None = None) -> Checkpoint:
 
 
 def _max_input_tokens(folder: Path, transformer: Json) -> int | None:
-    """Return the future `Transformer.max_seq_length`, or None if there is no limit."""
+    """Return the `max_seq_length` that the loaded Transformer will have, or None if it has no limit."""
     arguments = transformer.get("processor_kwargs") or transformer.get("tokenizer_args") or {}
     limit = arguments.get("model_max_length", transformer.get("max_seq_length"))
     if limit is None:
@@ -127,7 +128,10 @@ def _max_input_tokens(folder: Path, transformer: Json) -> int | None:
 
 
 def _dimensions(modules: Sequence[Module]) -> int:
-    """Return the components of a vector, from the last module that declares its output width."""
+    """Return the number of components in a vector.
+
+    The last module that declares its output width decides.
+    """
     for module in reversed(modules):
         if module.kind == "Pooling":
             width = module.integer("embedding_dimension", "word_embedding_dimension")
@@ -151,7 +155,7 @@ def _pooling_modes(config: Json) -> int:
 
 
 def _static_dimensions(path: Path) -> int:
-    """Return the width from the safetensors header: 8 bytes of length, then JSON."""
+    """Return the vector width from the safetensors header: its length in 8 bytes, then JSON."""
     try:
         with path.open("rb") as file:
             header = json.loads(file.read(int.from_bytes(file.read(8), "little")))

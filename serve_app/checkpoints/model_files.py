@@ -25,7 +25,7 @@ PADDING_SETTINGS = frozenset({"padding", "padding_side"})
 
 @dataclass(frozen=True, slots=True)
 class Module:
-    """One entry of `modules.json`: class, sentence-transformers subpackage and folder."""
+    """One entry of `modules.json`: the module's class, sentence-transformers subpackage and folder."""
 
     kind: str
     family: str
@@ -36,7 +36,7 @@ class Module:
         config = read_json(self.folder / "config.json")
         if not isinstance(config, dict):
             raise ModelLoadError(
-                f"{self.folder / 'config.json'} is missing or invalid; {self.kind} needs it"
+                f"{self.folder / 'config.json'} is missing or invalid; the {self.kind} module needs it"
             )
         return config
 
@@ -95,18 +95,22 @@ def read_modules(directory: Path) -> list[Module]:
 
 
 def transformer_settings(module: Module) -> Json:
-    """Return the Transformer's settings; raise if they include one that is not supported."""
+    """Return the Transformer's settings.
+
+    Raises:
+        ModelLoadError: a setting is not supported.
+    """
     paths = [module.folder / name for name in TRANSFORMER_CONFIGS]
     settings: Json = next((content for path in paths if (content := read_json(path))), {})
     modalities = settings.get("modality_config", {"text": {}})
     if "message" in modalities or "text" not in modalities:
         raise ModelLoadError(
-            f"{module.folder}: not supported: input modality {', '.join(modalities)}; only plain text is supported"
+            f"{module.folder}: unsupported input modality: {', '.join(modalities)}; only plain text is supported"
         )
     applied = settings.get("processing_kwargs") or {}
     unknown = {*applied.get("text", {}), *applied.get("common", {})} - PADDING_SETTINGS
     if unknown:
         raise ModelLoadError(
-            f"{module.folder}: not supported: processing_kwargs {', '.join(sorted(unknown))}"
+            f"{module.folder}: unsupported processing_kwargs: {', '.join(sorted(unknown))}"
         )
     return settings

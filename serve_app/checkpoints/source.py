@@ -1,6 +1,6 @@
 """Resolves a model's `source` setting to a local directory, downloading from the Hub if necessary.
 
-The only module that imports huggingface_hub. Does not read the files.
+This is the only module that imports huggingface_hub. It does not read the contents of the files.
 """
 
 import importlib.util
@@ -23,7 +23,7 @@ def resolve(source: str, *, revision: str | None = None, weights: bool = False) 
         source: a directory, `package:NAME/PATH` for a directory in an installed package, or a Hub
             id.
         revision: branch, tag or commit of a Hub id.
-        weights: download the weights too.
+        weights: whether to download the weights in addition to the configuration files.
 
     Raises:
         ModelLoadError: the directory, package or Hub model does not exist, or the download failed.

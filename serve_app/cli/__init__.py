@@ -1,1 +1,1 @@
-"""The command line: start a server, check a config file, stop its processes. Imports neither Ray nor torch."""
+"""The command line: start a server, check a config file, stop its processes. Does not import Ray or torch."""

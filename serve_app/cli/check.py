@@ -31,8 +31,8 @@ class Plan:
     """Settings of a config file's first application that are needed before Ray reads the file.
 
     Attributes:
-        address: Where the application will be served.
-        error_format: The shape of its errors.
+        address: The address at which the application will be served.
+        error_format: The application's error format.
         needs_key: Whether requests need an API key.
     """
 
@@ -69,7 +69,7 @@ def _port(value: Any) -> int:
 
 
 def _mapping(value: Any) -> dict[str, Any]:
-    # Ray Serve's own schema reports a value of another type.
+    # Ray Serve's own schema reports a value of the wrong type.
     return value if isinstance(value, dict) else {}
 
 
@@ -110,7 +110,7 @@ def _check_user_config(deployment: Mapping[str, Any]) -> None:
 
 
 def read_config_file(config: str) -> Plan:
-    """Check a Serve config file, with the file's name at the start of error messages."""
+    """Check a Serve config file. Error messages start with the file's name."""
     try:
         return read_config(Path(config).read_text())
     except OSError as error:

@@ -1,7 +1,7 @@
 """Builds the environment of `serve run` from an environment file and the current variables.
 
-It turns HAProxy off if HAProxy cannot run on this machine. It starts no processes and reads no
-Serve config files.
+It turns HAProxy off if HAProxy cannot run on this machine. This module does not start processes or
+read Serve config files.
 """
 
 import socket
@@ -12,10 +12,10 @@ _DIRECT_INGRESS = "RAY_SERVE_ENABLE_DIRECT_INGRESS"
 
 
 def read_env_file(text: str) -> dict[str, str]:
-    """Parse lines of NAME=value. Comments and empty lines are skipped.
+    """Parse lines of the form NAME=value. Comments and empty lines are skipped.
 
     Raises:
-        ValueError: A line has another form.
+        ValueError: A line does not have the form NAME=value.
     """
     lines = [line.strip() for line in text.splitlines()]
     pairs = [line.partition("=") for line in lines if line and not line.startswith("#")]
@@ -30,18 +30,19 @@ def choose_environment(
     real: Mapping[str, str],
     problem: Callable[[Mapping[str, str]], str | None],
 ) -> tuple[dict[str, str], str | None]:
-    """Merge the environment file with the current environment, without HAProxy if it cannot run.
+    """Merge the environment file with the current environment, and turn HAProxy off if it cannot run.
 
     Direct ingress is turned off together with HAProxy. Otherwise the ingress replicas would listen
     on ports of their own, and only the head node would have a proxy.
 
     Args:
         settings: The variables from the file.
-        real: The variables that are already set. They override the file.
-        problem: Returns why HAProxy cannot run in an environment, or None if it can.
+        real: The variables that are already set. They override the variables from the file.
+        problem: Returns why HAProxy cannot run in an environment, or None if HAProxy can run.
 
     Returns:
-        The environment for `serve run`, and the reason if HAProxy was requested but cannot run.
+        The environment for `serve run`, and the reason why HAProxy cannot run. The reason is None if
+        HAProxy can run or was not requested.
     """
     env = {**settings, **real}
     reason = None

@@ -1,7 +1,7 @@
-"""Runs a command in its own session (setsid), and stops it together with all that it started.
+"""Runs a command in its own session (setsid), and stops it and all processes that it started.
 
 Processes are stopped by ID, never by name, and only if they belong to that session. This module
-knows nothing of Ray.
+does not depend on Ray.
 """
 
 import os
@@ -21,11 +21,11 @@ _TICK_S = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A command and all processes that it started, which can outlive the command.
+    """A command and all processes that it started. They can still run after the command has exited.
 
     Attributes:
         process: The command, which leads the session.
-        log: The file that receives its output.
+        log: The file that receives the session's output.
     """
 
     process: subprocess.Popen[bytes]
@@ -55,20 +55,20 @@ class Session:
         return COLOUR.sub("", self.log.read_text(errors="replace"))
 
     def stop(self, hurry: Callable[[], bool], *, grace_s: float, force_s: float = 5.0) -> list[int]:
-        """Interrupt the command, then stop the rest of its session with SIGTERM and SIGKILL.
+        """Interrupt the command, then stop all other processes of the session with SIGTERM and SIGKILL.
 
         Args:
             hurry: Returns True to end the graceful shutdown early.
             grace_s: Seconds that the command has to exit after SIGINT.
-            force_s: Seconds that the rest of the session has to exit after the command, and after
-                each further signal.
+            force_s: Seconds that the other processes have to exit after each of these steps: the
+                command has exited, SIGTERM was sent, SIGKILL was sent.
 
         Returns:
             The IDs of processes that are still running.
         """
         self._send(signal.SIGINT, [self.process.pid])
         _wait(lambda: self.has_ended() or hurry(), grace_s)
-        # Ray's processes exit by themselves after the process that started them.
+        # Ray's processes exit on their own once the process that started them has exited.
         _wait(lambda: not self._members() or hurry(), force_s)
         for force in (signal.SIGTERM, signal.SIGKILL):
             self._send(force, self._members())
@@ -96,7 +96,7 @@ def session_members(session: int) -> list[int]:
         try:
             if not state.startswith("Z") and os.getsid(pid) == session:
                 members.append(pid)
-        except OSError:  # it has exited in the meantime
+        except OSError:  # the process has exited in the meantime
             continue
     return members
 
@@ -110,7 +110,7 @@ def _process_states() -> Iterator[tuple[int, str]]:
         return
     for folder in Path("/proc").glob("[0-9]*"):  # slim images have no `ps`
         try:
-            # The state follows the name, which is in parentheses and may contain any character.
+            # The state comes after the name, which is in parentheses and may contain any character.
             state = (folder / "stat").read_text().rpartition(")")[2].split()[0]
         except OSError:
             continue

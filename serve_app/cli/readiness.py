@@ -1,7 +1,7 @@
 """Waits until a starting server is ready, and reports its progress.
 
-It polls the server's `/ready`, and Ray Serve's dashboard for the current stage or the reason of a
-failure. It starts and stops no processes.
+It polls the server's `/ready`. It also polls Ray's dashboard for the current startup stage or the
+reason for a failure. This module does not start or stop processes.
 """
 
 import http.client
@@ -40,24 +40,24 @@ class Address:
 
 
 class Progress:
-    """Prints the current stage of a start: on each change, and every ten seconds."""
+    """Prints the current startup stage: whenever it changes, and every ten seconds."""
 
     def __init__(
         self, print_status: Callable[[str], None], clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self.print_status = print_status
+        self._print_status = print_status
         self._clock = clock
         self._started_at = clock()
         self._last_status = ""
         self._last_printed_s = 0.0
 
     def __call__(self, status: str) -> None:
-        """Print the status, unless the same one was printed in the last ten seconds."""
+        """Print the status, unless the same status was printed in the last ten seconds."""
         elapsed_s = self._clock() - self._started_at
         if status != self._last_status or elapsed_s - self._last_printed_s >= _REPEAT_S:
             self._last_status = status
             self._last_printed_s = elapsed_s
-            self.print_status(f"{elapsed_s:4.0f} s  {status}")
+            self._print_status(f"{elapsed_s:4.0f} s  {status}")
 
 
 def wait_until_ready(
@@ -71,11 +71,11 @@ def wait_until_ready(
     """Wait until every model can embed.
 
     Args:
-        session: The server process. The wait fails when it exits.
-        address: The address of the server.
+        session: The server process. If it exits, StartError is raised.
+        address: The server's address.
         stopping: Returns True to end the wait.
-        details: Returns Ray Serve's status of its applications, as `serve_details` does.
-        report: Receives the current stage at each poll.
+        details: Returns the status of Ray Serve's applications, as `serve_details` does.
+        report: Called with the current startup stage at each poll.
 
     Returns:
         True if the server is ready, False if `stopping` ended the wait.
@@ -95,10 +95,10 @@ def wait_until_ready(
 
 
 def stage(details: Any) -> str:
-    """Describe in a few words the current stage of the start.
+    """Describe the current startup stage in a few words.
 
     Args:
-        details: Ray Serve's status of its applications, or None if it is not available yet.
+        details: The status of Ray Serve's applications, or None if it is not available yet.
 
     Raises:
         StartError: An application failed. The message contains Ray Serve's reason.
@@ -130,7 +130,10 @@ def _tail(text: str) -> str:
 
 
 def ask(host: str, port: int, path: str, token: str = "") -> tuple[int, bytes] | None:
-    """Send a GET request, bypassing proxies in the environment; None if nothing responds."""
+    """Send a GET request and return the response's status and body, or None if nothing responds.
+
+    Proxies that the environment configures are bypassed.
+    """
     connection = http.client.HTTPConnection(host, port, timeout=2)
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:
@@ -144,11 +147,11 @@ def ask(host: str, port: int, path: str, token: str = "") -> tuple[int, bytes] |
 
 
 def serve_details(output: str, token: str) -> Any:
-    """Return Ray Serve's status of its applications, or None if it is not available yet.
+    """Return the status of Ray Serve's applications, or None if it is not available yet.
 
     Args:
-        output: The output of `serve run`, which names the dashboard's address.
-        token: The token of Ray's API.
+        output: The output of `serve run`, which contains the dashboard's address.
+        token: The token for Ray's API.
     """
     dashboard = _DASHBOARD.search(output)
     if dashboard is None:
@@ -158,13 +161,13 @@ def serve_details(output: str, token: str) -> Any:
 
 
 def dashboard_url(output: str) -> str:
-    """Return the dashboard's URL from the output of `serve run`, or Ray's default."""
+    """Return the dashboard's URL from the output of `serve run`, or Ray's default URL."""
     dashboard = _DASHBOARD.search(output)
     return f"http://{dashboard[1]}:{dashboard[2]}" if dashboard else "http://127.0.0.1:8265"
 
 
 def dashboard_token(env: Mapping[str, str]) -> str:
-    """Return the token of Ray's API, from where Ray stores it, or "" if there is none."""
+    """Return the token for Ray's API from the place where Ray stores it, or "" if there is none."""
     path = env.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token"
     try:
         return env.get("RAY_AUTH_TOKEN") or Path(path).read_text().strip()
@@ -173,13 +176,19 @@ def dashboard_token(env: Mapping[str, str]) -> str:
 
 
 def ray_folder(env: Mapping[str, str], pid: int) -> Path:
-    """Return the folder of the cluster that a process started, or else of the latest cluster."""
+    """Return the session folder of the Ray cluster that the process `pid` started.
+
+    If there is none, return the session folder of the latest cluster.
+    """
     base = env.get("RAY_TMPDIR") or env.get("TMPDIR") or "/tmp"  # noqa: S108 - Ray's default
     own = Path(base, "ray").glob(f"session_*_{pid}")
     return next(own, Path(base, "ray", "session_latest").resolve())
 
 
 def ray_address(folder: Path) -> str:
-    """Return the address of a folder's cluster for `ray.init`, or `auto` if the folder has none."""
+    """Return the address, for `ray.init`, of the cluster with this session folder.
+
+    If the folder does not contain the address, return `auto`.
+    """
     ports = [path.read_text().strip() for path in folder.glob("gcs_server_port_*")]
     return f"127.0.0.1:{ports[0]}" if ports else "auto"

@@ -1,7 +1,7 @@
-"""The command behind `make serve`: starts the server, reports progress and stops all of it.
+"""The command behind `make serve`: starts the server, reports progress and stops all its processes.
 
-It is a thin shell around `serve run`. With `--check` it only checks a config file. It does not
-import Ray, directly or indirectly, so that it can report a mistake within a second.
+It is a thin wrapper around `serve run`. With `--check`, it only checks a config file. This module
+does not import Ray, directly or indirectly, so that it can report a mistake within a second.
 """
 
 import argparse
@@ -51,7 +51,7 @@ Ctrl-C stops everything that this command has started.
 
 
 class Stop:
-    """A signal handler that counts the requests to stop: Ctrl-C, SIGTERM, or a closed terminal."""
+    """A signal handler that counts stop requests: Ctrl-C, SIGTERM, or a closed terminal."""
 
     def __init__(self) -> None:
         self.requests = 0
@@ -62,7 +62,7 @@ class Stop:
 
 
 def follow(session: Session, stop: Stop) -> None:
-    """Print the command's output from now on, until a request to stop.
+    """Print the command's new output until a stop is requested.
 
     Raises:
         StartError: The command exited on its own.
@@ -81,8 +81,8 @@ def _prepare(config: str, env_file: str) -> tuple[Plan, dict[str, str]]:
     plan = read_config_file(config)
     if os.environ.get("RAY_ADDRESS"):
         print_status(
-            "RAY_ADDRESS is set: deploying to that cluster, with its own settings instead of "
-            f"{env_file}"
+            "RAY_ADDRESS is set: deploying to that cluster. The cluster's own environment applies; "
+            f"{env_file} is not used."
         )
         return plan, dict(os.environ)
     address = plan.address
@@ -108,8 +108,8 @@ def _prepare(config: str, env_file: str) -> tuple[Plan, dict[str, str]]:
 def _serve(config: str, plan: Plan, env: Mapping[str, str], stop: Stop) -> None:
     address = plan.address
     log = Path("build") / f"serve-{address.port}.log"
-    # Without an address, Ray would join a cluster that already runs on this machine, which has its
-    # own settings.
+    # Without an address, `serve run` would join a cluster that already runs on this machine. That
+    # cluster has its own settings.
     cluster = [] if env.get("RAY_ADDRESS") else ["--address", "local"]
     command = [sys.executable, "-m", "ray.serve.scripts", "run", *cluster, config]
     print_status(f"Starting {config}. Ray's output is in {log}")
@@ -154,8 +154,8 @@ def main() -> int:
     """Run the command.
 
     Returns:
-        The exit status: 0 after a request to stop, 1 if the server failed, 2 if it could not be
-        started.
+        The exit status: 0 if a stop was requested, 1 if the server failed, 2 if the server could not
+        be started.
     """
     parser = argparse.ArgumentParser(prog="python -m serve_app.cli.serve")
     parser.add_argument("--config", default="serve_config.yaml", help="the Serve config file")
@@ -167,14 +167,14 @@ def main() -> int:
     if args.check:
         return _check(args.config)
     stop = Stop()
-    # `serve run` would inherit an ignored signal, such as the SIGINT of a background job, but not a
-    # handler.
+    # `serve run` inherits ignored signals: a shell starts background jobs with SIGINT ignored. It does
+    # not inherit handlers. Signals that have a handler here therefore work in `serve run`.
     for signal_number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(signal_number, stop)
     try:
         plan, env = _prepare(args.config, args.env)
-        # By default, HAProxy's files are in a folder that all users share. The path is short because
-        # the length of a socket's path is limited.
+        # By default, HAProxy's files are in a folder that all users share. This folder's path is
+        # short because the length of a socket path is limited.
         with tempfile.TemporaryDirectory(prefix="serve-", dir="/tmp") as folder:
             _serve(args.config, plan, haproxy_settings(folder) | env, stop)
     except (PrepareError, StartError) as error:

@@ -9,8 +9,8 @@ from typing import Annotated, Any, ClassVar, Final, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 from pydantic.fields import FieldInfo
 
-# Marks an escape hatch: a working setting that the documentation leaves out, because the derived
-# value suits nearly everyone.
+# Marks a setting that works but that the documentation leaves out, because its default suits nearly
+# everyone.
 undocumented: Final = Field(json_schema_extra={"undocumented": True})
 
 
@@ -21,11 +21,13 @@ def is_undocumented(field: FieldInfo) -> bool:
 
 
 class Settings(BaseModel):
-    """Base class of all settings: frozen, and an unknown key is an error that names the key.
+    """Base class of all settings.
+
+    Settings are frozen. An unknown key is an error, and the error message names the key.
 
     Attributes:
-        renamed: Maps the former name of a setting to its current name.
-        removed: Maps a removed setting to the advice that its error message gives.
+        renamed: Maps a setting's former name to its current name.
+        removed: Maps the name of a removed setting to the advice in its error message.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
@@ -50,12 +52,12 @@ class DeploymentOptions(Settings):
     name: Annotated[str | None, Field(pattern=r"^[A-Za-z0-9_.-]+$"), undocumented] = None
     num_replicas: Annotated[
         PositiveInt | Literal["auto"] | None,
-        Field(description="Number of replicas, or `auto`."),
+        Field(description="Number of replicas, or `auto` for autoscaling."),
     ] = None
     autoscaling_config: Annotated[
         dict[str, Any] | None,
         Field(
-            description="Ray Serve's autoscaling settings. Set these or a fixed `num_replicas`, not both."
+            description="Ray Serve's autoscaling settings. Set either `autoscaling_config` or a fixed `num_replicas`."
         ),
     ] = None
     max_ongoing_requests: Annotated[
@@ -66,8 +68,8 @@ class DeploymentOptions(Settings):
         Field(
             ge=-1,
             description=(
-                "Maximum number of calls that wait for a replica. Further requests are rejected "
-                "with 429. -1 removes the limit."
+                "Maximum number of calls that may wait for a replica in each ingress replica. When "
+                "the limit is reached, requests are rejected with 429. -1 removes the limit."
             ),
         ),
     ] = 1024
@@ -82,9 +84,10 @@ class DeploymentOptions(Settings):
             ge=0,
             le=100,
             description=(
-                "Percentage of the replicas that a rollout starts before it stops old ones. If a "
-                "new replica cannot start, the old ones keep serving. 0 stops old replicas first, "
-                "for clusters without spare capacity."
+                "How many extra replicas a rollout may start before it stops old ones, as a "
+                "percentage of the replica count, 0 to 100. If a new replica cannot start, the old "
+                "replicas keep serving. With 0, old replicas are stopped first; use this on a "
+                "cluster without spare capacity."
             ),
         ),
     ] = 100
@@ -122,21 +125,22 @@ class DeploymentOptions(Settings):
 class IngressOptions(DeploymentOptions):
     """Options of the ingress deployment.
 
-    The server enforces both request limits itself, so that a rejected request gets this server's
-    429.
+    This server enforces `max_ongoing_requests` and `max_queued_requests` itself, so that it can reject
+    requests with its own error format. Ray Serve would reject them in plain text.
     """
 
     max_ongoing_requests: Annotated[
         PositiveInt,
-        Field(description="Maximum number of requests that one ingress replica processes at once."),
+        Field(description="Maximum number of requests in progress in one ingress replica."),
     ] = 1000
     max_queued_requests: Annotated[
         int,
         Field(
             ge=-1,
             description=(
-                "Maximum number of further requests that wait in one ingress replica. Requests "
-                "beyond that are rejected with 429. -1 removes the limit."
+                "Maximum number of requests that may wait in one ingress replica, in addition to "
+                "those in progress. When both limits are reached, requests are rejected with 429. "
+                "-1 removes both limits."
             ),
         ),
     ] = 1000

@@ -1,4 +1,4 @@
-"""The settings under `http:`: limits, timeouts, API keys, CORS origins and the shape of errors.
+"""The settings under `http:`: limits, timeouts, API keys, CORS origins and the error format.
 
 This module does not import Ray.
 """
@@ -20,13 +20,13 @@ from pydantic import (
 from serve_app.config.deployments import Settings, undocumented
 
 ErrorFormat = Literal["auto", "flat", "openai"]
-# Default memory limit for request bodies in one ingress replica. A larger `max_body_bytes` raises
-# it.
+# Default limit on the total size, in bytes, of the request bodies in one ingress replica. If
+# `max_body_bytes` is larger, it is used as the limit instead.
 _BODY_MEMORY_BYTES = 512 * 1024**2
 
 
 def _check_origin(origin: str) -> str:
-    """Check that an origin is spelled as browsers send it. No other spelling would ever match."""
+    """Check that an origin is written as browsers send it. Otherwise it would never match."""
     if not re.fullmatch(r"\*|null|[a-z][a-z0-9+.-]*://[^/?#\sA-Z]+", origin):
         raise ValueError(
             "an origin must be * or SCHEME://HOST[:PORT], in lowercase and without a path or "
@@ -42,7 +42,7 @@ def _reject_former_format(error_format: object) -> object:
 
 
 def _check_absolute(path: str) -> str:
-    """Check that a path does not depend on the working directory that Ray gives to a process."""
+    """Check that a path is absolute. Ray chooses the working directory of ingress replicas."""
     if not Path(path).is_absolute():
         raise ValueError(
             "the path must be absolute, because Ray chooses the working directory of ingress "
@@ -61,9 +61,10 @@ class HttpConfig(Settings):
         BeforeValidator(_reject_former_format),
         Field(
             description=(
-                "Shape of error bodies: `openai` nests the error in OpenAI's envelope, `flat` does "
-                "not. `auto` sends the envelope to OpenAI's SDKs and the flat shape to all other "
-                "clients."
+                "Format of error bodies. `flat`: one JSON object with the fields `error`, "
+                "`error_type`, `message`, `type`, `param` and `code`. `openai`: OpenAI's format, "
+                "with `message`, `type`, `param` and `code` in an object under the key `error`. "
+                "`auto`: `openai` for requests from OpenAI's SDKs, `flat` for all other requests."
             )
         ),
     ] = "auto"
@@ -71,57 +72,74 @@ class HttpConfig(Settings):
         Annotated[str, AfterValidator(_check_absolute)] | None,
         Field(
             description=(
-                "Absolute path of a file with one API key per line, as `KEY` or `NAME KEY`. The "
-                "file must exist on each machine that runs an ingress replica, which checks it for "
-                "changes every second. The environment variable `EMBEDDINGS_API_KEYS` can hold "
-                "keys too. If neither is set, no key is required."
+                "Absolute path of the key file, which contains one API key per line, as `KEY` or "
+                "`NAME KEY`. The file must exist on each machine that runs an ingress replica. "
+                "Changes to the file take effect within about two seconds, without a restart. The "
+                "environment variable `EMBEDDINGS_API_KEYS` can contain keys too. If neither the "
+                "setting nor the variable is set, no key is required."
             )
         ),
     ] = None
     metrics_need_key: Annotated[
-        bool, Field(description="Whether `/metrics` requires a key, if keys are configured.")
+        bool,
+        Field(description="Whether `/metrics` requires an API key, if API keys are configured."),
     ] = False
     cors_origins: Annotated[
         tuple[Annotated[str, AfterValidator(_check_origin)], ...],
         Field(
-            description="Web origins that browsers may call from, such as `https://example.org`. `*` allows all."
+            description=(
+                "Web origins whose pages may call the server from a browser, such as "
+                "`https://example.org`. `*` allows all origins."
+            )
         ),
     ] = ()
     max_client_batch_size: Annotated[
         PositiveInt,
         Field(
-            description="Maximum number of inputs in a request. Larger requests are rejected with 413."
+            description="Maximum number of inputs in a request. Requests with more inputs are rejected with 413."
         ),
     ] = 2048
     max_request_tokens: Annotated[
         PositiveInt,
         Field(
-            description="Maximum number of tokens in a request. Larger requests are rejected with 413."
+            description="Maximum number of tokens in a request. Requests with more tokens are rejected with 413."
         ),
     ] = 300_000
     max_body_bytes: Annotated[
         PositiveInt,
         Field(
-            description="Maximum size of a request body in bytes. Larger bodies are rejected with 413."
+            description=(
+                "Maximum size of a request body, in bytes, both as sent and decompressed. Larger "
+                "bodies are rejected with 413."
+            )
         ),
     ] = 16 * 1024**2
     max_held_body_bytes: Annotated[PositiveInt | None, undocumented] = None
     body_timeout_s: Annotated[
         PositiveFloat,
         Field(
-            description="Seconds that a request body may take to arrive. Slower requests fail with 408."
+            description=(
+                "Seconds that a request body may take to arrive. If it takes longer, the request "
+                "fails with 408."
+            )
         ),
     ] = 30.0
     request_timeout_s: Annotated[
         PositiveFloat,
         Field(
-            description="Seconds that a request may take after its body has arrived. Slower requests fail with 504."
+            description=(
+                "Seconds that a request may take after its body has arrived. Longer requests fail "
+                "with 504."
+            )
         ),
     ] = 120.0
     replica_wait_timeout_s: Annotated[
         PositiveFloat,
         Field(
-            description="Seconds that a request waits for a model that has no replica. Then it fails with 503."
+            description=(
+                "Seconds that a request may wait for a model that has no ready replica. Then it fails "
+                "with 503."
+            )
         ),
     ] = 30.0
     retry_after_s: Annotated[
@@ -129,13 +147,16 @@ class HttpConfig(Settings):
         Field(
             ge=1,
             le=60,
-            description="`Retry-After` sent with a 503, and with a 429 until throughput has been measured.",
+            description=(
+                "`Retry-After` value, in seconds, of a 503 response. A 429 response also uses it "
+                "until the throughput has been measured."
+            ),
         ),
     ] = 1
 
     @property
     def body_memory_bytes(self) -> int:
-        """Maximum total size of the request bodies that one ingress replica holds, in bytes."""
+        """Maximum total size, in bytes, of the request bodies that one ingress replica holds."""
         return self.max_held_body_bytes or max(_BODY_MEMORY_BYTES, self.max_body_bytes)
 
     @model_validator(mode="after")

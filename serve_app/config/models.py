@@ -1,7 +1,7 @@
 """The settings under `args:` of a Serve config file, validated, frozen and documented.
 
-The tables in the documentation are generated from the descriptions of the fields. This module does
-not import Ray.
+The documentation's tables are generated from the fields' descriptions. This module does not import
+Ray.
 """
 
 import re
@@ -27,11 +27,11 @@ TokenIdsMode = Literal["cl100k", "model", "reject"]
 
 
 def format_validation_error(error: ValidationError, *, below: str = "") -> str:
-    """Format pydantic's findings as one line, without the invalid values.
+    """Format pydantic's errors as one line that does not contain the invalid values.
 
     Args:
         error: Pydantic's exception.
-        below: The key that contains the validated settings. Each key in the result starts with it.
+        below: The key that contains the validated settings. Each key in the result starts with this key.
     """
     findings = []
     for finding in error.errors():
@@ -46,15 +46,15 @@ class BatchSettings(Settings):
 
     renamed: ClassVar[Mapping[str, str]] = {"wedged_after_s": "hang_timeout_s"}
     removed: ClassVar[Mapping[str, str]] = {
-        "max_batch_size": "it follows from deployment.max_ongoing_requests"
+        "max_batch_size": "it is derived from deployment.max_ongoing_requests"
     }
 
     max_batch_tokens: Annotated[
         PositiveInt | None,
         Field(
             description=(
-                "Token budget: maximum number of padded tokens in one forward pass. Default: 2048 "
-                "on a CPU, 32768 on a GPU."
+                "Token budget: maximum number of tokens, padding included, in one forward pass. "
+                "Default: 2048 on a CPU, 32768 on a GPU."
             )
         ),
     ] = None
@@ -62,10 +62,10 @@ class BatchSettings(Settings):
         PositiveInt,
         Field(
             description=(
-                "Maximum number of queued tokens for each replica of the model, summed over all "
-                "ingress replicas. Requests beyond that are rejected with 429. Ingress replicas "
-                "learn of each other within seconds. Until then, each of them admits up to the "
-                "full limit."
+                "Maximum number of pending tokens (accepted and not finished) per model replica. "
+                "The limit counts the pending tokens of all ingress replicas together. Requests "
+                "above the limit are rejected with 429. Ingress replicas discover each other within "
+                "seconds of a burst; until then, each one may accept up to the full limit."
             )
         ),
     ] = 200_000
@@ -73,10 +73,10 @@ class BatchSettings(Settings):
         PositiveFloat,
         Field(
             description=(
-                "A replica whose batch runs longer than this many seconds is killed and replaced. "
-                "Set it above the time of your slowest input. Another replica retries the lost "
-                "requests, within `http.request_timeout_s` and, while there is no other replica, "
-                "`http.replica_wait_timeout_s`."
+                "Time limit for a batch, in seconds. A replica whose batch runs longer than this is "
+                "killed and replaced. Set it above the time of your slowest batch. Lost requests "
+                "are retried on another replica, for at most `http.request_timeout_s`. If there is "
+                "no other replica, they wait for one, for at most `http.replica_wait_timeout_s`."
             )
         ),
     ] = 60.0
@@ -115,28 +115,30 @@ class ModelConfig(BatchSettings):
         EngineChoice,
         Field(
             description=(
-                "Inference engine. On a CPU, `auto` uses `openvino` if it is installed and can run "
-                "the model, else `torch`. On a GPU, the engine is always `torch`."
+                "Inference engine. On a CPU, `auto` uses `openvino` if OpenVINO is installed and "
+                "can run the model, and `torch` otherwise. On a GPU, the engine is always `torch`."
             )
         ),
     ] = "auto"
-    # The lowest cosine similarity to torch in float32, measured with MiniLM over 1,000 texts of 3
-    # to 256 tokens: OpenVINO 0.99995 in bfloat16 and 0.999997 in float16, torch 0.9998 in bfloat16.
+    # Measured with MiniLM over 1,000 texts of 3 to 256 tokens: the lowest cosine similarity to torch
+    # in float32. It was 0.99995 for OpenVINO in bfloat16, 0.999997 for OpenVINO in float16, and
+    # 0.9998 for torch in bfloat16.
     dtype: Annotated[
         Dtype,
         Field(
             description=(
                 "Data type of the computation. With `bfloat16` and MiniLM, the lowest cosine "
                 "similarity to float32 over 1,000 texts is 0.9999 for OpenVINO and 0.9998 for "
-                "torch. OpenVINO stays with float32 on a processor that does not support the type."
+                "torch. OpenVINO falls back to float32 on a processor that does not support the "
+                "selected type."
             )
         ),
     ] = "float32"
-    # `auto` packs inputs without padding on a GPU in half precision, if the model's vectors stay
-    # the same.
+    # On a GPU in half precision, `auto` packs inputs without padding, unless that changes the model's
+    # vectors.
     padding: Annotated[PaddingChoice, undocumented] = "auto"
-    # CPU threads of the model. None means the replica's `num_cpus` if that is 1 or more, else all
-    # cores.
+    # Number of CPU threads that each replica computes with. None means the replica's `num_cpus` if
+    # that is at least 1, and all cores otherwise.
     threads: Annotated[PositiveInt | None, undocumented] = None
     prompts: Annotated[
         dict[str, str],
@@ -144,16 +146,23 @@ class ModelConfig(BatchSettings):
     ] = {}  # noqa: RUF012  # pydantic copies it
     max_input_tokens: Annotated[
         PositiveInt | None,
-        Field(description="Maximum number of tokens in an input, if below the model's own limit."),
+        Field(
+            description=(
+                "Maximum number of tokens in an input. The setting can lower the model's own "
+                "limit, but not raise it."
+            )
+        ),
     ] = None
     interactive_tokens: Annotated[
         int,
         Field(
             ge=0,
             description=(
-                "Requests above this many tokens are bulk: interactive requests go first, and bulk "
-                "requests are rejected when the queue is three quarters full. The header "
-                "`x-priority: interactive` or `bulk` overrides this."
+                "Requests with more than this many tokens are bulk; all other requests are "
+                "interactive. Interactive requests go first. Bulk requests are rejected once the "
+                "pending tokens reach three quarters of the limit that `max_queued_tokens` sets. The "
+                "request header `x-priority: interactive` or `x-priority: bulk` overrides this "
+                "setting."
             ),
         ),
     ] = 512
@@ -162,24 +171,34 @@ class ModelConfig(BatchSettings):
         Field(
             gt=0,
             le=1,
-            description="With an `autoscaling_config`: target share of time that each replica is busy.",
+            description=(
+                "Target fraction of time, above 0 and up to 1, that each replica is busy. Only used "
+                "with `autoscaling_config`."
+            ),
         ),
     ] = 0.7
-    # With an `autoscaling_config`: scale up until the queued work can be finished within these
-    # seconds.
+    # Only used with `autoscaling_config`: replicas are added until they can finish all pending work
+    # within this many seconds.
     target_wait_s: Annotated[PositiveFloat, undocumented] = 10.0
-    # Minimum share of the tokens for bulk requests while interactive requests wait too.
+    # Minimum fraction of the tokens, from 0 to below 1, that bulk requests get while interactive
+    # requests wait too.
     bulk_share: Annotated[float, Field(ge=0, lt=1), undocumented] = 0.25
     truncate: Annotated[
-        bool, Field(description="Default of `truncate` for requests that do not set it.")
+        bool,
+        Field(
+            description=(
+                "Whether inputs that are too long are truncated, for requests that do not set "
+                "`truncate`."
+            )
+        ),
     ] = False
     token_ids: Annotated[
         TokenIdsMode,
         Field(
             description=(
-                "Meaning of integer inputs: `cl100k` decodes them as OpenAI's `cl100k_base`, as "
-                "OpenAI clients send them, `model` reads them as the model's own token IDs, "
-                "`reject` answers 400."
+                "How integer inputs are interpreted. `cl100k`: as ids of OpenAI's `cl100k_base` "
+                "encoding, which OpenAI clients send. `model`: as the model's own token ids. "
+                "`reject`: the request is rejected with 400."
             )
         ),
     ] = "cl100k"
@@ -203,14 +222,18 @@ class ModelConfig(BatchSettings):
         if "target_ongoing_requests" in scaling and "policy" not in scaling:
             raise ValueError(
                 "deployment.autoscaling_config.target_ongoing_requests: models scale by their "
-                "workload, not by the number of requests; set the model's target_utilization, or a "
-                "policy of your own"
+                "workload, not by the number of requests; set the model's target_utilization "
+                "instead, or set a policy of your own"
             )
         return self
 
     @property
     def deployment_name(self) -> str:
-        """The deployment's name in Ray Serve. By default, the model's name with `/` as `--`."""
+        """The deployment's name in Ray Serve.
+
+        By default, it is the model's name, with `--` in place of `/` and other characters that Ray
+        Serve does not accept.
+        """
         return self.deployment.name or re.sub(r"[^A-Za-z0-9_.-]+", "--", self.name)
 
     @property
@@ -235,7 +258,7 @@ class ServerConfig(Settings):
         AfterValidator(
             _check_not_empty
         ),  # pydantic's min_length also fails if one model is invalid
-        Field(description="The served models. The first is the default model."),
+        Field(description="The served models. The first one is the default model."),
     ]
     http: HttpConfig = HttpConfig()
     ingress: IngressOptions = IngressOptions()

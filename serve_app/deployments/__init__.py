@@ -1,1 +1,1 @@
-"""The Ray Serve deployments: the ingress, the model replicas, and the code for replicas and autoscaling."""
+"""The Ray Serve deployments (the ingress and the model replicas), their request router and autoscaling policy."""

@@ -1,16 +1,17 @@
 """The autoscaling policy: the number of replicas follows the work, not the number of calls.
 
-Ray Serve scales by ongoing calls. That says little here: a busy replica has two calls in flight,
-however many tokens wait in the ingress. Replicas therefore report how busy they are and how much
-work is waiting (`load_report.py`), and Ray Serve's controller passes the reports to this policy.
-Ray Serve applies its own delays, factors and bounds to the result. Plain arithmetic: reads Ray
-Serve's context by attribute and does not import Ray.
+By default, Ray Serve scales by the number of ongoing calls. That number says little here: a busy
+replica has two calls in flight, however many tokens are pending in the ingress. Replicas therefore
+report how busy they are and how much work is pending (`load_report.py`). Ray Serve's controller
+passes these reports to the policy, and applies its own delays, factors and bounds to the result.
+
+This module does not import Ray. It only reads attributes of Ray Serve's context.
 """
 
 from collections.abc import Mapping
 from typing import Any, Final
 
-# The names of a replica's two reported values in Ray Serve's context.
+# The keys of the two values that a replica reports (`LoadReport.report`), in Ray Serve's context.
 BUSY: Final = "busy"
 WAITING_S: Final = "waiting_s"
 # Hysteresis: scale down only if the remaining replicas keep 10 % headroom.
@@ -21,8 +22,9 @@ class WorkPolicy:
     """Ray Serve's `policy_function` of a model's deployment.
 
     Args:
-        target_utilization: the share of time that replicas should be busy, above 0, at most 1.
-        target_wait_s: the seconds within which the waiting work should be done.
+        target_utilization: the target fraction of time, above 0 and up to 1, that each replica is
+            busy.
+        target_wait_s: the seconds within which the pending work should be finished.
     """
 
     def __init__(self, *, target_utilization: float, target_wait_s: float) -> None:
@@ -39,7 +41,8 @@ class WorkPolicy:
         busy: Mapping[Any, float] = reports.get(BUSY, {})
         if not busy:  # no replica has reported yet
             return context.target_num_replicas, {}
-        # Each replica reports all waiting work, so the maximum counts and not the sum.
+        # Each replica reports the pending work of all ingress replicas, so take the maximum of the
+        # reports and not their sum.
         waiting_s = max(reports.get(WAITING_S, {}).values(), default=0.0)
         return self.replicas(sum(busy.values()), waiting_s, now=context.target_num_replicas), {}
 
@@ -47,8 +50,8 @@ class WorkPolicy:
         """Return how many replicas the work needs.
 
         Args:
-            busy: the average number of replicas that were computing.
-            waiting_s: the waiting work, in seconds of one replica's time.
+            busy: the average number of replicas that were busy at the same time.
+            waiting_s: the pending work, in seconds of one replica's time.
             now: the current target number of replicas.
         """
         needed = busy / self._target_utilization + waiting_s / self._target_wait_s

@@ -1,32 +1,36 @@
-"""The gate in front of the model: admits calls oldest first, one token budget at a time.
+"""The gate in front of the model. It admits calls oldest first, one token budget at a time.
 
 Theory of operation. `@serve.batch` closes a batch as soon as it can, whether or not the model is
-free, and a closed batch cannot grow. Calls therefore wait at this gate instead. The calls of one
-admission enter `@serve.batch` together and form one batch. A call is in one of three states:
+free, and a closed batch cannot grow. Calls therefore wait at this gate before they enter
+`@serve.batch`. The calls that are admitted at the same time form an admission: they enter
+`@serve.batch` together and become one batch. A call is in one of three states:
 
-- *Waiting*: it is in the queue, in order of arrival.
+- *Queued*: it is in the gate's queue, in order of arrival.
 - *Inside*: it was admitted, and is in `@serve.batch` or being computed.
-- *Done*: it has left, or was cancelled.
+- *Done*: it has left the gate with a result or an error, or it was cancelled.
 
-An admission is open until the last of its calls has left. `open` runs whenever a call arrives, an
-admission ends or the budget changes, and decides by the number of open admissions:
+An admission is open until the last of its calls has left the gate. `Gate.open` runs whenever a call
+arrives, an admission ends or the token budget changes. It acts on the number of open admissions:
 
-- None: the model is free. The gate admits the first calls that fit one budget, full batch or not.
-- One: the gate admits one batch ahead, but only if at least one budget of tokens is waiting. Later
-  arrivals could not join that batch anyway, and it is ready when the model becomes free. Fewer
-  tokens keep waiting, so that later arrivals can join them.
-- Two: every call waits.
+- None: the model is free. The gate admits as many of the first calls as fit one token budget, even
+  if they do not fill it.
+- One: the model is busy. If at least one token budget is queued, the gate admits the next batch, so
+  that the batch is ready when the model becomes free. No later call could have joined that batch.
+  If fewer tokens are queued, the gate admits nothing, so that later calls can join the queued ones.
+- Two: the gate admits nothing.
 
 Invariants:
 
 - Calls are admitted in order of arrival.
-- At most two admissions are open. Each holds at most one budget of tokens, or a single larger call.
-- No call waits while no admission is open.
-- A cancelled call is never admitted and never keeps an admission open. Its ticket can stay in the
-  queue until its task runs again, so `open` drops such tickets before it admits. A call that is
-  cancelled after its admission, but before its task runs, leaves its admission at once.
+- At most two admissions are open. Each has at most one budget of tokens, or is a single larger call.
+- If a call is queued, at least one admission is open.
+- A cancelled call is never admitted. The ticket of a cancelled call can stay in the queue until the
+  call's task runs again, so `Gate.open` drops the tickets of cancelled calls before it admits
+  others.
+- A cancelled call never keeps an admission open. If a call is cancelled after its admission, but
+  before its task runs again, the call leaves the admission as soon as the task runs.
 
-Plain asyncio on one loop. Knows nothing of Ray or of the model.
+All methods run on one event loop. This module does not depend on Ray or on the encoder.
 """
 
 import asyncio
@@ -55,26 +59,30 @@ class Gate:
     """Admits calls to the model, one token budget at a time.
 
     Args:
-        budget: maximum tokens in one admission; a larger call is admitted alone.
+        budget: maximum number of tokens in one admission. A call with more tokens is an admission
+            of its own.
     """
 
     def __init__(self, *, budget: int) -> None:
         self.budget = budget
         self.queued_tokens = 0
         self._waiting: deque[_Ticket] = deque()
-        # At most two: one being computed and one ahead.
+        # At most two: one is being computed and one is ready.
         self._open_admissions = 0
 
     @property
-    def queued_chunks(self) -> int:
-        """The number of waiting calls."""
+    def queued_calls(self) -> int:
+        """The number of calls that wait; each carries one or more chunks."""
         return len(self._waiting)
 
     @asynccontextmanager
     async def enter(self, tokens: int) -> AsyncIterator[None]:
-        """Wait for admission, and stay inside the gate for the duration of the context.
+        """Wait until the gate admits a call, and keep the call inside while the context is open.
 
         A call that is cancelled leaves the queue or its admission at once.
+
+        Args:
+            tokens: the number of tokens in the call.
         """
         admission = await self._wait(tokens)
         try:
@@ -92,7 +100,7 @@ class Gate:
         except asyncio.CancelledError:
             if ticket.admission.cancelled():
                 self._forget_cancelled()
-            else:  # admitted and cancelled before this task ran again
+            else:  # the call was admitted, and then cancelled before this task ran again
                 self._leave(ticket.admission.result())
             raise
 
@@ -103,9 +111,9 @@ class Gate:
             self.open()
 
     def open(self) -> None:
-        """Admit waiting calls as far as the rules allow."""
+        """Admit queued calls as far as the rules in this module's docstring allow."""
         if not self._may_admit():
-            return  # dropping cancelled tickets cannot change that: it only makes the queue shorter
+            return  # dropping cancelled tickets would only shorten the queue, so nothing changes
         self._forget_cancelled()
         while self._may_admit():
             count = take_batch((ticket.tokens for ticket in self._waiting), budget=self.budget)
@@ -124,6 +132,6 @@ class Gate:
         return self._open_admissions == 1 and self.queued_tokens >= self.budget
 
     def _forget_cancelled(self) -> None:
-        """Drop cancelled tickets: a cancelled future cannot be resolved."""
+        """Drop the tickets of cancelled calls: a cancelled future cannot be resolved."""
         self._waiting = deque(t for t in self._waiting if not t.admission.cancelled())
         self.queued_tokens = sum(ticket.tokens for ticket in self._waiting)

@@ -1,7 +1,7 @@
 """The ingress deployment: the entry point for HTTP requests and `DeploymentHandle` callers.
 
-A thin shell around the service, the HTTP application and one client per model. Tokenization runs
-here; torch is never imported.
+The ingress is a thin wrapper around the service, the HTTP application and one client per model.
+Texts are tokenized in the ingress process, which never imports torch.
 """
 
 import uuid
@@ -27,7 +27,8 @@ from serve_app.service.registry import ServedModel
 from serve_app.tokenization.openai_token_ids import Cl100k
 from serve_app.tokenization.tokenizer import Tokenizer
 
-# Budget of the first calls if `max_batch_tokens` is not set. Afterwards the replicas' own applies.
+# Token budget of the first calls if `max_batch_tokens` is not set. Once replicas have reported their
+# budgets, the lowest of them applies.
 _CHUNK_TOKENS = 2048
 
 
@@ -80,7 +81,7 @@ class Ingress:
             keys=self._keys,
             log=self._log,
             scrape=self._scrape,
-            adds_request_id=False,  # Ray Serve adds the header to every response
+            adds_request_id=False,  # Ray Serve adds the x-request-id header to every response
         )
 
     async def embed(  # noqa: PLR0913  # a request's fields
@@ -101,21 +102,27 @@ class Ingress:
         The same checks and limits apply as over HTTP.
 
         Args:
-            input: one or more texts, or token ids; a flat list of integers is one input.
+            input: a text, a list of texts, a list of token ids, or a list of such lists. One list
+                of token ids is one input.
             model: a served name or alias; None for the first model.
             prompt_name: the name of one of the model's prompts, which is prepended to each input.
-            input_type: the kind of input; selects the model's prompt for it.
-            dimensions: the number of leading components to keep; None for all.
+            input_type: the kind of input, such as `query` or `document`. It selects the model's
+                prompt for that kind.
+            dimensions: the number of components to keep from the start of each vector; None for
+                all.
             normalize: whether to scale the vectors to unit length.
-            truncate: whether to truncate inputs that are too long; None for the model's setting.
+            truncate: whether to truncate inputs that are too long; None for the model's `truncate`
+                setting.
             truncate_direction: the side from which tokens are removed.
-            priority: interactive requests go before bulk ones; None decides by the token count.
+            priority: `interactive` or `bulk`. Interactive requests go first. If None, a request
+                with at most `interactive_tokens` tokens is interactive.
 
         Returns:
             The vectors as one float32 array, with token counts and timings.
 
         Raises:
-            ServiceError: the errors of the HTTP API, with `status`, `code`, `param` and `message`.
+            ServiceError: the same errors as in the HTTP API, with `status`, `code`, `param` and
+                `message`.
         """
         record = self._log.begin(uuid.uuid4().hex, method="CALL", route="embed")
         status = 200
@@ -148,13 +155,13 @@ class Ingress:
             self._log.end(record, status=status)
 
     async def snapshot(self) -> tuple[str, Snapshot]:
-        """Return this replica's id and metrics, for a scrape that another replica answers."""
+        """Return this replica's id and metrics, for a scrape that any ingress replica answers."""
         return self._name, self._metrics.snapshot()
 
     async def _scrape(self) -> bytes:
         answers = await ask_all(self._peers, "snapshot", timeout_s=3)
         ingresses = dict(answer for answer in answers if answer is not None)
-        # The broadcast may not know this replica yet.
+        # The broadcast may not include this replica yet.
         ingresses[self._name] = self._metrics.snapshot()
         models = {name: await client.states() for name, client in self._clients.items()}
         return exposition(ingresses, models)

@@ -1,7 +1,8 @@
-"""One replica's load report for autoscaling: how busy it was, and how much work is waiting.
+"""A replica's load report for autoscaling: how busy the replica was, and how much work is pending.
 
-Most work waits in the ingress, so the ingress replicas report their backlogs whenever they poll the
-model's replicas. Knows nothing of Ray or of the model.
+Most pending work waits in the ingress. Each ingress replica therefore reports its backlog, which is
+the number of its pending tokens, whenever it polls the model's replicas. This module does not
+depend on Ray or on the encoder.
 """
 
 import math
@@ -10,8 +11,8 @@ from collections.abc import Callable
 
 from serve_app.deployments.autoscaling import BUSY, WAITING_S
 
-# A reported backlog expires after this long. Ingress replicas report every two seconds while tokens
-# are pending.
+# A reported backlog expires after this many seconds. An ingress replica reports its backlog every
+# two seconds while it has pending tokens.
 _BACKLOG_S = 6.0
 # Time constant of the throughput average, in seconds of inference.
 _MEMORY_S = 10.0
@@ -21,7 +22,7 @@ class LoadReport:
     """Collects one replica's load.
 
     Args:
-        busy_seconds: the busy seconds of the model's thread so far.
+        busy_seconds: the total seconds that the model's thread has been busy until now.
         clock: returns the time in seconds.
     """
 
@@ -29,7 +30,8 @@ class LoadReport:
         self, busy_seconds: float = 0.0, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._clock = clock
-        self._backlogs: dict[str, tuple[float, int]] = {}  # time and tokens, by ingress replica
+        # The time of the last report and the number of pending tokens, by ingress replica.
+        self._backlogs: dict[str, tuple[float, int]] = {}
         self._tokens = self._seconds = 0.0
         self._since, self._busy_seconds = clock(), busy_seconds
 
@@ -37,8 +39,8 @@ class LoadReport:
         """Count a finished batch.
 
         Args:
-            tokens: its tokens, without padding.
-            seconds: its inference time.
+            tokens: the number of tokens in the batch, without padding.
+            seconds: the inference time of the batch.
         """
         kept = math.exp(-seconds / _MEMORY_S)
         self._tokens = self._tokens * kept + tokens
@@ -67,11 +69,12 @@ class LoadReport:
         """Return the input of `WorkPolicy`.
 
         Args:
-            busy_seconds: the busy seconds of the model's thread since it started.
+            busy_seconds: the total seconds that the model's thread has been busy until now.
 
         Returns:
-            `busy`: the busy share of the time since the last report, 0 to 1;
-            `waiting_s`: the pending tokens of all ingress replicas, as seconds of work.
+            `busy`: the fraction of the time since the last report, 0 to 1, that the model's thread
+            was busy.
+            `waiting_s`: the pending work of all ingress replicas, in seconds of one replica's time.
         """
         now = self._clock()
         elapsed, computed = now - self._since, busy_seconds - self._busy_seconds

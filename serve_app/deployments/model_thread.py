@@ -1,7 +1,8 @@
-"""The thread that owns a model: it runs batches one after the other, and its health can be checked.
+"""The thread that owns a model. It runs batches one after the other, and its health can be checked.
 
 It is a plain thread and not an executor, because the health check needs to know whether the thread
-is alive and how long the current batch has been running. Knows nothing of Ray or of batches.
+is alive and how long the current batch has been running. This module does not depend on Ray or on
+the encoder.
 """
 
 import queue
@@ -33,8 +34,9 @@ class ModelThread:
         self._ended = False
         # Guards `_ended`: nothing may be queued after the queue was emptied for the last time.
         self._end_lock = threading.Lock()
-        # Seconds of the finished functions, and the start time of the running one. They share one
-        # attribute so that another thread sees both change at once, and the sum never decreases.
+        # The total seconds spent in finished functions, and the start time of the running function
+        # (None if none runs). Both values are in one attribute, so that other threads always see
+        # them change together. Otherwise `busy_seconds` could decrease.
         self._busy: tuple[float, float | None] = (0.0, None)
 
     def start(self) -> None:
@@ -42,7 +44,7 @@ class ModelThread:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread after the functions already submitted. Return at once."""
+        """Make the thread end after the functions already submitted. Return without waiting."""
         self._queue.put(None)
 
     def submit(self, work: Callable[[], Result]) -> Future[Result]:
@@ -62,7 +64,7 @@ class ModelThread:
 
     @property
     def busy_seconds(self) -> float:
-        """Seconds spent running functions, including the current one."""
+        """The total seconds spent running functions, including the current one."""
         done, since = self._busy
         if since is None:
             return done
@@ -73,7 +75,7 @@ class ModelThread:
 
         Raises:
             ModelThreadError: the thread is dead, or has been running one function for more than
-                `hang_timeout_s`.
+                `hang_timeout_s` seconds.
         """
         if self._ended or not self._thread.is_alive():
             raise ModelThreadError(_DEAD)
@@ -91,7 +93,7 @@ class ModelThread:
             self._end()
 
     def _compute(self, future: Future[Any], work: Work) -> bool:
-        """Run one function. Return whether the thread goes on; SystemExit, for example, ends it."""
+        """Run one function. Return False if the thread must end: after SystemExit, for example."""
         done, started = self._busy[0], time.monotonic()
         self._busy = (done, started)
         try:

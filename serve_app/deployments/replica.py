@@ -1,7 +1,7 @@
 """The deployment of one model: each replica holds the model and batches incoming calls.
 
-A thin shell: the gate admits calls, `@serve.batch` combines them into one batch, and the model's
-thread encodes the batch. Knows nothing of HTTP, text or metrics.
+A replica is a thin wrapper. The gate admits calls, `@serve.batch` combines them into one batch, and
+the model's thread encodes the batch. This module does not depend on HTTP, on texts or on metrics.
 """
 
 import asyncio
@@ -33,6 +33,8 @@ from serve_app.messages import EmbedChunk, EmbedResult, Failure, ReplicaRejected
 
 logger = logging.getLogger("ray.serve.embeddings")
 
+# Calls in one batch of `@serve.batch`. The token budget, which the gate keeps, is what bounds a batch in practice.
+_MAX_BATCH_CALLS = 256
 # Time for a failed replica to send its last replies before its process exits.
 _EXIT_DELAY_S = 0.2
 
@@ -94,19 +96,23 @@ class EmbeddingReplica:
             return
         self._gate.budget = self._budget
         self._gate.open()
-        # There are two batches at once. Ray Serve warns if together they could hold more calls than
-        # `max_ongoing_requests`.
-        self._encode.set_max_batch_size(max(self._model.deployment.max_ongoing_requests // 2, 1))
+        # Up to two batches exist at the same time. Ray Serve logs a warning if these two could
+        # together hold more calls than `max_ongoing_requests`.
+        calls = max(self._model.deployment.max_ongoing_requests // 2, 1)
+        self._encode.set_max_batch_size(min(calls, _MAX_BATCH_CALLS))
         logger.info("batch settings: %s", self._settings.model_dump())
 
     async def embed(self, chunks: Sequence[EmbedChunk]) -> Sequence[EmbedResult] | ReplicaRejected:
         """Encode the chunks of one call once the gate admits it.
 
-        The replica rejects the call if it is about to exit, or if the call is a retry and another
-        retry is inside: if the process then died, either could be the cause.
+        The replica rejects the call in two cases:
+
+        - The replica is about to exit.
+        - The call is a retry, and the replica already holds another retry. If the process died with
+          both retries, either of them could be the cause.
 
         Raises:
-            UnavailableError: the model is permanently broken; this replica exits.
+            UnavailableError: the model is permanently broken, and this replica exits.
         """
         is_retry = any(chunk.is_retry for chunk in chunks)
         if self._is_ending or (is_retry and self._has_retry):
@@ -130,9 +136,9 @@ class EmbeddingReplica:
                 "The model's replica is being replaced.", "model_unavailable"
             ) from None
 
-    # Two batches at once: one is computed and one is ready in the queue of the model's thread.
+    # Two batches at once: one is computed and one is ready in the model thread's queue.
     @serve.batch(  # type: ignore[untyped-decorator]
-        max_batch_size=256, batch_wait_timeout_s=0.0, max_concurrent_batches=2
+        max_batch_size=_MAX_BATCH_CALLS, batch_wait_timeout_s=0.0, max_concurrent_batches=2
     )
     async def _encode(self, calls: list[Sequence[EmbedChunk]]) -> list[Sequence[EmbedResult]]:
         """Encode the chunks of several calls as one batch on the model's thread."""
@@ -159,14 +165,14 @@ class EmbeddingReplica:
 
         Args:
             caller: the name of the calling ingress replica.
-            waiting_tokens: the tokens pending in that ingress replica.
+            waiting_tokens: the number of pending tokens in that ingress replica.
         """
         self._load_report.record_backlog(caller, waiting_tokens)
         if self._find_failure():
             return None
         return ReplicaState(
             replica=self._name,
-            queued_chunks=self._gate.queued_chunks,
+            queued_calls=self._gate.queued_calls,
             queued_tokens=self._gate.queued_tokens,
             busy_seconds=self._thread.busy_seconds,
             memory_bytes=psutil.Process().memory_info().rss,
@@ -183,7 +189,7 @@ class EmbeddingReplica:
         """Check that the model can compute, and end this process if it cannot.
 
         Raises:
-            ModelThreadError: the model's thread is dead or hangs, or its device is broken.
+            ModelThreadError: the model's thread is dead or hangs, or the model's device is broken.
         """
         if reason := self._find_failure():
             self._end(reason)
@@ -202,8 +208,8 @@ class EmbeddingReplica:
     def _end(self, reason: str, request_id: str = "") -> None:
         """End this process soon.
 
-        Ray Serve replaces a dead process at once, but an unhealthy one only after several failed
-        checks.
+        Ray Serve replaces a dead replica at once, but an unhealthy replica only after several failed
+        health checks.
         """
         if self._is_ending:
             return
@@ -219,10 +225,11 @@ def _exit() -> None:
 
 
 def _granted_threads() -> int:
-    """Return the number of CPU threads: Ray's grant if it is at least one core, else all cores.
+    """Return the number of CPU threads.
 
-    A fractional grant packs replicas onto a machine; it does not mean that a model should compute
-    on less than one core.
+    It is the number of CPUs that Ray granted to this replica, or the number of all cores if Ray
+    granted less than one CPU. Such a fractional grant lets several replicas share a machine. It
+    does not mean that a model should compute on less than one core.
     """
     cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 0)
     return int(cpus) if cpus >= 1 else (os.cpu_count() or 1)

@@ -1,8 +1,9 @@
 """The request router: a call goes to a replica with the fewest calls in flight from this caller.
 
 Ray Serve's own router compares two random replicas by queue lengths that can be one call out of
-date. With two calls in flight per replica, that leaves one replica idle while another has three.
-This router counts its calls exactly and compares all replicas. Knows nothing of a call's content.
+date. With two calls in flight per replica, one replica can then be idle while a second one has
+three calls. This router counts its own calls exactly and compares all replicas. It does not depend
+on the content of a call.
 """
 
 from collections import Counter
@@ -30,12 +31,12 @@ class LeastOutstandingRouter(FIFOMixin, RequestRouter):  # type: ignore[misc]
         candidate_replicas: Sequence[RunningReplica],
         pending_request: PendingRequest | None = None,
     ) -> list[list[RunningReplica]]:
-        """Return the replicas in groups of equally many calls, fewest first.
+        """Return the replicas, grouped by their number of calls in flight, fewest calls first.
 
-        Ray Serve tries the groups in order, and within a group takes the replica with the shortest
+        Ray Serve tries the groups in order. Within a group, it takes the replica with the shortest
         queue.
         """
-        if pending_request is not None:  # if all refuse, Ray Serve pauses before the next attempt
+        if pending_request is not None:  # if all replicas reject the call, Ray Serve pauses
             pending_request.routing_context.should_backoff = True
         by_calls: dict[int, list[RunningReplica]] = {}
         for replica in candidate_replicas:
@@ -48,8 +49,8 @@ class LeastOutstandingRouter(FIFOMixin, RequestRouter):  # type: ignore[misc]
         self._in_flight[replica_id] += 1
 
     def on_request_completed(self, replica_id: ReplicaID, internal_request_id: str) -> None:
-        """Uncount a call that returned or failed."""
+        """Remove a call that returned or failed from the count."""
         super().on_request_completed(replica_id, internal_request_id)
         self._in_flight[replica_id] -= 1
-        if self._in_flight[replica_id] <= 0:  # else entries of removed replicas would pile up
+        if self._in_flight[replica_id] <= 0:  # or entries of removed replicas would accumulate
             del self._in_flight[replica_id]

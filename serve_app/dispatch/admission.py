@@ -1,6 +1,7 @@
-"""Admission control: pending units counted against a limit.
+"""Admission control: counts pending units against a limit.
 
-A model counts tokens; an ingress replica counts requests. Knows nothing of HTTP, models or Ray.
+A unit is a token of a model's queue, or a request of an ingress replica. A pending unit was accepted
+and is not finished. This module does not depend on HTTP, models or Ray.
 """
 
 import time
@@ -8,17 +9,17 @@ from collections.abc import Callable
 
 from serve_app.dispatch.drain_rate import DrainRate
 
-# Bulk may fill the first share of the limit. While no bulk is pending and at most the second share
-# is filled, one bulk request of any size is admitted: steady small traffic would otherwise keep a
-# request larger than the limit out forever.
+# Bulk requests may fill the limit up to the first of these fractions. A bulk request of any size is
+# also admitted if no bulk request is pending and at most the second fraction of the limit is filled.
+# Otherwise, steady small traffic could forever keep out a request that is larger than the limit.
 _BULK_SHARE, _BULK_ALONE_SHARE = 0.75, 0.5
 
 
 class Admission:
-    """The pending units: admitted, not yet finished.
+    """Counts the pending units of one model or one ingress replica.
 
-    Several ingress replicas can share one limit. Each admits an equal part of it, because each gets
-    an equal part of the model's throughput.
+    Several ingress replicas can share one limit. Each of them admits an equal part of the limit,
+    because each of them gets an equal part of the model's throughput.
 
     Args:
         limit: maximum number of pending units; None for no limit. May change at any time.
@@ -40,10 +41,11 @@ class Admission:
         self._drain_rate = DrainRate(unknown_s=unknown_s, clock=clock)
 
     def has_room(self, units: int, *, is_bulk: bool = False) -> bool:
-        """Return whether `units` more fit. An empty queue takes any amount, unless the limit is 0.
+        """Return whether this many more units fit.
 
-        Pending bulk takes no room from interactive units, which go first. Interactive units do take
-        room from bulk.
+        - Interactive units: only the pending interactive units count, because interactive requests
+          go first. If there are none, any number of units fits, unless the limit is 0.
+        - Bulk units: all pending units count; see `_BULK_SHARE` and `_BULK_ALONE_SHARE`.
         """
         if self.limit is None:
             return True
@@ -59,7 +61,7 @@ class Admission:
 
     @property
     def remaining(self) -> int:
-        """The number of interactive units that still fit; 0 without a limit."""
+        """The number of interactive units that fit in addition to the pending ones; 0 without a limit."""
         if self.limit is None:
             return 0
         return max(self.limit // self.sharers - self.units + self._bulk_units, 0)
@@ -78,7 +80,7 @@ class Admission:
         self.drop(units, is_bulk=is_bulk)
 
     def drop(self, units: int, *, is_bulk: bool = False) -> None:
-        """Remove units that failed or whose client disconnected."""
+        """Remove units that failed or whose client disconnected. The drain rate does not count them."""
         self.units -= units
         if is_bulk:
             self._bulk_units -= units
@@ -90,5 +92,5 @@ class Admission:
 
     @property
     def retry_after_s(self) -> float:
-        """Seconds after which a refused client should retry."""
+        """Seconds after which a client whose request was rejected should retry."""
         return self._drain_rate.retry_after_s(self.units)

@@ -1,8 +1,8 @@
 """Call a method on every replica of a deployment.
 
 Ray Serve's own `broadcast` returns no result at all if a single replica is late, for example
-because it hangs. This module therefore awaits the replicas' results one by one. Knows nothing of
-the method that it calls.
+because it hangs. This module therefore awaits the result of each replica separately. It does not
+depend on the method that it calls.
 """
 
 import asyncio
@@ -14,15 +14,15 @@ from ray.serve.exceptions import RayServeException
 
 
 async def ask_all(handle: Any, method: str, *args: object, timeout_s: float) -> list[Any]:
-    """Return the answers of all live replicas, in any order; None for a replica that is late.
+    """Return the answers of all live replicas, in any order.
 
-    Return an empty list if the list of replicas does not arrive in time or the deployment cannot be
-    called.
+    The answer of a replica that is late is None. A replica whose call fails is left out. The result
+    is empty if the list of replicas does not arrive in time or if the deployment cannot be called.
 
     Args:
         handle: Ray Serve's `DeploymentHandle`.
-        method: the replicas' method.
-        args: its positional arguments.
+        method: the name of the method to call on each replica.
+        args: the method's positional arguments.
         timeout_s: deadline for the whole broadcast, in seconds.
     """
     loop = asyncio.get_running_loop()
@@ -30,7 +30,7 @@ async def ask_all(handle: Any, method: str, *args: object, timeout_s: float) -> 
     try:
         async with asyncio.timeout_at(deadline):
             response = handle.broadcast(method, *args)
-            # Private: Ray Serve has no public access to the single results.
+            # This method is private. Ray Serve has no public way to get the individual results.
             results = await response._fetch_replica_results_async()
     except (TimeoutError, RayError, RayServeException, RpcError):
         return []

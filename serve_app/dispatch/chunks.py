@@ -44,7 +44,7 @@ def join(chunks: Sequence[EmbedChunk], answers: Sequence[Answered], started: flo
     Args:
         chunks: all chunks of the request.
         answers: the answer of each chunk.
-        started: the time the request began to wait, from `time.perf_counter`.
+        started: the time at which the request was accepted, from `time.perf_counter`.
     """
     failures: list[Failure] = [
         replace(failure, index=chunk.first_input + failure.index)
@@ -62,7 +62,7 @@ def join(chunks: Sequence[EmbedChunk], answers: Sequence[Answered], started: flo
 
 
 def poison_pill(chunk: EmbedChunk) -> InferenceError:
-    """Log a chunk that two replicas died with, and return its error."""
+    """Log a chunk that two replicas held when they died, and return the error for its request."""
     first, last = chunk.first_input, chunk.first_input + len(chunk.inputs) - 1
     logger.error(
         "the model's process died twice while processing inputs %d to %d",
@@ -79,9 +79,9 @@ def poison_pill(chunk: EmbedChunk) -> InferenceError:
 
 
 def _inference_seconds(answers: Sequence[Answered]) -> float:
-    """Return the seconds in which at least one batch of the request was computed.
+    """Return the seconds during which at least one chunk of the request was being computed.
 
-    Chunks can share a batch, and batches can overlap; each moment counts once.
+    Chunks can be in the same batch, and batches can overlap. Time covered more than once counts once.
     """
     seconds, counted_until = 0.0, -math.inf
     for end, length in sorted((answer.at, answer.result.inference_s) for answer in answers):

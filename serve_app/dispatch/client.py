@@ -1,9 +1,9 @@
 """The ingress's client of one model: admit, split, call, retry, and translate Ray's errors.
 
-Pending work is bounded in tokens. A request is split into chunks of at most half a token budget, so
-that each call leaves room for other requests. A request has at most as many chunks in the queue as
-there may be calls in flight, so that later requests are scheduled between its chunks. Knows nothing
-of HTTP or JSON.
+The number of pending tokens is limited. A request is split into chunks of at most half a token
+budget, so that each call leaves room for other requests. At most `max_in_flight` chunks of one
+request are in the queue or in flight at the same time, so that later requests are scheduled between
+its chunks. This module does not depend on HTTP or JSON.
 """
 
 import asyncio
@@ -32,15 +32,15 @@ from serve_app.messages import (
 )
 from serve_app.observability.metrics import Metrics, Reason
 
-# Embedding is idempotent, so a chunk whose replica died can be sent again. A replica holds one
-# retry at a time, so a chunk that was present at two deaths caused them.
+# Embedding is idempotent, so a chunk can be sent again after its replica died. A replica holds at
+# most one retry at a time. A chunk that two replicas held when they died is therefore the cause.
 _MAX_ATTEMPTS = 2
 # Calls in flight to each replica: one is computed and one is ready, so that the model never waits.
 _CALLS_PER_REPLICA = 2
-# Distance of the virtual start times of a request's successive chunks, in multiples of the earlier
-# chunk's inference time. A request that has the model to itself advances at 2, with two calls per
-# replica. At 4 a large request therefore claims half of the model, and chunks of other requests are
-# scheduled between its own.
+# Distance between the virtual start times of a request's successive chunks, in multiples of the
+# inference time of the earlier chunk. With two calls per replica, a request that has the model to
+# itself advances at 2. At 4, a large request therefore claims half of the model's time, and chunks of
+# other requests are scheduled between the chunks of the large one.
 _CHUNK_PACE = 4.0
 
 
@@ -51,7 +51,7 @@ class Response(Protocol):
         """Wait for the result."""
 
     def cancel(self) -> None:
-        """Cancel the call, in the replica as well."""
+        """Cancel the call, also in the replica."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,16 +59,18 @@ class ClientSettings:
     """Settings of one model's client.
 
     Attributes:
-        model: the served name.
-        chunk_tokens: maximum tokens in a call until a replica has reported its budget; a longer
-            input goes alone.
-        max_queued_tokens: maximum pending tokens until the replicas have reported their limits. One
-            request always fits.
-        replica_wait_timeout_s: seconds a call may wait while no replica is ready, or while all
+        model: the served model's name.
+        chunk_tokens: maximum number of tokens in a call until the replicas have reported their token
+            budgets. A longer input is sent in a call of its own.
+        max_queued_tokens: maximum number of pending tokens until the replicas have reported their
+            limits. If no tokens are pending, one request of any size is accepted.
+        replica_wait_timeout_s: seconds that a call may wait while no replica is ready, or while all
             replicas reject it.
-        retry_after_s: `Retry-After` in seconds until throughput has been measured.
-        bulk_share: bulk's minimum share of the tokens while both priority classes wait.
-        retry_pause_s: maximum seconds before a chunk is sent again.
+        retry_after_s: `Retry-After` value, in seconds, of a 503 response. A 429 response also uses
+            it until the throughput has been measured.
+        bulk_share: minimum fraction of the tokens sent, 0 to 1, that are bulk while interactive and
+            bulk requests are queued.
+        retry_pause_s: maximum pause, in seconds, before a chunk is sent again.
         scales_to_zero: whether the model may have no replica while it is idle.
     """
 
@@ -88,7 +90,7 @@ class ModelClient:
     Args:
         handle: Ray Serve's `DeploymentHandle` of the model's deployment.
         settings: see `ClientSettings`.
-        metrics: counts chunks and refusals.
+        metrics: counts chunks and rejections.
     """
 
     def __init__(self, handle: Any, settings: ClientSettings, *, metrics: Metrics) -> None:
@@ -123,12 +125,13 @@ class ModelClient:
         Args:
             inputs: the tokenized inputs of one request.
             request_id: the request's id, for logs.
-            is_bulk: whether interactive requests go first. Under overload bulk is refused first.
+            is_bulk: whether the request is bulk. Interactive requests go before bulk requests, and
+                under overload bulk requests are rejected first.
 
         Raises:
             OverloadedError: the token limit is reached, or Ray Serve's queue of calls is full.
             UnavailableError: no replica is ready, or all replicas rejected the call.
-            InferenceError: two replicas died with the same chunk.
+            InferenceError: two replicas died while they held the same chunk.
         """
         if not self.admission.has_room(inputs.tokens, is_bulk=is_bulk):
             raise self._overloaded("pending_tokens")
@@ -227,26 +230,26 @@ class ModelClient:
 
     def _adapt(self, answers: Sequence[ReplicaState | None], absent_s: float) -> None:
         """Adapt the limits to the replicas' states; fail old chunks if no replica is ready."""
-        # Replicas that hang count too, so that the calls stuck in them take no slot from others.
+        # Count replicas that hang, too. Otherwise the calls that are stuck in them would take the
+        # slots of other replicas.
         self._queue.max_in_flight = _CALLS_PER_REPLICA * max(len(answers), 1)
         timeout_s = self._settings.replica_wait_timeout_s
         if states := _present(answers):
-            # The replicas know best: `user_config` changes their settings while they run, and the
-            # default budget depends on their device.
+            # Use the values that the replicas report: `user_config` changes their settings while
+            # they run, and the default token budget depends on their device.
             self._queue.budget = min(state.max_batch_tokens for state in states)
             self.admission.limit = sum(state.max_queued_tokens for state in states)
-            # The highest count is right: a replica that has just started knows of fewer peers.
+            # Use the highest count: a replica that has just started has not yet heard from all
+            # ingress replicas.
             others = max(state.others_waiting for state in states)
-            # Without pending tokens this is the last poll, and its count would never be updated.
+            # If no tokens are pending, this is the last poll, and the count would become outdated.
             self.admission.sharers = 1 + others if self.admission.units else 1
         elif absent_s >= timeout_s:  # Ray Serve lets a call wait forever if there is no replica
             self._queue.fail_waiting(self._unavailable("no replica is ready"), after_s=timeout_s)
 
     def _overloaded(self, reason: Reason) -> OverloadedError:
         self._metrics.overloaded(reason=reason)
-        message = (
-            f"The queue of {self._settings.model} is full. Retry after the time in Retry-After."
-        )
+        message = f"The queue of {self._settings.model} is full. Retry after the delay given in the Retry-After header."
         return OverloadedError(message, "overloaded", retry_after_s=self.admission.retry_after_s)
 
     def _unavailable(self, reason: str) -> UnavailableError:
@@ -280,7 +283,7 @@ async def _answer(response: Response) -> Sequence[EmbedResult] | ReplicaRejected
 
 
 def _retrieve(waiting: asyncio.Future[Any]) -> None:
-    """Retrieve a call's exception, else asyncio logs it with a message that can hold an input."""
+    """Retrieve a call's exception, so that asyncio does not log it: its message can contain an input."""
     if not waiting.cancelled():
         waiting.exception()
 

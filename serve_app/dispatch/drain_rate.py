@@ -1,7 +1,8 @@
-"""The rate at which pending units finish, from which the expected wait and `Retry-After` follow.
+"""The rate at which pending units finish. The expected wait and `Retry-After` are derived from it.
 
-The rate covers roughly the last ten seconds of work. Each moment is weighted by the number of units
-pending at the time, so that a model with little to do does not look slow. Knows nothing of HTTP,
+A unit is a token of a model's queue, or a request of an ingress replica. The rate covers roughly the
+last ten seconds of work. Each moment is weighted by the number of units that were pending at that
+time, so that a model with little to do does not look slow. This module does not depend on HTTP,
 models or Ray.
 """
 
@@ -12,11 +13,13 @@ from collections.abc import Callable
 
 # Time constant of the moving average, in seconds of work. Older work weighs less than 1/e.
 _MEMORY_S = 10.0
-# The rate counts as known once the current number of units has been pending this long (weighted).
+# The rate is used once it has been measured for this many seconds. Seconds with fewer pending units
+# than now count less, in proportion.
 _LEAST_KNOWN_S = 0.25
-# Upper bound of the wait. While nothing finishes, the measured wait grows without limit.
+# Upper bound of the wait, in seconds. While nothing finishes, the measured wait grows without limit.
 _LONGEST_S = 3600.0
-# Bounds of `Retry-After`, and its jitter: clients must not all return at the same moment.
+# Bounds of `Retry-After`, in seconds, and its jitter, as a fraction. The jitter keeps clients from
+# returning all at the same moment.
 _LEAST_RETRY_S, _MOST_RETRY_S, _JITTER = 1.0, 60.0, 0.25
 
 
@@ -31,10 +34,10 @@ class DrainRate:
     def __init__(self, *, unknown_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._unknown_s = unknown_s
         self._clock = clock
-        # The last time units finished, or began to be pending after a pause.
+        # The last time that units finished, or that units became pending when none were.
         self._since = 0.0
-        # Finished units and the seconds they took. Both are weighted by the number of pending units
-        # and decay with `_MEMORY_S`.
+        # The number of finished units, and the seconds that they took. Both are weighted by the
+        # number of pending units, and both decay with the time constant `_MEMORY_S`.
         self._finished = 0.0
         self._seconds = 0.0
 
@@ -64,7 +67,7 @@ class DrainRate:
         return pending * seconds / finished if finished > least else _LONGEST_S
 
     def retry_after_s(self, pending: int) -> float:
-        """Return the seconds after which a refused client should retry."""
+        """Return the seconds after which a client whose request was rejected should retry."""
         jitter = random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311  # no secret
         return min(max(self.wait_s(pending) * jitter, _LEAST_RETRY_S), _MOST_RETRY_S)
 

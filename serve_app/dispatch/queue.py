@@ -1,31 +1,33 @@
 """The queue of chunks in front of a model's replicas.
 
-Theory of operation. Each chunk is waiting, in flight or done:
+Theory of operation. Each chunk is queued, in flight or done:
 
-- *Waiting* chunks form one list per priority class, sorted by virtual start time. That is normally
-  the arrival time. The later chunks of a large request have a later one, so that chunks of other
-  requests are scheduled between them.
+- *Queued* chunks form one list per priority class (interactive and bulk), sorted by virtual start
+  time. Normally, a chunk's virtual start time is its arrival time. The later chunks of a large
+  request have a later virtual start time, so that chunks of other requests are scheduled between
+  them.
 - *In flight* chunks belong to a call. Whenever fewer than `max_in_flight` calls run, `schedule`
   takes the first chunks that fit one token budget, regardless of the request they belong to. Under
-  load a call therefore carries a full batch; without load a chunk is sent at once.
+  load, a call therefore carries a full batch. Without load, a chunk is sent at once.
 - A chunk is *done* when its caller has the result or an error, or was cancelled. A call is
   cancelled once all its chunks are done.
 
-Two events move a chunk from in flight back to waiting:
+Two events move a chunk from in flight back to queued:
 
-- Its replica died. The chunk is sent again alone and marked as a retry, because it may have caused
-  the death. After `max_attempts` deaths it fails.
-- A replica rejected the call. The chunk is sent again, and fails if replicas have rejected it for
-  more than `wait_timeout_s`.
+- The replica died. The chunk may have caused the death, so it is marked as a retry. A retried chunk
+  is sent in a call of its own. After `max_attempts` deaths, the chunk fails.
+- The replica rejected the call. The chunk is sent again. It fails if replicas have rejected it for
+  more than `wait_timeout_s` seconds.
 
-Interactive chunks go before bulk chunks. While both classes wait, bulk is owed `bulk_share` of the
-tokens sent, and goes first while that debt is positive. The debt is bounded by one call's budget in
-either direction, so that a class with little traffic builds up no large claim.
+Interactive chunks go before bulk chunks. While chunks of both classes are queued, the bulk class is
+owed the fraction `bulk_share` of the tokens sent. Bulk chunks go first while this debt is positive.
+The debt is limited to one call's token budget in either direction, so that a class with little
+traffic cannot build up a large claim.
 
-A call serves every caller whose chunks it carries. It runs in an empty context because Ray Serve
-cancels everything that was started in a request's context when that request ends.
+A call can carry chunks of several callers. It therefore runs in an empty context: Ray Serve cancels
+everything that was started in a request's context when that request ends.
 
-Plain asyncio on one loop. Knows nothing of Ray or of the model.
+All methods run on one event loop. This module does not depend on Ray or on the model.
 """
 
 import asyncio
@@ -45,11 +47,11 @@ Call = Callable[[Sequence[EmbedChunk]], Awaitable[Sequence[EmbedResult]]]
 
 
 class ReplicaDiedError(Exception):
-    """The replica of a call died. The chunks of the call may be sent again."""
+    """The replica handling a call died. The call's chunks can safely be sent again."""
 
 
 class ReplicaRejectedError(Exception):
-    """The replica rejected the call for now; the chunks are not at fault."""
+    """The replica cannot take the call at the moment. The call's chunks are not at fault."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +60,8 @@ class Answered:
 
     Attributes:
         result: the replica's result.
-        at: the time it arrived, from `time.perf_counter`.
-        queue_s: seconds from `send` to the result, without the inference of the chunk's batch.
+        at: the time at which the result arrived, from `time.perf_counter`.
+        queue_s: seconds from `send` to the result, without the inference time of the chunk's batch.
     """
 
     result: EmbedResult
@@ -96,19 +98,21 @@ class _Ticket:
 
 
 class CallQueue:
-    """The waiting chunks of a model, and the calls that carry them.
+    """The queued chunks of one model, and its calls in flight.
 
     Args:
         call: makes one call. It raises `ReplicaDiedError` if the replica died and
             `ReplicaRejectedError` if the call should be repeated; any other exception fails the
             chunks.
-        budget: maximum tokens in a call; a larger chunk goes alone. May change at any time.
-        max_in_flight: maximum number of concurrent calls. May change at any time.
-        bulk_share: bulk's minimum share of the tokens while both classes wait.
+        budget: maximum number of tokens in a call. A larger chunk is sent in a call of its own. The
+            budget may change at any time.
+        max_in_flight: maximum number of concurrent calls. It may change at any time.
+        bulk_share: minimum fraction of the tokens sent, 0 to 1, that are bulk while chunks of both
+            classes are queued.
         max_attempts: number of replica deaths after which a chunk fails.
-        wait_timeout_s: seconds for which replicas may reject a chunk before it fails.
-        on_retry: called for each chunk that is sent again after a death.
-        pause: waits before chunks are sent again.
+        wait_timeout_s: seconds for which replicas may reject a chunk before the chunk fails.
+        on_retry: called for each chunk that is sent again after a replica's death.
+        pause: called and awaited before chunks are sent again.
     """
 
     def __init__(
@@ -141,17 +145,17 @@ class CallQueue:
     ) -> Answered:
         """Return the result of a chunk.
 
-        A cancelled caller returns at once, and its chunk leaves the queue.
+        If the caller is cancelled, the chunk leaves the queue at once.
 
         Args:
             chunk: the inputs.
-            is_bulk: whether interactive chunks go first.
-            virtual_start: the chunk's position in its class, as a time of `time.perf_counter`;
-                None for now.
+            is_bulk: whether the chunk is bulk. Interactive chunks go before bulk chunks.
+            virtual_start: the chunk's position in its class, as a time of `time.perf_counter`. None
+                stands for the current time.
 
         Raises:
-            ReplicaDiedError: `max_attempts` replicas died with the chunk.
-            ReplicaRejectedError: replicas rejected the chunk for more than `wait_timeout_s`.
+            ReplicaDiedError: `max_attempts` replicas died while they held the chunk.
+            ReplicaRejectedError: replicas rejected the chunk for more than `wait_timeout_s` seconds.
             Exception: the error raised by the call or passed to `fail_waiting`.
         """
         answer: asyncio.Future[Answered] = asyncio.get_running_loop().create_future()
@@ -166,14 +170,17 @@ class CallQueue:
                 self._drop_done()
 
     def fail_waiting(self, error: Exception, *, after_s: float) -> None:
-        """Fail every chunk, waiting or in flight, that was sent at least `after_s` seconds ago."""
+        """Fail every chunk, queued or in flight, that arrived at least `after_s` seconds ago."""
         latest = time.perf_counter() - after_s
         tickets = chain(self._interactive, self._bulk, *self._in_flight.values())
         _fail([ticket for ticket in tickets if ticket.enqueued_at <= latest], error)
         self._drop_done()
 
     def schedule(self) -> list[_Ticket]:
-        """Take the chunks of the next call out of the queue; a retry goes alone."""
+        """Take the chunks of the next call out of the queue.
+
+        A retried chunk is sent in a call of its own.
+        """
         both_wait = bool(self._interactive and self._bulk)
         order = self._order(is_bulk_first=both_wait and self._owed_to_bulk > 0)
         if next(order()).deaths:
@@ -245,7 +252,10 @@ class CallQueue:
                 self._on_retry()
 
     async def _send_again(self, tickets: Sequence[_Ticket]) -> None:
-        """Enqueue the chunks whose callers still wait. The call is in flight during the pause."""
+        """Pause, then queue the chunks whose callers still wait.
+
+        The call counts as in flight during the pause.
+        """
         await self._pause()
         for ticket in tickets:
             if not ticket.answer.done():

@@ -1,7 +1,8 @@
 """Poll all replicas of a model while work is pending.
 
-A poll exchanges information in both directions: the replicas return their state, and learn how many
-tokens are pending in this ingress replica. Knows nothing of how the states are used.
+A poll exchanges information in both directions: each replica returns its state, and receives the
+number of pending tokens in this ingress replica. This module does not depend on how the states are
+used.
 """
 
 import asyncio
@@ -17,8 +18,9 @@ from serve_app.messages import ReplicaState
 
 # Seconds between two polls, and the replicas' deadline for an answer.
 _POLL_S = 2.0
-# After an idle time the first interval is this long, and each further one is twice as long. A burst
-# reaches all ingress replicas at once, and they have to learn of each other while it lasts.
+# After an idle time, the first pause between polls is this many seconds, and each later pause is
+# twice the one before. A burst reaches all ingress replicas at the same time, and they have to
+# discover each other while the burst lasts.
 _FIRST_POLL_S = 0.1
 
 # Receives the replicas' states (None for a replica that is not ready), and the seconds since a
@@ -53,13 +55,13 @@ class ReplicaMonitor:
         return await ask_all(self._handle, "state", self._name, backlog, timeout_s=_POLL_S)
 
     def start(self) -> None:
-        """Poll until no tokens are pending. Does nothing if polling already runs."""
+        """Start to poll, until no tokens are pending. Do nothing if polling has already started."""
         if self._task is not None:
             return
-        now = self._seen_at = time.monotonic()  # absence is counted from now
+        now = self._seen_at = time.monotonic()  # the time without a ready replica counts from now
         if now - self._polled_at > 2 * _POLL_S:
             self._pause_s = min(_FIRST_POLL_S, self._longest_s)
-        # Ray Serve cancels what was started in a request's context when that request ends.
+        # Ray Serve cancels everything that was started in a request's context when that request ends.
         self._task = asyncio.create_task(self._poll(), context=Context())
 
     async def _poll(self) -> None:

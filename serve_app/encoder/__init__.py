@@ -1,7 +1,7 @@
-"""The loaded model: token ids to vectors.
+"""The loaded model, which turns token ids into vectors.
 
-The only package that imports torch, sentence-transformers and OpenVINO. It works without Ray and knows nothing of
-queues, requests, metrics or event loops.
+This is the only package that imports torch, sentence-transformers and OpenVINO. It does not depend on Ray, queues,
+requests, metrics or event loops.
 
 This module lists the public names, for the rest of the server and for Python callers. Modules inside the package import
 each other directly.

@@ -1,7 +1,7 @@
 """One batch: joins the inputs of chunks, cuts them into forward passes and collects the results.
 
-Works on NumPy buffers only. Knows the vector width and whether the engine pads, and nothing else
-about the model.
+This module only uses NumPy buffers. Of the model, it only needs the vector width, and whether the
+engine pads inputs.
 """
 
 from collections.abc import Sequence
@@ -24,11 +24,13 @@ class Encoded:
     """The result of encoding a batch.
 
     Attributes:
-        vectors: float32 [inputs, dimensions], in input order, before any trailing Normalize. The
-            rows of failed inputs are zero.
+        vectors: float32 [inputs, dimensions], in input order. They are not normalized, even if the
+            model ends with a Normalize module: the ingress does that. The rows of failed inputs are
+            zero.
         failures: the inputs without a vector, in input order.
-        padded_tokens: tokens computed for each input, int64 [inputs]: the longest length in its
-            forward pass if the engine pads, its own length if not, and 0 if it was never computed.
+        padded_tokens: number of tokens computed for each input, int64 [inputs]. If the engine pads,
+            it is the length of the longest input in the same forward pass; otherwise it is the
+            input's own length. It is 0 if the input was never computed.
     """
 
     vectors: Vectors
@@ -41,14 +43,14 @@ class Batch:
 
     Args:
         chunks: the inputs of each chunk.
-        dimensions: components of a vector.
-        pads: the engine pads the inputs of a forward pass to the longest.
+        dimensions: number of components in a vector.
+        pads: whether the engine pads the inputs of a forward pass to the length of the longest one.
 
     Attributes:
         ids: the ids of all inputs, int32 [tokens].
-        lengths: tokens of each input, int32 [inputs].
+        lengths: number of tokens in each input, int32 [inputs].
         starts: offset of each input in `ids`, [inputs].
-        prompt_lengths: number of leading ids of each input that belong to its prompt, [inputs].
+        prompt_lengths: number of ids at the start of each input that belong to its prompt, [inputs].
     """
 
     def __init__(
@@ -73,10 +75,11 @@ class Batch:
         and the model needs at least one token.
 
         Args:
-            vocabulary_size: rows of the embedding table. On a GPU, an id beyond it does not raise:
-                it breaks the device for the whole process.
-            may_be_empty: the model has a vector for an empty input. A sum over no tokens is zero;
-                attention over no tokens is undefined.
+            vocabulary_size: number of rows in the embedding table. On a GPU, an id beyond the table
+                does not raise an error that can be handled: it breaks the device for the whole
+                process.
+            may_be_empty: whether the model has a vector for an empty input. A sum over no tokens is
+                zero; attention over no tokens is undefined.
         """
         owners = np.repeat(np.arange(len(self.lengths)), self.lengths)
         unreadable = np.zeros(len(self.lengths), np.bool_)
@@ -97,9 +100,11 @@ class Batch:
 
         Args:
             readable: mask of the inputs to include, [inputs].
-            max_batch_tokens: token budget of a forward pass, padding included.
-            pass_tokens: fixed cost of a forward pass, in tokens.
-            mixes_prompts: inputs with prompts of different lengths may share a forward pass.
+            max_batch_tokens: maximum number of tokens, padding included, in one forward pass.
+            pass_tokens: fixed cost of a forward pass, as the number of tokens that take the same
+                time.
+            mixes_prompts: whether inputs with prompts of different lengths may be in the same
+                forward pass.
 
         Returns:
             The input indices of each forward pass, longest input first if the engine pads.
@@ -120,12 +125,12 @@ class Batch:
         return sorted(passes, key=lambda indices: self._computed(indices).sum(), reverse=True)
 
     def _computed(self, indices: Indices) -> npt.NDArray[np.int64]:
-        """Return the tokens computed for each input of a forward pass, [inputs]."""
+        """Return the number of tokens computed for each input of a forward pass, [inputs]."""
         lengths = self.lengths[indices].astype(np.int64)
         return np.full_like(lengths, lengths.max()) if self._pads else lengths
 
     def keep(self, indices: Indices, vectors: Vectors, finite: npt.NDArray[np.bool_]) -> None:
-        """Store the vectors of a forward pass; inputs whose vector is not finite fail."""
+        """Store the vectors of a forward pass. Inputs whose vector is not finite fail."""
         self._vectors[indices[finite]] = vectors[finite]
         self._padded_tokens[indices] = self._computed(indices)
         self.fail(indices[~finite], "non_finite_embedding")

@@ -1,10 +1,11 @@
 """Turns the inputs of several chunks into vectors, whichever engine runs the model.
 
-The encoder cuts a batch into forward passes within a token budget, so that padding and the fixed
-cost of each forward pass are lowest together. A forward pass that fails is retried in halves until
-the faulty input is alone, and only that input fails.
+The encoder cuts a batch into forward passes within a token budget. It chooses the cuts for which
+the total cost, of padding and of the forward passes themselves, is lowest. If a forward pass fails,
+the encoder retries each half of it, until the faulty input is in a forward pass of its own. Only
+that input fails.
 
-Used by one thread at a time. Imports neither torch nor OpenVINO.
+An encoder is used by one thread at a time. This module does not import torch or OpenVINO.
 """
 
 import logging
@@ -40,10 +41,10 @@ class Encoder:
     Args:
         engine: runs the forward passes.
         checkpoint: the model's metadata.
-        max_batch_tokens: token budget of a forward pass unless `encode` sets one; the device's
-            default if None.
-        pass_tokens: fixed cost, in tokens, of a forward pass that has the whole processor.
-            `load_encoder` measures it.
+        max_batch_tokens: maximum number of tokens, padding included, in one forward pass. `encode`
+            can override it. None stands for the device's default.
+        pass_tokens: fixed cost of a forward pass that has the whole processor, as the number of
+            tokens that take the same time. `load_encoder` measures it.
     """
 
     def __init__(
@@ -66,12 +67,12 @@ class Encoder:
     def encode(
         self, inputs: Sequence[TokenizedInputs], *, max_batch_tokens: int | None = None
     ) -> Encoded:
-        """Encode the inputs of several chunks; the result holds the chunks in the order given.
+        """Encode the inputs of several chunks. The result has the vectors in the same order.
 
         Args:
             inputs: the inputs of each chunk.
-            max_batch_tokens: token budget of a forward pass, padding included; overrides the
-                encoder's own.
+            max_batch_tokens: maximum number of tokens, padding included, in one forward pass. It
+                overrides the encoder's own maximum.
 
         Raises:
             EncoderBrokenError: the device failed. Every later call would fail too.
@@ -85,8 +86,9 @@ class Encoder:
         stream_tokens = stream_budget(
             batch.lengths[~unreadable], max_batch_tokens=budget, streams=self._engine.streams
         )
-        # A token takes longer in a stream than on the whole processor. The fixed cost of a forward
-        # pass takes as long in both, so in a stream it equals fewer tokens.
+        # In a stream, a forward pass has only a part of the CPU's cores, so a token takes longer
+        # than on the whole processor. The fixed cost of a forward pass takes the same time in both
+        # cases, so in a stream this cost equals fewer tokens.
         passes = batch.passes(
             ~unreadable,
             max_batch_tokens=stream_tokens or budget,
@@ -124,7 +126,7 @@ class Encoder:
             raise
         except Exception as error:
             logger.warning("forward pass failed: %s, %d inputs", type(error).__name__, len(indices))
-        # After the `except` block: inside it, the error's traceback still holds the tensors.
+        # Recover after the `except` block: inside it, the error's traceback still holds the tensors.
         self._engine.recover()
         return None
 
@@ -142,7 +144,7 @@ def _finish(batch: Batch, indices: Indices, started: Pass) -> bool:
 
 
 def _retry_in_halves(batch: Batch, indices: Indices, waiting: deque[Indices]) -> None:
-    """Queue both halves of a failed forward pass; an input that failed alone is not retried."""
+    """Queue both halves of a failed forward pass. A forward pass of a single input is not retried."""
     if len(indices) == 1:
         batch.fail(indices, "inference_failed")
         return

@@ -1,4 +1,4 @@
-"""Loads an encoder from a source: loads the model, selects an engine, verifies it, warms it up."""
+"""Loads an encoder from a source: loads the model, selects an engine, verifies and warms it up."""
 
 import importlib.util
 import logging
@@ -36,7 +36,7 @@ class _CannotConvertError(Exception):
     """OpenVINO cannot run this model; the message says why."""
 
 
-def load_encoder(  # noqa: PLR0913  # one for each model setting that concerns inference
+def load_encoder(  # noqa: PLR0913  # one argument for each model setting that concerns inference
     source: str,
     *,
     revision: str | None = None,
@@ -54,19 +54,21 @@ def load_encoder(  # noqa: PLR0913  # one for each model setting that concerns i
     Args:
         source: a directory, a Hub id, or `package:NAME/PATH`; see `serve_app.checkpoints.source`.
         revision: branch, tag or commit of a Hub id.
-        trust_remote_code: run the Python code that comes with the model.
+        trust_remote_code: whether to run the Python code that comes with the model.
         device: `cpu`, `cuda` or `cuda:1`; `auto` uses a GPU if there is one.
         engine: `torch` or `openvino`; `auto` uses OpenVINO if it is installed and can run the
             model. On a GPU the engine is always torch.
         dtype: precision of weights and arithmetic: `float32`, `float16` or `bfloat16`.
-        threads: CPU threads of the model; torch's current number if None.
-        max_batch_tokens: token budget of a forward pass; `default_batch_tokens` if None.
-        padding: `auto` runs without padding if model, GPU and dtype allow it; `always` pads.
-        warm_up: run a full token budget and a short input before returning.
+        threads: number of CPU threads for the model; torch's current number if None.
+        max_batch_tokens: maximum number of tokens, padding included, in one forward pass;
+            `default_batch_tokens` if None.
+        padding: `auto` runs without padding if the model, the GPU and the dtype allow it; `always`
+            pads.
+        warm_up: whether to run a full token budget and a short input before returning.
 
     Raises:
         ModelLoadError: the model is missing, does not embed, is not supported, or fails in the
-            warm-up; or `engine` is `openvino`, which cannot run the model.
+            warm-up; or `engine` is `openvino`, and OpenVINO cannot run the model.
     """
     checkpoint = read_checkpoint(source, revision=revision)
     tokenizer = Tokenizer(checkpoint)
@@ -120,7 +122,7 @@ class _Loader:
         return engine
 
     def _pack_if_possible(self, engine: TorchEngine, dtype: str) -> None:
-        """Switch an engine to running without padding if the vectors stay the same."""
+        """Make an engine run without padding if its vectors stay the same."""
         try:
             check_device(self.device, DTYPES[dtype])
             verification.pack_verified(
@@ -172,7 +174,7 @@ class _Loader:
             ):
                 logger.info("%s: using engine openvino in %s", self.directory, engine.precision)
                 return engine
-            problem = "its vectors differ from torch's"
+            problem = "the graph's vectors differ from torch's"
         raise _CannotConvertError(problem)
 
 
@@ -185,16 +187,16 @@ def _check_convertible(checkpoint: Checkpoint) -> None:
 
 
 def _check_positions(config: Any, checkpoint: Checkpoint) -> None:
-    """Check that a graph gives torch's vectors for inputs of every length.
+    """Check that a graph can produce the same vectors as torch for inputs of every length.
 
     For a position beyond the position table, torch raises an error, but a graph reads zeros.
     """
     positions = getattr(config, "max_position_embeddings", None)
     limit = checkpoint.max_input_tokens
     if isinstance(positions, int) and positions > 0 and (limit is None or limit > positions):
-        raise _CannotConvertError(f"inputs may be longer than its {positions} positions")
+        raise _CannotConvertError(f"inputs may be longer than the model's {positions} positions")
     if has_changing_positions(config):  # a graph would keep the positions of its example input
-        raise _CannotConvertError("its rotary positions depend on the input length")
+        raise _CannotConvertError("the model's rotary positions depend on the input length")
 
 
 def _load_model(

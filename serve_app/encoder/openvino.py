@@ -1,6 +1,6 @@
-"""The OpenVINO engine for CPUs: all modules of the model as one graph, one call per forward pass.
+"""The OpenVINO engine for CPUs. It runs all modules of the model as one graph, in one call.
 
-If the pooling excludes the prompt, the graph ends before the pooling and sentence-transformers'
+If the pooling excludes the prompt, the graph ends before the pooling, and sentence-transformers'
 own modules do the rest.
 """
 
@@ -17,7 +17,8 @@ from serve_app.encoder.openvino_export import convert, graph_path, keep
 from serve_app.encoder.torch import TorchEngine, run
 from serve_app.messages import Vectors
 
-# `dtype` to OpenVINO's name for it, and the capability of a processor that computes in it natively.
+# For each `dtype` setting: OpenVINO's name for the type, and the capability that OpenVINO reports for
+# a processor that supports the type natively.
 PRECISIONS = {"float32": ("f32", "FP32"), "bfloat16": ("bf16", "BF16"), "float16": ("f16", "FP16")}
 
 
@@ -28,9 +29,9 @@ class OpenVinoEngine:
         graph: the result of `convert`, or the file that caches it.
         model: the same model in torch.
         dtype: `float32`, `bfloat16` or `float16`. Half precision falls back to float32 if the
-            processor has no units for it.
-        threads: CPU threads; OpenVINO's default if None.
-        streams: forward passes that run in parallel.
+            processor does not support the type natively.
+        threads: number of CPU threads; OpenVINO's default if None.
+        streams: number of forward passes that run side by side, each on its part of the cores.
 
     Attributes:
         precision: the precision in use: `f32`, `bf16` or `f16`.
@@ -61,7 +62,7 @@ class OpenVinoEngine:
         self.precision = precision if is_native else "f32"
         options: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": self.precision,
-            # Every process would pin its threads to the same first cores.
+            # With pinning, every process would pin its threads to the same first cores.
             "ENABLE_CPU_PINNING": False,
         }
         if threads is not None:
@@ -78,7 +79,7 @@ class OpenVinoEngine:
             ]
 
     def start(self, features: Features, *, alone: bool) -> Pass:
-        """Start a forward pass; if `alone`, run it to the end."""
+        """Start a forward pass. If `alone`, the forward pass has finished on return."""
         ids, mask = features.padded(self._pad_id)
         arrays = {"input_ids": ids, "attention_mask": mask}
         if alone:
@@ -135,12 +136,12 @@ class _StreamPass:
 
 
 def load_graph(model: TorchEngine, directory: Path, *, rebuild: bool = False) -> Any:
-    """Return the cached graph of a model; convert the model and cache the graph if there is none.
+    """Return a model's cached graph. If there is none, convert the model and cache the graph.
 
     Args:
         model: the model in torch, in float32.
-        directory: the directory of its files.
-        rebuild: convert the model even if a graph is cached.
+        directory: the directory that contains the model's files.
+        rebuild: whether to convert the model even if a graph is cached.
 
     Returns:
         The path of the cached graph, or the graph itself if it cannot be cached.
@@ -163,5 +164,8 @@ def load_graph(model: TorchEngine, directory: Path, *, rebuild: bool = False) ->
 
 
 def _graph_end(model: TorchEngine) -> int:
-    """Return how many modules the graph has: all, or one if the pooling needs the prompt length."""
+    """Return the number of modules in the graph.
+
+    It is all modules, or only the first one if the pooling needs the prompt length.
+    """
     return len(model.modules) if model.includes_prompt else 1

@@ -1,7 +1,8 @@
-"""Converts torch modules to an OpenVINO graph and caches the graph on disk for the next start.
+"""Converts torch modules to an OpenVINO graph, and caches the graph on disk for the next start.
 
-The cache key is a hash of the model's files and of the versions of the libraries that convert it.
-The cache can be deleted at any time. A disk error costs another conversion and nothing else.
+The cache key is a hash of the model's files and of the versions of the libraries that convert the
+model. The cache can be deleted at any time. The only effect of a disk error is that the next start
+converts the model again.
 """
 
 import hashlib
@@ -33,7 +34,7 @@ MODEL_FILES = frozenset({".json", ".py", ".safetensors", ".txt"})
 
 
 class _Traceable(torch.nn.Module):
-    """Modules of sentence-transformers with the signature a tracer needs: tensors in, one out."""
+    """sentence-transformers modules with the signature that a tracer needs: tensors in, one tensor out."""
 
     def __init__(self, modules: list[Any], *, output: str, reads_token_types: bool) -> None:
         super().__init__()
@@ -55,9 +56,9 @@ def convert(modules: list[Any], *, output: str, reads_token_types: bool) -> Any:
     The graph's inputs are `input_ids` and `attention_mask`, both int64 [inputs, length].
 
     Args:
-        modules: modules of sentence-transformers, in float32.
+        modules: sentence-transformers modules, in float32.
         output: the name of the feature that the graph returns.
-        reads_token_types: pass token type ids, all 0, to the first module.
+        reads_token_types: whether to pass token type ids, all 0, to the first module.
 
     Raises:
         Exception: OpenVINO cannot convert the modules. The type is OpenVINO's choice.
@@ -66,8 +67,8 @@ def convert(modules: list[Any], *, output: str, reads_token_types: bool) -> Any:
     ids = torch.ones(3, 9, dtype=torch.int64)
     mask = torch.ones_like(ids)
     mask[1, 5:] = 0
-    # These are the steps of `openvino.convert_model` except for its telemetry, which reports each
-    # use to the vendor.
+    # These are the steps of `openvino.convert_model`, without its telemetry, which reports each use
+    # to the vendor.
     with torch.inference_mode(), _without_tracer_warnings():
         decoder = TorchScriptPythonDecoder(module, example_input=(ids, mask))
         frontend = FrontEndManager().load_by_framework("pytorch")
@@ -75,7 +76,10 @@ def convert(modules: list[Any], *, output: str, reads_token_types: bool) -> Any:
 
 
 def graph_path(directory: Path) -> Path | None:
-    """Return the cache path of a model's graph, which may not exist yet; None without a cache."""
+    """Return the cache path of a model's graph, or None if there can be no cache.
+
+    The file may not exist yet.
+    """
     try:
         return _cache_directory() / _identity(directory) / GRAPH_FILE
     except (OSError, RuntimeError) as error:
@@ -89,9 +93,9 @@ def keep(graph: Any, path: Path) -> bool:
         path.parent.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent.parent, prefix="new-") as draft:
             openvino.save_model(graph, Path(draft) / GRAPH_FILE, compress_to_fp16=False)
-            shutil.rmtree(path.parent, ignore_errors=True)  # a graph that could not be used
+            shutil.rmtree(path.parent, ignore_errors=True)  # an older graph that could not be used
             Path(draft).rename(path.parent)
-            Path(draft).mkdir()  # TemporaryDirectory removes it
+            Path(draft).mkdir()  # TemporaryDirectory expects to remove this directory
     except (OSError, RuntimeError) as error:  # OpenVINO raises RuntimeError if the disk is full
         logger.info("the converted model cannot be cached: %s", error)
     return path.exists()
@@ -118,7 +122,7 @@ def _identity(directory: Path) -> str:
 
 @contextmanager
 def _without_tracer_warnings() -> Iterator[None]:
-    """Suppress warnings that a trace may not generalize: `loading` compares the vectors."""
+    """Suppress warnings that a trace may not generalize, because `loading` compares the vectors."""
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     try:

@@ -1,6 +1,6 @@
-"""Cuts a batch into padded forward passes and lays out the ids of each.
+"""Cuts a batch into padded forward passes, and lays out the token ids of each forward pass.
 
-Pure functions over lengths and ids, in NumPy.
+The functions are pure. They work on NumPy arrays of lengths and ids.
 """
 
 from collections.abc import Iterator
@@ -8,13 +8,14 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-# Number of length classes when a batch is cut. 64 classes keep the search under a millisecond and
-# add at most 1/64 of the longest length in padding to an input.
+# Number of length classes into which the inputs are sorted before a batch is cut. With 64 classes,
+# the search takes less than a millisecond, and an input gets at most 1/64 of the longest length in
+# additional padding.
 _LENGTH_CLASSES = 64
 
-# Minimum tokens per stream. With MiniLM and two streams, 4 inputs of 12 tokens take the same time
-# with and without streams. With more work, streams are up to 8 % faster on an idle machine, and
-# 8 to 25 % faster if another process uses a fifth of it.
+# Minimum number of tokens per stream. With MiniLM and two streams, 4 inputs of 12 tokens take the
+# same time with and without streams. With more work, streams are up to 8 % faster on an idle machine,
+# and 8 to 25 % faster if a different process uses a fifth of the machine.
 _STREAM_TOKENS = 32
 
 # Forward passes of fewer tokens are not halved to balance the streams: two halves of 100 tokens
@@ -27,18 +28,19 @@ def stream_budget(
 ) -> int | None:
     """Return the token budget of a forward pass in a stream, padding included.
 
-    The budget gives each stream two forward passes unless they would be small. If one stream is
-    delayed, the others take more of the work.
+    A CPU can compute several forward passes side by side, each in a stream: a part of the cores. The
+    budget is chosen so that each stream gets two forward passes, unless these would be small. If one
+    stream is delayed, the other streams then take more of the work.
 
     Args:
-        lengths: tokens of each input, int32 [inputs].
+        lengths: number of tokens in each input, int32 [inputs].
         max_batch_tokens: token budget of all streams together, padding included.
-        streams: forward passes that run in parallel, each on its share of the processor.
+        streams: number of streams.
 
     Returns:
         The budget, or None if forward passes should run one at a time on the whole processor. That
-        is the case if there is little work, or if one input is longer than a stream's share of the
-        work or of the token budget.
+        is the case if there is little work, or if an input is too long: longer than one stream's
+        part of the work, or than one stream's part of `max_batch_tokens`.
     """
     tokens = int(lengths.sum(dtype=np.int64))
     if streams == 1 or tokens < streams * _STREAM_TOKENS:
@@ -54,15 +56,16 @@ def padded_batches(
 ) -> Iterator[npt.NDArray[np.intp]]:
     """Cut inputs into padded batches with the lowest total cost, each within the token budget.
 
-    A batch costs its padded tokens (longest length times inputs) plus `pass_tokens`. Few batches
-    waste tokens on padding; many batches each pay the fixed cost. Dynamic programming finds the
-    best cuts. The batch with the longest inputs comes first, so that one that does not fit in
-    memory fails before the others run.
+    The cost of a batch is the number of its padded tokens (longest length times number of inputs)
+    plus `pass_tokens`. Few batches waste tokens on padding; with many batches, the fixed cost is
+    paid many times. Dynamic programming finds the best cuts. The batch with the longest inputs comes
+    first, so that a batch that does not fit in memory fails before the other batches run.
 
     Args:
-        lengths: tokens of each input, int32 [inputs].
-        max_batch_tokens: padded tokens of a batch. An input that exceeds it gets its own batch.
-        pass_tokens: fixed cost of a forward pass, in tokens.
+        lengths: number of tokens in each input, int32 [inputs].
+        max_batch_tokens: maximum number of tokens in a batch, padding included. An input that is
+            longer is a batch of its own.
+        pass_tokens: fixed cost of a forward pass, as the number of tokens that take the same time.
 
     Yields:
         The input indices of one batch, longest input first.
@@ -78,7 +81,7 @@ def padded_batches(
 def _cheapest_runs(
     descending: npt.NDArray[np.int64], max_batch_tokens: int, pass_tokens: float
 ) -> list[slice]:
-    """Cut inputs, sorted by length, into runs; the batches of a run are padded to the same length.
+    """Cut inputs, sorted by length, into runs. All batches of a run are padded to the same length.
 
     Let `least[n]` be the lowest cost of the inputs in the first n length classes. For every n, the
     last run starts at the class that minimizes the cost before it plus its own cost:
@@ -118,7 +121,7 @@ def gather(
     Args:
         ids: token ids of all inputs, concatenated, int32.
         starts: offset in `ids` of each selected input, [inputs].
-        lengths: tokens of each selected input, [inputs].
+        lengths: number of tokens in each selected input, [inputs].
     """
     ends = np.cumsum(lengths)
     positions = np.repeat(starts - ends + lengths, lengths) + np.arange(lengths.sum())
@@ -133,12 +136,12 @@ def pad(
     *,
     pad_id: int,
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Stack inputs of a buffer into a matrix, padded on the right to the longest.
+    """Stack inputs of a buffer into a matrix, padded on the right to the length of the longest one.
 
     Args:
         ids: token ids of all inputs, concatenated.
         starts: offset in `ids` of each selected input, [inputs].
-        lengths: tokens of each selected input, at least one, [inputs].
+        lengths: number of tokens in each selected input, [inputs]. At least one input is selected.
         pad_id: the padding id.
 
     Returns:

@@ -1,4 +1,7 @@
-"""The torch engine: runs sentence-transformers' own modules on a CPU or a GPU. Always available."""
+"""The torch engine, which runs sentence-transformers' own modules on a CPU or a GPU.
+
+This engine needs no optional package, so it is always available.
+"""
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,15 +30,16 @@ class TorchEngine:
     Args:
         model: the SentenceTransformer, on its device.
         checkpoint: the model's metadata.
-        threads: CPU threads; torch's current number if None.
-        streams: forward passes that run in parallel on a CPU. Ignored if the model may keep state
-            between forward passes.
+        threads: number of CPU threads; torch's current number if None.
+        streams: number of forward passes that a CPU computes side by side, each on its part of the
+            cores. Ignored on a GPU, and if the model may keep state between forward passes.
 
     Attributes:
-        modules: the model's modules, without a trailing Normalize.
-        reads_token_types: the first module reads token type ids; they are all 0.
-        includes_prompt: the pooling includes the prompt's tokens.
-        dimensions: components of a vector.
+        modules: the model's modules. Normalize modules at the end are left out, because the ingress
+            normalizes vectors.
+        reads_token_types: whether the first module reads token type ids, which are all 0.
+        includes_prompt: whether the pooling includes the prompt's tokens.
+        dimensions: number of components in a vector.
     """
 
     name = "torch"
@@ -60,8 +64,8 @@ class TorchEngine:
         # Custom code that comes with a model may keep state or need a mask.
         is_known = type(first).__module__.startswith("transformers.")
         self._is_stateless = is_known and not has_changing_positions(first.config)
-        # Without padding there is nothing to mask, and reading a mask on a GPU waits for all earlier
-        # work.
+        # Without padding there is nothing to mask. On a GPU, a model that reads a mask waits for all
+        # earlier work.
         self._may_omit_mask = is_known
         self.streams = streams if self._is_stateless and not self._is_cuda else 1
         self._threads = threads or torch.get_num_threads()
@@ -82,12 +86,14 @@ class TorchEngine:
         """
         if not self._is_stateless:
             raise CannotPackError(
-                "its rotary positions depend on the input length, or it runs custom code"
+                "the model's rotary positions depend on the input length, or it runs custom code"
             )
         if not self.includes_prompt and any("lasttoken" in _pooling_modes(m) for m in self.modules):
             # For an input no longer than its prompt, sentence-transformers pools the last token if
-            # inputs are packed, but gives zeros if they are padded.
-            raise CannotPackError("its pooling takes the last token and excludes the prompt")
+            # inputs are packed, but returns zeros if they are padded.
+            raise CannotPackError(
+                "the model's pooling takes the last token and excludes the prompt"
+            )
         self._packed = PackedSequences(self.modules[0], attention=attention)
         self.pads = False
 
@@ -100,7 +106,8 @@ class TorchEngine:
     def start(self, features: Features, *, alone: bool) -> "_TorchPass | _StreamPass":
         """Start a forward pass.
 
-        If `alone`, a CPU runs it to the end; a GPU has all its kernels queued on return.
+        If `alone` on a CPU, the forward pass has finished on return. On a GPU, all kernels of the
+        forward pass are queued on return.
         """
         if not alone:
             return _StreamPass(
@@ -119,7 +126,7 @@ class TorchEngine:
             torch.cuda.empty_cache()
 
     def _tensors(self, features: Features) -> dict[str, Any]:
-        """Return the first module's features, as sentence-transformers' tokenizer makes them."""
+        """Return the first module's features, as sentence-transformers' tokenizer returns them."""
         if self.reads_empty:
             return {
                 "input_ids": self._tensor(features.ids),
@@ -189,20 +196,20 @@ class _StreamPass:
 
 
 def has_changing_positions(config: Any) -> bool:
-    """Return whether rotary positions depend on the longest input and outlive a forward pass."""
+    """Return whether the rotary positions depend on the longest input and are kept after a forward pass."""
     rotary = str(getattr(config, "rope_parameters", None))
     return any(f"'{kind}'" in rotary for kind in ("dynamic", "longrope"))
 
 
 def run(modules: list[Any], tensors: dict[str, Any]) -> dict[str, Any]:
-    """Run modules of sentence-transformers in sequence and return the features of the last."""
+    """Run sentence-transformers modules in sequence, and return the output of the last one."""
     for module in modules:
         tensors = module(tensors)
     return tensors
 
 
 def _without_trailing_normalize(modules: list[Any]) -> list[Any]:
-    """Drop a trailing Normalize: the server normalizes vectors when it writes them."""
+    """Drop Normalize modules at the end of the model, because the ingress normalizes vectors."""
     while (
         isinstance(modules[-1], Normalize)
         and modules[-1].module_output_name == "sentence_embedding"
@@ -235,7 +242,7 @@ def _detecting_broken_devices() -> Iterator[None]:
 
 
 def _breaks_the_device(error: Exception) -> bool:
-    """Return whether the device is unusable: after every CUDA error except out of memory."""
+    """Return whether an error leaves the device unusable: every CUDA error does, except out of memory."""
     if isinstance(error, torch.OutOfMemoryError):
         return False
     if isinstance(error, torch.AcceleratorError):

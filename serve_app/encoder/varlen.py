@@ -1,8 +1,9 @@
 """Forward passes without padding: inputs are packed into one row, and each attends only to itself.
 
 Models in transformers look up their attention function by name. This module registers PyTorch's
-varlen attention under the name `packed`; it needs a GPU and half precision. The packed row has the
-layout that sentence-transformers uses for flash attention, so its Pooling can read it.
+varlen (variable-length) attention, which needs a GPU and half precision, under the name `packed`.
+The packed row has the layout that sentence-transformers uses for flash attention, so
+sentence-transformers' Pooling can read it.
 
 Models with custom code are not supported.
 """
@@ -36,7 +37,7 @@ def check_device(device: str, dtype: torch.dtype) -> None:
     """Check that a GPU has the varlen attention kernel for a dtype.
 
     Raises:
-        CannotPackError: it does not.
+        CannotPackError: the GPU has no such kernel.
     """
     if dtype == torch.float32:
         raise CannotPackError("varlen attention does not support float32")
@@ -45,7 +46,7 @@ def check_device(device: str, dtype: torch.dtype) -> None:
 
 
 class PackedSequences:
-    """Makes a Transformer module read packed inputs, until `unpack`.
+    """Makes a Transformer module read packed inputs, until `unpack` is called.
 
     Args:
         transformer: sentence-transformers' module; changed in place.
@@ -58,27 +59,27 @@ class PackedSequences:
     def __init__(self, transformer: Any, *, attention: Attention = varlen_attn) -> None:
         self._model = transformer.model
         if not self._model.is_backend_compatible():
-            raise CannotPackError("its attention cannot be replaced")
+            raise CannotPackError("the model's attention cannot be replaced")
         AttentionInterface.register(NAME, _attention_function(attention))
         AttentionMaskInterface.register(NAME, _no_mask)
         self._padded_attention = self._model.config._attn_implementation
         self._model.set_attn_implementation(NAME)
         if self._model.config._attn_implementation != NAME:
-            raise CannotPackError("its attention cannot be replaced")
+            raise CannotPackError("the model's attention cannot be replaced")
         if transformer.model_forward_params is not None:
             transformer.model_forward_params |= _EXTRA_ARGUMENTS
         self._first_position = _first_position(self._model)
 
     def unpack(self) -> None:
-        """Restore the model's own attention."""
+        """Restore the model's original attention implementation."""
         self._model.set_attn_implementation(self._padded_attention)
 
     def tensors(
         self, features: Features, on_device: Callable[[npt.NDArray[Any]], torch.Tensor]
     ) -> Mapping[str, Any]:
-        """Return the features of the Transformer and the Pooling.
+        """Return the features that the Transformer and the Pooling read.
 
-        Token type ids and the prompt length are the caller's.
+        The caller adds the token type ids and the prompt length.
         """
         lengths, starts = features.lengths, features.starts
         positions = np.arange(len(features.ids)) - np.repeat(starts, lengths)
@@ -138,7 +139,10 @@ def _no_mask(*_: Any, **__: Any) -> None:
 
 
 def _first_position(model: Any) -> int:
-    """Return an input's first position id: in models like RoBERTa, the one after the padding id."""
+    """Return an input's first position id.
+
+    It is 0, except in models like RoBERTa, where it is the padding id plus one.
+    """
     for module in model.modules():
         table = getattr(module, "position_embeddings", None)
         if isinstance(table, torch.nn.Embedding):

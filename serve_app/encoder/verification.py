@@ -1,7 +1,8 @@
-"""Verifies a loaded model before it serves, and warms it up.
+"""Verifies a loaded model before it serves requests, and warms it up.
 
-- The model must match the metadata read from its files. The ingress tokenizes and describes it from
-  the files alone; if sentence-transformers read them differently, vectors would be silently wrong.
+- The model must match the metadata read from its files. The ingress only uses the files: it
+  tokenizes texts and describes the model from them. If sentence-transformers read the files
+  differently, vectors would be wrong, and nobody would notice.
 - An OpenVINO graph, and torch without padding, must reproduce the vectors of torch with padding.
 """
 
@@ -23,8 +24,8 @@ from serve_app.tokenization.tokenizer import Tokenizer
 
 logger = logging.getLogger("ray.serve.embeddings")
 
-# Largest distance from torch's vector, relative to its length. The tolerances only need to tell
-# rounding (far below) from a wrong graph (far above).
+# Maximum distance from torch's vector, as a fraction of the length of torch's vector. The tolerances
+# only need to tell rounding errors (far below them) from a wrong graph (far above them).
 TOLERANCES = {"f32": 1e-3, "f16": 0.1, "bf16": 0.1}
 _UNLIMITED_TOKENS = 512  # length of the long input for a model without an input limit
 # Tokenizers differ in case, accents, scripts without spaces, ligatures, emoji and whitespace.
@@ -50,7 +51,8 @@ def check_model(model: Any, checkpoint: Checkpoint, tokenizer: Tokenizer) -> Non
         tokenizer: the tokenizer created from `checkpoint`.
 
     Raises:
-        ModelLoadError: they differ, or the model needs more than token ids.
+        ModelLoadError: the model and its files differ, or the model needs inputs other than token
+            ids.
     """
     limit = model.max_seq_length
     limit = None if limit is None or limit >= NO_LIMIT else limit
@@ -80,10 +82,12 @@ def _check_features(
     features = model.preprocess([probe], prompt=prompt)
     if unknown := set(features) - KNOWN_FEATURES:
         raise ModelLoadError(
-            f"{checkpoint.directory}: not supported: input features {', '.join(sorted(unknown))}"
+            f"{checkpoint.directory}: unsupported input features: {', '.join(sorted(unknown))}"
         )
     if "token_type_ids" in features and features["token_type_ids"].any():
-        raise ModelLoadError(f"{checkpoint.directory}: not supported: token types other than 0")
+        raise ModelLoadError(
+            f"{checkpoint.directory}: unsupported token types: only 0 is supported"
+        )
     ids = features["input_ids"]
     if "attention_mask" in features:
         ids = ids[features["attention_mask"].bool()]
@@ -95,7 +99,7 @@ def _check_features(
     )
     if not (same_prompt and np.array_equal(ids.numpy().ravel(), ours.ids)):
         raise ModelLoadError(
-            f"{checkpoint.directory}: tokenizer.json and sentence-transformers give different token ids; save the "
+            f"{checkpoint.directory}: tokenizer.json and sentence-transformers produce different token ids; save the "
             "model again with `SentenceTransformer(directory).save(other_directory)` and serve the copy"
         )
 
@@ -112,7 +116,7 @@ def agree(actual: Any, expected: Any, tolerance: float) -> bool:
     Args:
         actual: float32 [inputs, dimensions].
         expected: float32 [inputs, dimensions].
-        tolerance: largest distance, as a fraction of the expected vector's length.
+        tolerance: maximum distance, as a fraction of the expected vector's length.
     """
     distances = np.linalg.norm(actual - expected, axis=1)
     return bool((distances <= tolerance * np.linalg.norm(expected, axis=1)).all())
@@ -125,11 +129,11 @@ def pack_verified(
     *,
     attention: Attention = varlen_attn,
 ) -> None:
-    """Switch an engine to running without padding and check that its vectors stay the same.
+    """Make an engine run without padding, and check that its vectors stay the same.
 
     Raises:
-        CannotPackError: the vectors differ; the engine goes back to padding. Or the model needs
-            padded inputs.
+        CannotPackError: the model needs padded inputs, or the vectors differ. If the vectors differ,
+            the engine pads inputs again.
         EncoderBrokenError: the GPU failed.
     """
     expected = Encoder(engine, checkpoint).encode(probes)
@@ -137,14 +141,14 @@ def pack_verified(
     actual = Encoder(engine, checkpoint).encode(probes)
     if actual.failures or not agree(actual.vectors, expected.vectors, TOLERANCES["f16"]):
         engine.unpack()
-        raise CannotPackError("its vectors differ without padding")
+        raise CannotPackError("the model's vectors differ without padding")
 
 
 def warm_up(encoder: Encoder, tokenizer: Tokenizer, max_batch_tokens: int) -> float:
     """Run full token budgets and short inputs, to allocate memory and load kernels.
 
     Returns:
-        The measured fixed cost of a forward pass, in tokens.
+        The measured fixed cost of a forward pass, as the number of tokens that take the same time.
 
     Raises:
         ModelLoadError: an input failed.
@@ -152,12 +156,12 @@ def warm_up(encoder: Encoder, tokenizer: Tokenizer, max_batch_tokens: int) -> fl
     probe, longest = _texts(tokenizer), _longest(tokenizer, max_batch_tokens)
     short = _repeated(probe, length=int(probe.lengths[0]), count=1)
     full = _repeated(probe, length=longest, count=max_batch_tokens // longest)
-    # Take the minimum: the first forward pass of a shape is cold, and other load only adds time.
+    # Take the minimum: the first forward pass of a shape is slower, and other load only adds time.
     full_s = min(_forward_seconds(encoder, full, max_batch_tokens) for _ in range(2))
     short_s = min(_forward_seconds(encoder, short, max_batch_tokens) for _ in range(5))
     pass_tokens = max(short_s * full.tokens / full_s - short.tokens, 0.0)
     logger.info(
-        "warm-up: a full forward pass takes %.4f s, its fixed cost is %.0f tokens",
+        "warm-up: a full forward pass takes %.4f s; the fixed cost of a forward pass equals %.0f tokens",
         full_s,
         pass_tokens,
     )

@@ -1,8 +1,8 @@
 """The access log: one line and a set of metrics for each request.
 
-HTTP requests and calls from Python are logged alike. A line never contains an input, a vector or a
-key. An unexpected exception is logged by type and location, without its message or its values,
-because both can contain the text of an input.
+HTTP requests and calls from Python are logged in the same format. A line never contains an input, a
+vector or a key. An unexpected exception is logged by type and location. Its message and its variables
+are left out, because they can contain the text of an input.
 """
 
 import logging
@@ -31,7 +31,7 @@ class RequestRecord:
         inputs: the number of inputs.
         tokens: the number of tokens embedded.
         code: the error code; empty if the request did not fail.
-        key: the name of the API key; empty without one.
+        key: the name of the API key; empty if the request has none.
         limits: returns the rate limit headers of the response.
         started: the start time, from `time.perf_counter`.
     """
@@ -75,7 +75,7 @@ class AccessLog:
         """
         if not isinstance(error, ServiceError):
             _log_unexpected(record, error)
-            message = "Internal server error. The server's log has details under this request's id."
+            message = "Internal error. The server's log has details under the id in the x-request-id header."
             error = InternalError(message, "internal_error")
         record.code = error.code
         self._metrics.request_failed(route=record.route, code=error.code)

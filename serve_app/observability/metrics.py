@@ -1,6 +1,6 @@
 """All published metrics: their names and buckets, and one method per event.
 
-The only module that imports prometheus_client. Each ingress replica holds a `Metrics` object with
+Only this module imports prometheus_client. Each ingress replica holds a `Metrics` object with
 its own registry. A scrape combines the registries of all replicas into one text, in which each
 sample is labelled with its replica.
 """
@@ -23,8 +23,8 @@ from serve_app.messages import EmbedResult, ReplicaState
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-# From half a millisecond (tokenizing one text) to two minutes (the default deadline), in steps of
-# about 2.5.
+# Histogram buckets in seconds, from half a millisecond (tokenizing one text) to two minutes (the
+# default deadline). Each bound is two to three times the previous one.
 SECONDS = (
     0.0005,
     0.001,
@@ -46,11 +46,12 @@ SECONDS = (
 )
 INPUTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 
-# The limit that refused a request: a model's pending tokens, Ray Serve's queue of calls to the
-# model, the concurrent requests of an ingress replica, or the memory for their bodies.
+# The limit that caused a rejection. In this order: the limit on a model's pending tokens, on Ray
+# Serve's queue of calls to the model, on the concurrent requests of an ingress replica, and on the
+# memory for the request bodies in an ingress replica.
 Reason = Literal["pending_tokens", "serve_queue", "ingress_requests", "body_bytes"]
 
-# One replica's metric families, picklable.
+# The metric families of one ingress replica. They can be pickled.
 Snapshot = Sequence[Metric]
 
 
@@ -59,7 +60,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        # Memory and CPU; Linux only.
+        # The process's memory and CPU time. They are only available on Linux.
         ProcessCollector(namespace="embeddings_ingress", registry=self._registry)
         self._requests = self._counter(
             "requests", "Requests finished.", "model", "route", "status", "key"
@@ -69,16 +70,18 @@ class Metrics:
         )
         self._in_flight = self._gauge("requests_in_flight", "Requests in progress.")
         self._errors = self._counter("errors", "Error responses.", "route", "code")
-        self._refusals = self._counter("overload_refusals", "Requests refused with 429.", "reason")
+        self._refusals = self._counter("overload_refusals", "Requests rejected with 429.", "reason")
         for reason in get_args(Reason):
             self._refusals.labels(reason)
         self._tokenize = self._seconds("tokenize", "Seconds to tokenize a request.", "model")
-        self._queue = self._seconds("queue", "Seconds a chunk waited before inference.", "model")
+        self._queue = self._seconds(
+            "queue", "Seconds a chunk of a request waited, in the queue and in transfer.", "model"
+        )
         self._inference = self._seconds(
-            "inference", "Inference seconds of a chunk's batch.", "model"
+            "inference", "Inference time, in seconds, of the batch that contained a chunk.", "model"
         )
         self._batch_inputs = self._histogram(
-            "batch_inputs", "Inputs in a chunk's batch.", INPUTS, "model"
+            "batch_inputs", "Inputs in the batch that contained a chunk.", INPUTS, "model"
         )
         self._inputs = self._counter("inputs", "Inputs embedded.", "model")
         self._tokens = self._counter("tokens", "Tokens embedded, without padding.", "model")
@@ -90,10 +93,15 @@ class Metrics:
             "chunk_retries", "Chunks sent again after their replica died.", "model"
         )
         self._pending_tokens = self._gauge(
-            "pending_tokens", "Tokens accepted but not yet answered.", "model"
+            "pending_tokens", "Pending tokens: accepted and not finished.", "model"
         )
         self._model_info = self._gauge(
-            "model_info", "Always 1 for each model.", "model", "embeds", "dtype", "dimensions"
+            "model_info",
+            "Always 1. The labels describe the model.",
+            "model",
+            "embeds",
+            "dtype",
+            "dimensions",
         )
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
@@ -117,13 +125,13 @@ class Metrics:
             self._retries.labels(model)  # starts at 0, so that an alert sees the first increase
 
     def request_started(self) -> None:
-        """Count a request that starts."""
+        """Count a request that has started."""
         self._in_flight.inc()
 
     def request_finished(
         self, *, model: str, route: str, status: int, key: str, seconds: float
     ) -> None:
-        """Count a request that was answered, or whose client disconnected (status 499)."""
+        """Count a request that got a response, or whose client disconnected (status 499)."""
         self._in_flight.dec()
         self._requests.labels(model, route, status, key).inc()
         self._request_seconds.labels(route).observe(seconds)
@@ -133,7 +141,7 @@ class Metrics:
         self._errors.labels(route, code).inc()
 
     def overloaded(self, *, reason: Reason) -> None:
-        """Count a request that was refused with 429."""
+        """Count a request that was rejected with 429."""
         self._refusals.labels(reason).inc()
 
     def inputs_tokenized(self, *, model: str, truncated: int, seconds: float) -> None:
@@ -144,7 +152,7 @@ class Metrics:
     def chunk_finished(
         self, *, model: str, tokens: int, result: EmbedResult, queue_s: float
     ) -> None:
-        """Count a chunk that a replica answered."""
+        """Count a chunk whose result has arrived from a replica."""
         self._queue.labels(model).observe(queue_s)
         self._inference.labels(model).observe(result.inference_s)
         self._batch_inputs.labels(model).observe(result.batch_inputs)
@@ -193,22 +201,22 @@ def _replica_families(models: Mapping[str, Iterable[ReplicaState]]) -> list[Metr
     name, labels = "embeddings_replica", ["model", "replica"]
     chunks = GaugeMetricFamily(
         f"{name}_queued_chunks",
-        "Calls waiting in the replica, of one or more chunks.",
+        "Calls waiting in the replica. Each call carries one or more chunks.",
         labels=labels,
     )
     tokens = GaugeMetricFamily(
         f"{name}_queued_tokens", "Tokens waiting in the replica.", labels=labels
     )
     busy = CounterMetricFamily(
-        f"{name}_busy_seconds", "Seconds the model's thread was busy.", labels=labels
+        f"{name}_busy_seconds", "Total seconds that the model has spent computing.", labels=labels
     )
     memory = GaugeMetricFamily(
-        f"{name}_memory_bytes", "Resident memory of the replica.", labels=labels
+        f"{name}_memory_bytes", "Resident memory of the replica's process, in bytes.", labels=labels
     )
     for model, states in models.items():
         for state in states:
             values = [model, state.replica]
-            chunks.add_metric(values, state.queued_chunks)
+            chunks.add_metric(values, state.queued_calls)
             tokens.add_metric(values, state.queued_tokens)
             busy.add_metric(values, state.busy_seconds)
             memory.add_metric(values, state.memory_bytes)
@@ -216,7 +224,7 @@ def _replica_families(models: Mapping[str, Iterable[ReplicaState]]) -> list[Metr
 
 
 class _Gathered(CollectorRegistry):
-    """A registry of families collected elsewhere, as input of `generate_latest`."""
+    """A registry of metric families that were collected elsewhere, as input for `generate_latest`."""
 
     def __init__(self, families: Sequence[Metric]) -> None:
         super().__init__()

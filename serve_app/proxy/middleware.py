@@ -4,8 +4,8 @@ It removes the request headers that control Ray Serve, and replaces Ray Serve's 
 with this server's JSON errors. Ray Serve loads `middlewares` if the environment names it, as
 throughput.env does:
 `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=serve_app.proxy.middleware:middlewares`. The middleware
-does not know the application's settings: the variable `EMBEDDINGS_ERROR_FORMAT` sets the shape of
-errors.
+has no access to the application's settings. The environment variable `EMBEDDINGS_ERROR_FORMAT` sets
+its error format.
 """
 
 import os
@@ -38,19 +38,19 @@ _CONTROL_HEADERS = {
 }
 # Ray Serve's own routes, for its controller and for load balancers.
 _SERVE_ROUTES = ("/-/healthz", "/-/routes")
-# Headers of Ray Serve's response that stay: Ray Serve knows the request's ID and the configured
-# wait.
+# Headers that are kept when a response of Ray Serve is replaced. Ray Serve sets them to the request's
+# ID and to the configured delay.
 _KEPT_HEADERS = ("x-request-id", "retry-after")
 _ERRORS: dict[int, ServiceError] = {
     404: NotFoundError("Path not found.", "not_found"),
     408: DeadlineError("The request did not finish in time.", "deadline_exceeded"),
     429: OverloadedError(
-        "The request queue is full. Retry after the time in Retry-After.",
+        "The request queue is full. Retry after the delay given in the Retry-After header.",
         "overloaded",
         retry_after_s=1,
     ),
-    # This server's own 500s are JSON. Ray Serve's mean that the replica died, so a retry can
-    # succeed.
+    # This server's own 500 responses are JSON. A plain-text 500 comes from Ray Serve and means that
+    # the replica died, so a retry can succeed.
     500: UnavailableError("The replica died. Try again.", "model_unavailable", retry_after_s=1),
     503: UnavailableError("No replica is available.", "model_unavailable", retry_after_s=1),
 }
@@ -67,7 +67,7 @@ class ProxyMiddleware:
 
     Args:
         app: The wrapped application.
-        error_format: The shape of errors.
+        error_format: The error format.
     """
 
     def __init__(self, app: ASGIApp, *, error_format: ErrorFormat = "auto") -> None:
@@ -100,7 +100,7 @@ def _is_allowed(name: bytes, value: bytes) -> bool:
 
 
 class _Rewriter:
-    """An ASGI `send` that replaces Ray Serve's plain-text errors and passes on the rest."""
+    """An ASGI `send` that replaces Ray Serve's plain-text errors and passes on all other messages."""
 
     def __init__(self, request_headers: Headers, send: Send, error_format: ErrorFormat) -> None:
         self._request_headers = request_headers
@@ -124,7 +124,7 @@ class _Rewriter:
             await self._send(message)
 
     async def reply(self, error: ServiceError, headers: Mapping[str, str] | None = None) -> None:
-        """Send an error, with some headers of the response that it replaces."""
+        """Send an error. Its response keeps `_KEPT_HEADERS` of the response that it replaces."""
         headers = headers or {"x-request-id": self._request_id()}
         status, error_headers, body = error_reply(
             error, error_format=self._error_format, request_headers=self._request_headers

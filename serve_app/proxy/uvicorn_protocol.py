@@ -1,22 +1,26 @@
 """uvicorn's HTTP/1.1 protocol with fixes for upgrade offers, request heads and pipelines.
 
-Upgrade offers. The JDK's HTTP client sends `Upgrade: h2c` with every first request. A server may
-ignore the offer and respond in HTTP/1.1. But httptools stops reading at the end of such a head, in
-case the protocol changes, and uvicorn loses the body. This protocol feeds the head to a new parser
-without the offer, followed by the rest of the data.
+Upgrade offers. The JDK's HTTP client sends `Upgrade: h2c` with the first request of a connection. A
+server may ignore the offer and respond in HTTP/1.1. However, httptools stops reading at the end of
+such a head, in case the protocol changes. uvicorn then loses the body. This protocol removes the
+offer from the head, and feeds the head and the rest of the data to a new parser.
 
-Limits. uvicorn waits forever for a head (the request line and headers), and accepts one of any
-size. Here a timer runs from when a connection opens, a head begins, or data arrives after a
-response, until a head is complete. When it expires, the connection is closed, with a 408 if a head
-is missing or incomplete. While a request is in progress, uvicorn reads no further data, so the
-timer restarts. The bytes since the last complete head or part of a body are counted. Above the
-limit, the connection is closed, with a 431 if a head is incomplete. Trailers count too, and are
-dropped.
+Limits. uvicorn waits forever for a head (the request line and the headers), and accepts a head of
+any size. This protocol limits the time and the size:
+
+- Time. A timer starts when a connection opens, when a head begins, and when data arrives after a
+  response. It stops when a head is complete. When the timer expires, the connection is closed. If
+  a head is missing or incomplete, a 408 is sent first. If the timer expires while a request is in
+  progress, it restarts, because uvicorn does not read any data until the response is finished.
+- Size. All bytes since the last complete head or the last part of a body are counted. Above the
+  limit, the connection is closed. If a head is incomplete, a 431 is sent first. Trailers are counted
+  too, and are then dropped.
 
 Pipelines. If malformed data follows a complete request whose response is not finished, the response
-is sent first, and then the connection is closed. Otherwise the response is a 400.
+is sent first, and then the connection is closed. In all other cases, malformed data is answered with
+a 400.
 
-This module knows nothing of the application.
+This module does not depend on the application.
 """
 
 import asyncio
@@ -31,24 +35,25 @@ from uvicorn.protocols.http.httptools_impl import (
 )
 
 _OFFERS = (b"upgrade", b"http2-settings")
-# The time limit for a head.
+# Time limit for a head, in seconds.
 _HEAD_TIMEOUT_S = 30.0
-# The limit of bytes outside bodies. It is checked after each read, so one read can exceed it.
+# Limit on the number of bytes outside bodies. The limit is checked after each read, so the data of
+# one read can exceed it.
 _MAX_HEAD_BYTES = 65_536
 
 
 def use() -> None:
-    """Make uvicorn servers that start later in this process use this protocol."""
+    """Make all uvicorn servers that are started in this process from now on use this protocol."""
     auto.AutoHTTPProtocol = StayingProtocol
 
 
 class StayingProtocol(HttpToolsProtocol):
-    """One connection. uvicorn handles upgrades to WebSocket."""
+    """The protocol of one connection. Upgrades to WebSocket are left to uvicorn."""
 
     _timer: asyncio.TimerHandle | None = None
     _in_head = True
     _bytes_outside_body = 0
-    _running: RequestResponseCycle | None = None  # the request whose response is next
+    _running: RequestResponseCycle | None = None  # the request whose response is sent next
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn's signature
         """Start the timer for the first request."""
@@ -68,7 +73,7 @@ class StayingProtocol(HttpToolsProtocol):
         super()._start_asgi_task(cycle, app)
 
     def data_received(self, data: bytes) -> None:
-        """Parse data, and parse a request that offers an upgrade again without the offer."""
+        """Parse data. If a request offers an upgrade, parse it again without the offer."""
         self._unset_keepalive_if_required()
         self._bytes_outside_body += len(data)
         rest: bytes | None = data
@@ -84,13 +89,13 @@ class StayingProtocol(HttpToolsProtocol):
             self._start_timer()  # the data has ended uvicorn's own keep-alive timeout
 
     def _feed(self, data: bytes) -> bytes | None:
-        """Parse data. Return the data to parse again if a request in it offers an upgrade."""
+        """Parse data. If a request in it offers an upgrade, return the data to parse again."""
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
             if self._should_upgrade():
                 self.handle_websocket_upgrade()
-            elif self.parser.get_method() == b"CONNECT":  # only proxies accept it
+            elif self.parser.get_method() == b"CONNECT":  # only proxies accept CONNECT
                 self._reject()
             else:
                 rest = self._head_without_offer() + data[upgrade.args[0] :]
@@ -101,7 +106,7 @@ class StayingProtocol(HttpToolsProtocol):
         return None
 
     def _should_upgrade(self) -> bool:
-        # The RFC of WebSocket allows only GET. A request with another method can have a body, which
+        # The WebSocket RFC allows only GET. A request with any other method can have a body, which
         # must be read.
         return self.parser.get_method() == b"GET" and bool(super()._should_upgrade())
 
@@ -122,7 +127,7 @@ class StayingProtocol(HttpToolsProtocol):
             self._abort(408)
 
     def _abort(self, status: int) -> None:
-        """Close the connection, and send the status if a head is incomplete."""
+        """Close the connection. If a request head is incomplete, send the status first."""
         self._stop_timer()
         if self._in_head:
             self.transport.write(
@@ -164,7 +169,7 @@ class StayingProtocol(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Keep a header, and drop a trailer."""
+        """Keep the field if it is a header, and drop it if it is a trailer."""
         if self._in_head:
             super().on_header(name, value)
 
@@ -177,7 +182,7 @@ class StayingProtocol(HttpToolsProtocol):
             super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        """Pass a part of the body on."""
+        """Pass on a part of the body."""
         self._bytes_outside_body = 0
         super().on_body(body)
 

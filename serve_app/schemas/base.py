@@ -4,6 +4,9 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Answer(BaseModel):
-    """Base of all response models. `/openapi.json` marks fields with defaults as required: they are always sent."""
+    """Base class of all response models.
+
+    `/openapi.json` marks fields with defaults as required, because responses always contain them.
+    """
 
     model_config = ConfigDict(json_schema_serialization_defaults_required=True)

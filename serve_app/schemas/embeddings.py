@@ -1,7 +1,7 @@
 """The request and response of `POST /v1/embeddings`, as pydantic models.
 
-Requests are validated here, once. Responses are only described here, for `/openapi.json`: `api/serialization` writes
-them from buffers. An error never contains a value that a client sent.
+Requests are validated in this module and nowhere else. The response models only describe responses for `/openapi.json`;
+`api/serialization` writes the responses from buffers. An error never contains a value that a client sent.
 """
 
 import codecs
@@ -56,7 +56,9 @@ class EmbeddingRequest(BaseModel):
     ] = None
     dimensions: Annotated[
         Annotated[StrictInt, Field(ge=1), BeforeValidator(whole)] | None,
-        Field(description="Keep the first N components of each vector. Default: all of them."),
+        Field(
+            description="Number of leading components to keep of each vector. Default: all components."
+        ),
     ] = None
     user: Annotated[StrictStr | None, Field(description="Accepted and ignored.")] = None
     normalize: Annotated[
@@ -69,19 +71,22 @@ class EmbeddingRequest(BaseModel):
         InputType | None,
         Field(
             description=(
-                "The type of the inputs, which selects the model's prompt for it. `prompt_name` takes precedence. "
-                "It can also be a suffix of the model's name: `name:query`."
+                "The type of the inputs. It selects the model's prompt for this type, unless `prompt_name` is set. "
+                "The type can also be sent as a suffix of the model's name: `name:query`."
             )
         ),
     ] = None
     truncate: Annotated[
         StrictBool | None,
         Field(
-            description="Truncate inputs that are too long; otherwise 422. Default: the model's setting."
+            description=(
+                "Whether to truncate inputs that are too long. If false, a request with such an input is "
+                "rejected with 422. Default: the model's setting."
+            )
         ),
     ] = None
     truncate_direction: Annotated[
-        Direction, Field(description="The side to truncate. Default: `right`.")
+        Direction, Field(description="The side from which tokens are removed. Default: `right`.")
     ] = None
     truncation_direction: Annotated[
         Direction, Field(description="Alias of `truncate_direction`.")
@@ -102,12 +107,12 @@ class EmbeddingRequest(BaseModel):
 
     @property
     def input_name(self) -> str:
-        """The field in which the client sent its inputs; errors use this name."""
+        """The name of the field in which the client sent its inputs. Errors use this name."""
         return "input" if self.input is not None else "inputs"
 
     @property
     def items(self) -> Texts | TokenIdLists:
-        """The inputs as a list, even if the client sent a single one."""
+        """The inputs as a list, even if the client sent a single input."""
         value = self._value
         if isinstance(value, str):
             return [value]
@@ -116,7 +121,7 @@ class EmbeddingRequest(BaseModel):
 
     @property
     def is_single(self) -> bool:
-        """Whether the client sent one input without a list. Errors then name it without an index."""
+        """Whether the client sent one input without a list. Errors then name the input without an index."""
         value = self._value
         return isinstance(value, str) or isinstance(value[0], int)
 
@@ -128,7 +133,7 @@ class EmbeddingRequest(BaseModel):
 
     @property
     def direction(self) -> TruncateDirection:
-        """The side to truncate."""
+        """The side from which tokens are removed."""
         return self.truncate_direction or self.truncation_direction or "right"
 
 
@@ -144,10 +149,12 @@ def parse_request(body: bytes, *, most_inputs: int | None = None) -> EmbeddingRe
 
     Args:
         body: JSON in UTF-8.
-        most_inputs: longer lists of token ids are not checked; the caller rejects them.
+        most_inputs: the maximum number of inputs. The token ids of a request with more inputs are not checked, because
+            the caller rejects it anyway.
 
     Raises:
-        InvalidRequestError: the body is not a JSON object, or a field is invalid. `param` names the field or the item.
+        InvalidRequestError: the body is not a JSON object, or a field is invalid. `param` names the field or the item
+            at fault.
     """
     try:
         return EmbeddingRequest.model_validate_json(
@@ -172,7 +179,7 @@ def read_priority(sent: str | None, *, name: str) -> Priority | None:
 
     Args:
         sent: the client's value, in upper or lower case.
-        name: the client's name for it, such as a header; errors use it.
+        name: the header or argument in which the client sent the value. Errors use this name.
 
     Raises:
         InvalidRequestError: the value is neither `interactive` nor `bulk`.
@@ -187,7 +194,10 @@ def read_priority(sent: str | None, *, name: str) -> Priority | None:
 
 
 def explain(error: ValidationError) -> InvalidRequestError:
-    """Convert pydantic's first error. Its message names the expected type and never contains the value sent."""
+    """Convert pydantic's first error to an error of this project.
+
+    The message names the expected type. It never contains the value that the client sent.
+    """
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     if first["type"] == "json_invalid":
         reason = first["msg"].removeprefix("Invalid JSON: ")
@@ -207,7 +217,11 @@ class Embedding(Answer):
 
 
 class Usage(Answer):
-    """The number of tokens the model read: after truncation, with special and prompt tokens, without padding."""
+    """The number of tokens that the model processed.
+
+    The number includes special tokens and the prompt's tokens. It does not include padding, or tokens that truncation
+    has removed.
+    """
 
     prompt_tokens: int
     total_tokens: int

@@ -1,4 +1,4 @@
-"""The JSON of errors, in the flat shape and in OpenAI's."""
+"""The JSON of errors, in the flat format and in OpenAI's format."""
 
 from typing import Literal
 
@@ -6,7 +6,7 @@ from serve_app.schemas.base import Answer
 
 
 class ErrorBody(Answer):
-    """An error in the flat shape. The last four fields are those of OpenAI's error object."""
+    """An error in the flat format: one object. Its last four fields are those of OpenAI's error object."""
 
     error: str
     error_type: Literal[
@@ -19,7 +19,7 @@ class ErrorBody(Answer):
 
 
 class OpenAIError(Answer):
-    """The error object inside OpenAI's envelope."""
+    """The error object that OpenAI's format contains under the key `error`."""
 
     message: str
     type: str
@@ -28,6 +28,9 @@ class OpenAIError(Answer):
 
 
 class OpenAIErrorBody(Answer):
-    """An error in OpenAI's envelope. Sent to OpenAI's SDKs, or to all clients with `error_format: openai`."""
+    """An error in OpenAI's format: an error object under the key `error`.
+
+    OpenAI's SDKs receive this format with `error_format: auto`, and all clients with `error_format: openai`.
+    """
 
     error: OpenAIError

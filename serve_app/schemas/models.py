@@ -8,7 +8,7 @@ from serve_app.schemas.base import Answer
 
 
 class ModelCard(Answer):
-    """A served model: OpenAI's four fields and this server's own."""
+    """A served model: OpenAI's four fields, and this server's additional fields."""
 
     id: str
     object: Literal["model"] = "model"
@@ -17,7 +17,7 @@ class ModelCard(Answer):
     embeds: Annotated[
         bool,
         Field(
-            description="Whether it is an embedding model. If not, `/v1/embeddings` returns 424."
+            description="Whether the model is an embedding model. If not, `/v1/embeddings` returns 424."
         ),
     ]
     dimensions: int | None

@@ -1,7 +1,7 @@
 """The embedding service: the path of one request from validated input to vectors.
 
 HTTP routes and `DeploymentHandle` callers share this code. `Service.embed` resolves the model, checks the limits,
-tokenizes, calls the model's embedder and post-processes the vectors. It knows neither Starlette nor Ray.
+tokenizes, calls the model's embedder and post-processes the vectors. This module does not depend on Starlette or Ray.
 """
 
 import asyncio
@@ -32,13 +32,15 @@ from serve_app.service.registry import ModelRegistry, ServedModel
 from serve_app.tokenization.openai_token_ids import Cl100k
 from serve_app.tokenization.tokenizer import Tokenized, Tokenizer
 
-# Requests with at least this many characters are tokenized in a thread. Smaller ones take less than 2 ms.
+# Requests with at least this many characters are tokenized in a thread. Tokenizing a smaller request takes less than
+# 2 ms.
 _INLINE_CHARACTERS = 10_000
 
 # Bodies up to this size are always accepted, so that a few large bodies cannot lock out all other clients.
 _SMALL_BODY_BYTES = 65_536
 _TOKENIZER_THREADS = 2
-# Requests with at least this many characters take seconds and gigabytes. They run one at a time, in a separate thread.
+# Tokenizing a request of at least this many characters takes seconds and gigabytes, so such requests are tokenized one
+# at a time, in a thread of their own.
 _LARGE_CHARACTERS = 1_000_000
 
 _FAILURE_MESSAGES = {
@@ -48,7 +50,7 @@ _FAILURE_MESSAGES = {
 
 
 class Service:
-    """Serve embedding requests for all models.
+    """Serves embedding requests for all models.
 
     Args:
         models: the served models; the first is the default.
@@ -72,13 +74,14 @@ class Service:
         self._metrics = metrics
         self.requests = Admission(limit=max_requests, unknown_s=limits.retry_after_s)
         self._held_bytes = 0
-        # Few threads: each takes memory and a core, and the library itself spreads a large batch over cores.
+        # Few threads are enough: each one takes memory and a core, and the tokenizers library spreads a large batch
+        # over the cores itself.
         self._threads = ThreadPoolExecutor(_TOKENIZER_THREADS, thread_name_prefix="tokenize")
         self._large_thread = ThreadPoolExecutor(1, thread_name_prefix="tokenize-large")
         self._cl100k = cl100k
 
     def _prompt_name(self, request: EmbeddingRequest, tokenizer: Tokenizer) -> str | None:
-        """Return the request's `prompt_name`, or the prompt for its input type."""
+        """Return the request's `prompt_name`, or the name of the prompt for the request's input type."""
         input_type = request.input_type or self.models.input_type(request.model)
         if request.prompt_name is not None or input_type is None:
             return request.prompt_name
@@ -92,12 +95,12 @@ class Service:
 
     @contextmanager
     def admit(self) -> Iterator[Callable[[int], None]]:
-        """Hold a request slot. Enter before the body is read.
+        """Context manager that holds a request slot. Enter it before reading the request body.
 
         Yields:
-            `reserve_bytes`, which takes the number of bytes by which the request's body grows (negative if it
-            shrinks). It raises `OverloadedError` if the bodies of all requests exceed the memory limit and this body
-            is not small.
+            A function that takes the change of the body's size in bytes (negative when memory is released). It raises
+            `OverloadedError` if all request bodies together exceed the memory limit, unless this body is at most
+            64 KiB.
 
         Raises:
             OverloadedError: all slots are in use.
@@ -127,7 +130,9 @@ class Service:
 
     def _overloaded(self, reason: Reason) -> OverloadedError:
         self._metrics.overloaded(reason=reason)
-        message = "Too many concurrent requests. Retry after the time in Retry-After."
+        message = (
+            "Too many concurrent requests. Retry after the delay given in the Retry-After header."
+        )
         return OverloadedError(message, "overloaded", retry_after_s=self.requests.retry_after_s)
 
     async def embed(
@@ -138,10 +143,12 @@ class Service:
         Args:
             request: the validated request.
             request_id: identifies the request in logs.
-            priority: the request's priority; None derives it from the number of tokens.
+            priority: `interactive` requests go before `bulk` requests. None means bulk for a request with more than the
+                model's `interactive_tokens`, and interactive for any other request.
 
         Raises:
-            ServiceError: an input has no vector. `param` names the field or the item.
+            ServiceError: the request is rejected, or at least one input has no vector. `param` names the field or the
+                item at fault.
         """
         seconds = self._limits.request_timeout_s
         try:
@@ -180,7 +187,7 @@ class Service:
             tokenized.inputs, request_id=request_id, is_bulk=is_bulk
         )
         _raise_first_failure(answer.failures)
-        # Replicas already report non-finite vectors as failures. Check again: clients take NaN for a valid vector.
+        # Replicas already report non-finite vectors as failures. Check again, because clients do not detect NaN.
         _raise_first_failure(
             [Failure(row, "non_finite_embedding") for row in non_finite_rows(answer.vectors)]
         )
@@ -230,7 +237,10 @@ class Service:
         tokenizer: Tokenizer,
         prompt_name: str | None,
     ) -> Tokenized:
-        """Tokenize the inputs, in a thread if they are long. Cancellation stops that thread after its current part."""
+        """Tokenize the inputs, in a thread if they are long.
+
+        If the request is cancelled, the thread stops after the current part of the texts.
+        """
         items = request.items
         if isinstance(items[0], list) and model.config.token_ids == "cl100k":
             assert self._cl100k is not None, "a model has token_ids: cl100k"
@@ -264,7 +274,10 @@ def _raise_first_failure(failures: Sequence[Failure]) -> None:
 
 
 def _with_client_names(error: ServiceError, request: EmbeddingRequest) -> ServiceError:
-    """Name the item at fault as the client sent it: `inputs[3]`, or `input` for a single input without a list."""
+    """Return the error with the client's name for the item at fault.
+
+    That is `inputs[3]` for an item of `inputs`, and `input` for a single input without a list.
+    """
     name, param, message = request.input_name, error.param, error.message
     if param == "input":
         param = name

@@ -1,4 +1,4 @@
-"""Post-processes the vectors of a model: truncates dimensions, normalizes, finds non-finite rows."""
+"""Post-processes a model's vectors: truncates dimensions, normalizes, finds non-finite rows."""
 
 import numpy as np
 
@@ -13,7 +13,7 @@ def finish(vectors: Vectors, *, dimensions: int | None, normalize: bool) -> Vect
     Args:
         vectors: float32 [inputs, native dimensions]; not modified.
         dimensions: the number of components to keep; None keeps all.
-        normalize: scale rows to unit length.
+        normalize: whether to scale rows to unit length.
 
     Returns:
         float32 [inputs, dimensions], contiguous.

@@ -1,6 +1,6 @@
 """The registry of served models. It resolves the `model` field of a request: a name, an alias, or `name:query`.
 
-It knows neither Starlette nor Ray. Models are called through the `Embedder` protocol.
+This module does not depend on Starlette or Ray. Models are called through the `Embedder` protocol.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -103,7 +103,10 @@ class ModelRegistry:
         return model
 
     def input_type(self, name: str | None) -> InputType | None:
-        """Return the input type in a name's suffix; None if there is none or the whole name is a model's."""
+        """Return the input type that is a suffix of the name.
+
+        Return None if the name has no such suffix, or if the whole name is a model's name or alias.
+        """
         return _input_type_of(name) if name and name not in self._by_name else None
 
 

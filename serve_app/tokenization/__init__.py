@@ -1,1 +1,1 @@
-"""Turns texts and token ids into the ids that a model reads. Does not import torch."""
+"""Turns texts and token ids into the ids that a model reads. This package does not import torch."""

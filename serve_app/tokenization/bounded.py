@@ -1,14 +1,15 @@
 """Tokenizes texts in bounded memory and time.
 
-The library tokenizers needs about 250 bytes and one microsecond per character: a 16 MiB body with a single text would
-take gigabytes and many seconds, only to be rejected as too long. Two measures bound this:
+The `tokenizers` library needs about 250 bytes of memory and one microsecond per character. A 16 MiB body with a single
+text would take gigabytes and many seconds, only to be rejected as too long. Two measures prevent this:
 
-- A list of texts is tokenized in parts of at most `PART_CHARACTERS` characters; a longer text is a part of its own.
-- Of a text far longer than an input may be, only an excerpt is tokenized. If the excerpt has too many tokens, so has
-  the text, and the excerpt's ids are enough to truncate it. If not, the whole text is tokenized, up to
-  `MOST_CHARACTERS` characters; a longer one is rejected.
+- A list of texts is tokenized in parts of at most `PART_CHARACTERS` characters in total. A longer text is a part of its
+  own.
+- Of a text that is far longer than an input may be, only an excerpt is tokenized at first. If the excerpt has too many
+  tokens, the whole text has too many tokens as well, and the ids of the excerpt are enough to truncate the text.
+  Otherwise, the whole text is tokenized, unless it has more than `MOST_CHARACTERS` characters: such a text is rejected.
 
-This module knows nothing of requests or torch.
+This module does not depend on torch or on the HTTP API.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,18 +23,18 @@ PART_CHARACTERS = 250_000
 CHARACTERS_PER_TOKEN = 64
 # The minimum length of an excerpt.
 SHORT_CHARACTERS = 10_000
-# Longer texts are rejected if their excerpt has too few tokens, for example because it consists of spaces.
+# Longer texts are rejected if their excerpt has few tokens, for example because it consists of spaces.
 MOST_CHARACTERS = 1_000_000
 # The number of tokens at the end of an excerpt that may differ from those of the whole text.
 MARGIN = 32
 
 
 class TextEncoding:
-    """Encode texts with a `tokenizers.Tokenizer`, within bounds.
+    """Encode texts with a `tokenizers.Tokenizer`, in bounded memory and time.
 
     Args:
         tokenizer: the tokenizer, without padding or truncation.
-        adds_special_tokens: add special tokens to each text.
+        adds_special_tokens: whether to add special tokens to each text.
         max_input_tokens: the maximum number of tokens in an input; None for no limit.
     """
 
@@ -46,7 +47,10 @@ class TextEncoding:
 
     @property
     def reach(self) -> int | None:
-        """The length of an excerpt, in characters. Almost any text of this length has too many tokens."""
+        """The length of an excerpt, in characters; None without a limit on tokens.
+
+        Almost any text of this length has too many tokens.
+        """
         limit = self._max_input_tokens
         return None if limit is None else max(CHARACTERS_PER_TOKEN * limit, SHORT_CHARACTERS)
 
@@ -59,18 +63,19 @@ class TextEncoding:
         from_left: bool = False,
         head: int = 0,
     ) -> list[list[int]]:
-        """Return the ids of each text, or of an excerpt if that shows that the text is too long.
+        """Return the ids of each text, or those of an excerpt if the excerpt shows that the text is too long.
 
         Args:
             texts: the texts to encode.
             first: the index of the first text in the request, for errors.
             reach: the length of an excerpt, in characters; None reads all texts to their end.
-            from_left: take the excerpt from the end of the text, because the left side is truncated.
-            head: the length of the prompt, in characters. An excerpt from the end of the text still starts with it.
+            from_left: whether to take the excerpt from the end of the text, because the left side is truncated.
+            head: the length of the prompt, in characters. An excerpt from the end of the text still starts with the
+                prompt.
 
         Raises:
             TokenizationError: a text cannot be tokenized, or it has more than `MOST_CHARACTERS` characters and its
-                excerpt has too few tokens.
+                excerpt has few tokens.
         """
         excerpts = [_excerpt(text, reach, from_left=from_left, head=head) for text in texts]
         inputs = self._encode(excerpts, first)
@@ -105,7 +110,7 @@ class TextEncoding:
 
 
 def _too_few_tokens(param: str, characters: int) -> TokenizationError:
-    message = f"{param} is too long: it has {characters} characters, and almost no tokens in the part that was read."
+    message = f"{param} is too long: it has {characters} characters, and the part that was read has almost no tokens."
     return TokenizationError(message, "tokenization_error", param)
 
 
@@ -116,7 +121,7 @@ def _excerpt(text: str, reach: int | None, *, from_left: bool, head: int) -> str
 
 
 def parts(texts: Sequence[str]) -> Iterator[Sequence[str]]:
-    """Split a list of texts into parts of at most `PART_CHARACTERS`. A longer text is a part of its own."""
+    """Group texts into parts of at most `PART_CHARACTERS` characters in total. A longer text is a part of its own."""
     start = characters = 0
     for index, text in enumerate(texts):
         if characters + len(text) > PART_CHARACTERS and index > start:

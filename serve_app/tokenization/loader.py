@@ -1,8 +1,8 @@
 """Loads a model's `tokenizer.json` and configures it as sentence-transformers does.
 
-transformers modifies some tokenizers when it loads them. This module makes the same changes for embedding models
-without importing transformers, and the encoder verifies at load that both give the same ids. It is the only module
-that imports tokenizers.
+transformers modifies some tokenizers when it loads them. This module makes the same changes for embedding models, but
+does not import transformers. When a replica loads a model, the encoder verifies that this module's tokenizer and
+transformers produce the same ids. This is the only module that imports the `tokenizers` library.
 """
 
 import json
@@ -17,8 +17,8 @@ from tokenizers.normalizers import Sequence as NormalizerSequence
 from serve_app.checkpoints.metadata import Checkpoint
 from serve_app.errors import ModelLoadError
 
-# These transformers classes use `tokenizer.json` unchanged. For BERT, all others rebuild the normalizer from
-# `tokenizer_config.json`.
+# These tokenizer classes of transformers use `tokenizer.json` unchanged. All other classes rebuild BERT's normalizer
+# from `tokenizer_config.json`.
 PLAIN_CLASSES = frozenset({"PreTrainedTokenizerFast", "TokenizersBackend"})
 NAMED_TOKENS = (
     "bos_token",
@@ -29,8 +29,8 @@ NAMED_TOKENS = (
     "cls_token",
     "mask_token",
 )
-# Letters of several scripts, a digit, a punctuation mark and spaces. Any vocabulary for a language has a token for at
-# least one of them.
+# Letters of several scripts, a digit, a punctuation mark and spaces. The vocabulary of any language has a token for at
+# least one of these characters.
 PROBE = "a 1 . e A é 字 я"
 
 
@@ -54,7 +54,7 @@ class TokenizerFile:
 
 
 def load_tokenizer_file(checkpoint: Checkpoint) -> TokenizerFile:
-    """Load the tokenizer of a model.
+    """Load a model's tokenizer.
 
     Raises:
         ModelLoadError: `tokenizer.json` is missing or cannot be read.
@@ -92,7 +92,7 @@ def load_tokenizer_file(checkpoint: Checkpoint) -> TokenizerFile:
 
 
 def _rebuild_bert_normalizer(tokenizer: Tokenizer, settings: Mapping[str, Any]) -> None:
-    """Build BERT's normalizer from `tokenizer_config.json`, as transformers does, and ignore `tokenizer.json`'s."""
+    """Replace BERT's normalizer with one built from `tokenizer_config.json`, as transformers does."""
     is_plain = settings.get("tokenizer_class") in PLAIN_CLASSES
     if not is_plain and any(
         isinstance(step, BertNormalizer) for step in _steps(tokenizer.normalizer)
@@ -117,7 +117,10 @@ def _affixes(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
 
 
 def _prepend_lowercase(tokenizer: Tokenizer) -> None:
-    """Lower-case text before any other step, unless a step already does; sentence-transformers' `do_lower_case`."""
+    """Lower-case text before any other step, unless a step already does so.
+
+    This corresponds to sentence-transformers' `do_lower_case`.
+    """
     steps = _steps(tokenizer.normalizer)
     if not any(isinstance(step, Lowercase) for step in steps):
         tokenizer.normalizer = NormalizerSequence([Lowercase(), *steps])

@@ -1,7 +1,7 @@
 """Decodes token ids of OpenAI's `cl100k_base` encoding, which OpenAI clients send instead of text.
 
-tiktoken downloads the encoding's file once, or finds it in `TIKTOKEN_CACHE_DIR`. It is loaded in the background, so a
-server without the file still starts and serves text. This module knows nothing of the served models.
+tiktoken downloads the encoding file once, or finds it in `TIKTOKEN_CACHE_DIR`. The file is loaded in the background, so
+a server without the file still starts and serves text. This module does not depend on the served models.
 """
 
 import asyncio
@@ -15,9 +15,10 @@ from typing import Any
 from serve_app.errors import InvalidRequestError, PayloadTooLargeError
 
 NAME = "cl100k_base"
-# The few larger ids are special tokens. They are accepted, but they stand for no user's text.
+# Larger ids are special tokens. They are accepted, but an encoded text does not contain them.
 LAST_ORDINARY_ID = 100_255
-# The time a request waits for the file. Without network, tiktoken spends the server's first seconds on trying.
+# The seconds that a request waits for the encoding file. Without a network, tiktoken tries to download the file during
+# the server's first seconds.
 _LOAD_TIMEOUT_S = 10.0
 # Requests with at least this many ids are decoded in a thread, because that takes several milliseconds.
 _INLINE_IDS = 20_000
@@ -39,7 +40,7 @@ class Cl100k:
     """Decode `cl100k_base` token ids. The encoding is loaded in a thread that the constructor starts.
 
     Args:
-        load: returns tiktoken's encoding, or raises.
+        load: returns tiktoken's encoding, or raises an exception.
     """
 
     def __init__(self, load: Callable[[], Any] = _load) -> None:
@@ -52,7 +53,7 @@ class Cl100k:
         except Exception as error:
             kind = type(error).__name__
             logger.warning(
-                "cannot load the %s encoding: %s; token ids of OpenAI clients are rejected, text is not",
+                "cannot load the %s encoding: %s; token ids from OpenAI clients are rejected, text is accepted",
                 NAME,
                 kind,
             )
@@ -63,7 +64,7 @@ class Cl100k:
 
         Args:
             inputs: the token ids of each input.
-            max_bytes: the maximum total size of the texts in UTF-8; one id can stand for 128 bytes.
+            max_bytes: the maximum total size of the texts in UTF-8, in bytes. A single id can stand for 128 bytes.
 
         Raises:
             PayloadTooLargeError: the texts exceed `max_bytes`.
@@ -75,7 +76,7 @@ class Cl100k:
             )
         except Exception:
             raise InvalidRequestError(
-                f"This server cannot decode token ids because the file of the {NAME} encoding is missing. Send "
+                f"This server cannot decode token ids because the {NAME} encoding file is missing. Send "
                 "strings (LangChain: check_embedding_ctx_length=False). Operators: install tiktoken, and set "
                 "TIKTOKEN_CACHE_DIR if the server has no network access.",
                 "token_ids_not_accepted",
@@ -90,7 +91,7 @@ def _texts(encoding: Any, inputs: Sequence[Sequence[int]], max_bytes: int) -> li
     texts = []
     remaining_bytes = max_bytes
     for index, ids in enumerate(inputs):
-        # Decode in parts, so that a text that is too long is rejected before all of it is in memory.
+        # Decode in parts, so that a text that is too long is rejected before the whole text is in memory.
         parts = []
         for start in range(0, len(ids), _PART_IDS):
             part = _bytes(encoding, ids[start : start + _PART_IDS], index)

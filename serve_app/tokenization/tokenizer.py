@@ -1,7 +1,7 @@
 """Converts an input and its prompt to the token ids that the model reads, and truncates inputs that are too long.
 
-The ids are those that sentence-transformers gives. This module knows nothing of torch, transformers, requests or
-batches.
+The ids are the same as those that sentence-transformers produces. This module does not depend on torch, transformers or
+the HTTP API.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -46,8 +46,9 @@ class Tokenizer:
 
     Args:
         checkpoint: the metadata from the model's files.
-        max_input_tokens: the maximum number of tokens in an input. It can lower the model's own limit, not raise it.
-        prompts: prompts by name. They extend the model's own prompts and override those of the same name.
+        max_input_tokens: the maximum number of tokens in an input. It can lower the model's own limit but not raise it.
+        prompts: prompts by name, in addition to the model's own prompts. A prompt with the name of one of the model's
+            own prompts replaces that prompt.
 
     Raises:
         ModelLoadError: the model is not an embedding model, has no `tokenizer.json`, or its limit leaves no room for
@@ -75,8 +76,8 @@ class Tokenizer:
         self._max_input_tokens = min(limits, default=None)
         if limits and min(limits) <= len(self._prefix) + len(self._suffix):
             raise ModelLoadError(
-                f"{checkpoint.directory}: a limit of {min(limits)} tokens per input leaves no room for text beside "
-                "the special tokens"
+                f"{checkpoint.directory}: a limit of {min(limits)} tokens per input leaves no room for text in "
+                "addition to the special tokens"
             )
         self._texts = TextEncoding(
             file.tokenizer,
@@ -137,9 +138,9 @@ class Tokenizer:
         Args:
             texts: the texts to encode.
             prompt_name: the name of the prompt to prepend to each text; None for no prompt.
-            truncate: truncate texts that are too long.
-            truncate_direction: the side to truncate.
-            is_wanted: returns False once nobody waits for the result; called before each part of the texts.
+            truncate: whether to truncate texts that are too long.
+            truncate_direction: the side from which tokens are removed.
+            is_wanted: called before each part of the texts. It returns False once nobody waits for the result.
 
         Raises:
             CancelledError: `is_wanted` returned False.
@@ -212,12 +213,12 @@ class Tokenizer:
         )
 
     def _cut(self, ids: list[int], head: Sequence[int], direction: TruncateDirection) -> list[int]:
-        """Truncate the ids of one input, and keep the special tokens at both ends.
+        """Truncate the ids of one input, but keep the special tokens at both ends.
 
         Args:
             ids: the ids of the input or of its excerpt.
             head: the ids to keep at the front if the left side is truncated: special tokens and prompt.
-            direction: the side to truncate.
+            direction: the side from which tokens are removed.
         """
         limit = self._max_input_tokens
         assert limit is not None, "without a limit no input is too long"
@@ -228,7 +229,7 @@ class Tokenizer:
     def _prompt(self, text: str) -> _Prompt:
         """Tokenize a prompt, and measure it as sentence-transformers' `Transformer._get_prompt_length` does.
 
-        The length is that of the truncated ids, minus one if they end in a special token.
+        The length is the number of ids after truncation, minus one if the last id is a special token.
         """
         if not text:
             return NO_PROMPT

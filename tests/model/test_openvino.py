@@ -117,7 +117,7 @@ def test_a_graph_with_wrong_vectors_is_not_used(
 
     monkeypatch.setattr(openvino, "convert", convert_wrongly)
     monkeypatch.setattr(openvino, "keep", lambda *_: False)
-    with pytest.raises(ModelLoadError, match="its vectors differ from torch's"):
+    with pytest.raises(ModelLoadError, match="the graph's vectors differ from torch's"):
         vectors(saved, engine="openvino")
 
 
@@ -148,7 +148,7 @@ def test_a_limit_beyond_the_positions_rules_out_openvino(saved: Path) -> None:
     """Torch raises an error for such inputs; a graph would read zeros."""
     write_json(saved / "sentence_bert_config.json", {"max_seq_length": 64})
 
-    with pytest.raises(ModelLoadError, match="longer than its 40 positions"):
+    with pytest.raises(ModelLoadError, match="longer than the model's 40 positions"):
         load_encoder(str(saved), device="cpu", engine="openvino", warm_up=False)
 
 

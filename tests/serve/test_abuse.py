@@ -160,6 +160,7 @@ def test_queued_work_of_disconnected_clients_is_dropped(server: Server) -> None:
     assert post(server.plumbing_url, {"input": "fine"}).status_code == 200
 
 
+@pytest.mark.both_modes
 def test_a_disconnect_fails_no_other_request(server: Server) -> None:
     """A call carries inputs of several requests, and must outlive the request that started it."""
     text = json.dumps({"input": ["slow " * 20] * 8}).encode()

@@ -13,6 +13,7 @@ from tests.support.metrics import replicas, total
 from tests.support.server import Server, answers, wait_for
 
 
+@pytest.mark.both_modes
 def test_only_the_failing_input_gets_an_error(server: Server) -> None:
     texts = ["fine", "poison", "slow", "fine", "poison", "fine"] * 4
 
@@ -48,6 +49,7 @@ def test_a_non_embedding_model_is_listed_and_answers_424(server: Server) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.both_modes
 @pytest.mark.parametrize("word", ["death", "broken"])
 def test_an_input_that_kills_two_replicas_is_refused(server: Server, word: str) -> None:
     request_id = f"id-{uuid.uuid4().hex}"
@@ -82,6 +84,7 @@ def test_an_input_that_kills_two_replicas_is_refused(server: Server, word: str) 
 
 
 @pytest.mark.slow
+@pytest.mark.both_modes
 def test_a_replica_with_a_hung_model_is_replaced(server: Server) -> None:
     with ThreadPoolExecutor(1) as client:
         hanging = client.submit(post, server.plumbing_url, {"input": "wedge"})
@@ -133,6 +136,7 @@ def test_invalid_batch_settings_leave_the_replica_unchanged(server: Server) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.both_modes
 def test_replaced_replicas_finish_accepted_requests(server: Server) -> None:
     before = replicas(server)
     with ThreadPoolExecutor(20) as clients:
@@ -140,7 +144,7 @@ def test_replaced_replicas_finish_accepted_requests(server: Server) -> None:
             clients.submit(post, server.plumbing_url, {"input": "slow " * 30}) for _ in range(12)
         ]
         wait_for(
-            lambda: total(server.plumbing_url, "embeddings_replica_queued_chunks") > 0,
+            lambda: total(server.plumbing_url, "embeddings_replica_queued_calls") > 0,
             timeout_s=10,
             what="requests are queued",
         )

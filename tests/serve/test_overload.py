@@ -117,6 +117,7 @@ class Tries:
 
 
 @pytest.mark.slow
+@pytest.mark.both_modes
 @pytest.mark.anyio
 async def test_a_refused_sdk_honors_retry_after_and_succeeds(server: Server) -> None:
     async def call() -> Tries:
@@ -141,6 +142,7 @@ async def test_a_refused_sdk_honors_retry_after_and_succeeds(server: Server) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.both_modes
 @pytest.mark.anyio
 async def test_most_sdk_calls_succeed_at_twice_the_capacity(server: Server) -> None:
     """160 clients use the SDK's default of two retries, and the server accepts 80 requests."""

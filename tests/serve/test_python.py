@@ -3,11 +3,13 @@
 import json
 
 import numpy as np
+import pytest
 
 from tests.support.http import post, vectors
 from tests.support.server import Server, wait_for
 
 
+@pytest.mark.both_modes
 def test_a_handle_gives_the_same_vectors_and_errors_as_http(server: Server) -> None:
     result = json.loads(server.run_script("call_from_python.py"))
 
@@ -24,6 +26,7 @@ def test_a_handle_gives_the_same_vectors_and_errors_as_http(server: Server) -> N
     ]
 
 
+@pytest.mark.both_modes
 def test_caller_errors_leave_no_traceback_in_the_log(server: Server) -> None:
     """By default, Ray Serve logs every exception of a handle call with its traceback."""
     server.run_script("call_from_python.py")

@@ -75,6 +75,7 @@ def test_new_limits_and_a_new_model_fail_no_request(
     assert set(load.statuses) == {200}
 
 
+@pytest.mark.both_modes
 @pytest.mark.timeout(600)
 def test_a_new_revision_fails_no_request(
     server: Server, config: dict[str, Any], load: Load, tmp_path: Path
@@ -103,6 +104,7 @@ def request_missing_device(config: dict[str, Any]) -> None:
     arguments(config)["models"][0]["device"] = "cuda:7"
 
 
+@pytest.mark.both_modes
 @pytest.mark.timeout(1200)
 def test_a_failed_deploy_leaves_the_old_replicas_serving(
     server: Server, config: dict[str, Any], load: Load

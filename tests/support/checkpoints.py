@@ -1,4 +1,7 @@
-"""Write small model directories: tokenizers trained on a few lines, and JSON files. Does not import torch."""
+"""Write small model directories: tokenizers trained on a few lines, and JSON files.
+
+This module does not import torch.
+"""
 
 import json
 from pathlib import Path

@@ -77,13 +77,17 @@ def reference_of(directory: Path) -> SentenceTransformer:
     return reference
 
 
-def load(directory: Path, reference: SentenceTransformer, *, engine: str) -> Loaded:
+def load(
+    directory: Path, reference: SentenceTransformer, *, engine: str, threads: int = 1
+) -> Loaded:
     """Load a model for an engine: `torch`, `packed` or `openvino`."""
     checkpoint = read_checkpoint(str(directory))
     if engine == PACKED:
         encoder = packed(directory, checkpoint)
     else:
-        encoder = load_encoder(str(directory), device="cpu", engine=engine, warm_up=False)
+        encoder = load_encoder(
+            str(directory), device="cpu", engine=engine, threads=threads, warm_up=False
+        )
         assert encoder.engine_name == engine
     return Loaded(directory, checkpoint, Tokenizer(checkpoint), encoder, reference)
 

@@ -63,7 +63,7 @@ class ObedientEncoder:
         rows = [
             ids for chunk in inputs for ids in np.split(chunk.ids, np.cumsum(chunk.lengths)[:-1])
         ]
-        words = set(np.concatenate(rows).tolist())
+        words: set[int] = set() if self._batch_s else set(np.concatenate(rows).tolist())
         if DEATH in words:
             os._exit(1)
         if BROKEN in words:

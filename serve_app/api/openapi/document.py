@@ -1,8 +1,8 @@
 """The API documentation: `/openapi.json`, and a page at `/docs` that renders it without internet access.
 
 The document is generated from the pydantic models. It lists every error and every header that a route can return. The
-page uses Swagger UI 5. Its assets come from the package fastapi-offline, whose files are served but whose code is never
-imported. Knows nothing of Ray.
+page uses Swagger UI 5, whose files are in the package fastapi-offline. The package's files are served, but its code is
+never imported. This module does not depend on Ray.
 """
 
 import importlib.util
@@ -59,7 +59,7 @@ _PATHS = ("/v1/embeddings", "/embeddings", "/openai/v1/embeddings", "/openai/emb
 _MODEL_PATHS = ("/openai/deployments/{model}/embeddings", "/v1/engines/{model}/embeddings")
 _LISTS = ("/v1/models", "/models", "/openai/v1/models", "/openai/models")
 
-# The errors of every route, and those of the embeddings routes in addition.
+# The errors that every route can return, and the additional errors of the embedding routes.
 _COMMON_ERRORS: tuple[type[ServiceError], ...] = (
     errors.MethodNotAllowedError,
     errors.InternalError,
@@ -106,12 +106,12 @@ class Documentation:
 
     @cached_property
     def _schema(self) -> Json:
-        # Built on first use: it takes 35 ms, which would delay the start.
+        # Built on first use: it takes 35 ms, which would delay startup.
         return build_schema(self._models, self._settings)
 
     async def schema(self, request: Request) -> Response:
         """`GET /openapi.json`."""
-        # The path that the operator mounted the application at.
+        # The path at which the operator mounted the application.
         servers = [{"url": request.scope.get("root_path") or "/"}]
         content = orjson.dumps({**self._schema, "servers": servers})
         return Response(content, media_type="application/json")
@@ -201,7 +201,7 @@ def build_schema(models: Sequence[ServedModel], settings: HttpConfig) -> Json:
             },
         },
         "components": {"schemas": schemas, "securitySchemes": _SCHEMES},
-        "security": [{}, *({name: []} for name in _SCHEMES)],  # `{}`: no keys are configured
+        "security": [{}, *({name: []} for name in _SCHEMES)],  # `{}`: no API key is needed
     }
 
 
@@ -255,7 +255,7 @@ def _operation(
 
 
 def _failure(failures: Sequence[type[ServiceError]]) -> Json:
-    """Describe the response of one status, which several errors can share."""
+    """Describe the response with one status. Several errors can share a status."""
     schemas = [
         {"$ref": f"#/components/schemas/{model.__name__}"} for model in (ErrorBody, OpenAIErrorBody)
     ]

@@ -15,16 +15,28 @@ def _header(text: str, **schema: Any) -> Json:
 
 REQUEST_ID = {
     "x-request-id": _header(
-        "The request id: the client's own if valid, else generated.", type="string"
+        "The request id: the client's own id if it is valid, and a generated id otherwise.",
+        type="string",
     ),
 }
 TIMINGS = {
-    "x-compute-tokens": _header("Tokens that the model processed.", type="integer"),
-    "x-total-time": _header("Total time in milliseconds.", type="number"),
-    "x-tokenization-time": _header("Tokenization time in milliseconds.", type="number"),
-    "x-queue-time": _header("Time spent waiting for the model, in milliseconds.", type="number"),
-    "x-inference-time": _header("Inference time in milliseconds.", type="number"),
-    "x-truncated-inputs": _header("Number of truncated inputs; absent if none.", type="integer"),
+    "x-compute-tokens": _header(
+        "Number of tokens that the model processed, without padding.", type="integer"
+    ),
+    "x-total-time": _header("Total time of the request, in milliseconds.", type="number"),
+    "x-tokenization-time": _header("Time spent on tokenization, in milliseconds.", type="number"),
+    "x-queue-time": _header(
+        "Milliseconds during which no part of the request was being computed: time in the queue, and transfer to and "
+        "from the replica.",
+        type="number",
+    ),
+    "x-inference-time": _header(
+        "Milliseconds during which at least one part of the request was being computed.",
+        type="number",
+    ),
+    "x-truncated-inputs": _header(
+        "Number of truncated inputs. Absent if no input was truncated.", type="integer"
+    ),
 }
 _VARY = {
     "vary": _header("The request header that selects the error format.", type="string"),
@@ -39,13 +51,19 @@ RATE_LIMITS = {
     f"x-ratelimit-{quantity}-{unit}": _header(text.format(unit=unit), type=kind)
     for unit in ("requests", "tokens")
     for quantity, text, kind in (
-        ("limit", "Maximum number of pending {unit}.", "integer"),
-        ("remaining", "Number of further {unit} accepted now.", "integer"),
+        ("limit", "Maximum number of pending {unit} (accepted and not finished).", "integer"),
+        (
+            "remaining",
+            "Number of {unit} that are accepted now in addition to the pending {unit}.",
+            "integer",
+        ),
         ("reset", "Time until all pending {unit} are finished, such as `120ms`.", "string"),
     )
 }
 _SHOULD_RETRY = {
-    "x-should-retry": _header("Sent when a retry would fail again.", type="string", enum=["false"]),
+    "x-should-retry": _header(
+        "`false` if a retry would fail again.", type="string", enum=["false"]
+    ),
 }
 _AUTHENTICATE = {"www-authenticate": _header("The authentication scheme.", type="string")}
 _ALLOW = {"allow": _header("The methods that this path accepts.", type="string")}

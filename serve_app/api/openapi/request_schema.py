@@ -1,7 +1,7 @@
 """The exact JSON schema of a request: it allows only what at least one of the served models accepts.
 
-Clients and tests that are generated from the document therefore send only valid requests. The model's name stays a free
-string, so that a client generated from one server's document can call another server.
+Clients and tests that are generated from the document therefore send only valid requests. `model` is an exception: it
+allows any string, so that a client generated from one server's document can call another server.
 """
 
 from collections.abc import Sequence
@@ -57,7 +57,7 @@ def _inputs(models: Sequence[ServedModel], most: int) -> list[Json]:
 
 
 def _last_id(model: ServedModel) -> int:
-    """Return the largest token id that a model accepts; -1 if it accepts none."""
+    """Return the largest token id that a model accepts; -1 if the model accepts no token ids."""
     if model.tokenizer is None or model.config.token_ids == "reject":
         return -1
     if model.config.token_ids == "cl100k":

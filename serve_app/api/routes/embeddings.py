@@ -17,7 +17,7 @@ from serve_app.observability.access_log import RequestRecord
 from serve_app.schemas.embeddings import EmbeddingRequest, parse_request, read_priority
 from serve_app.service.embeddings import Service
 
-# Responses with this many numbers or more are serialized in a thread, because that takes milliseconds.
+# Responses with at least this many numbers are serialized in a thread, because serializing them takes milliseconds.
 _INLINE_NUMBERS = 300_000
 
 Writer = Callable[[EmbedResponse, EmbeddingRequest], bytes]

@@ -16,11 +16,11 @@ Scrape = Callable[[], Awaitable[bytes]]
 
 
 class HealthRoutes:
-    """The handlers of the health and metrics routes.
+    """The handlers of the routes `/health`, `/ready` and `/metrics`.
 
     Args:
-        service: the service whose readiness is reported.
-        settings: the HTTP settings; `retry_after_s` is sent with a 503.
+        service: the service whose readiness `/ready` reports.
+        settings: the HTTP settings; a 503 response contains their `retry_after_s`.
         scrape: gathers the metrics of all replicas as Prometheus text.
     """
 

@@ -239,6 +239,8 @@ async def test_an_invalid_key_is_401(closed: Application, headers: dict[str, str
         response = await client.post("/v1/embeddings", json={"input": "a"})
 
     assert response.status_code == 401
+    assert response.json()["code"] == "invalid_api_key"
+    assert response.headers["www-authenticate"] == "Bearer"
     assert closed.embedder.seen == []
 
 

@@ -170,7 +170,7 @@ def test_settings_are_frozen() -> None:
         ({"models": [MODEL], "http": {"error_format": "page"}}, "page is now called flat"),
         (
             {"models": [{**MODEL, "max_batch_size": 1}]},
-            "max_batch_size was removed: it follows from deployment.max_ongoing_requests",
+            "max_batch_size was removed: it is derived from deployment.max_ongoing_requests",
         ),
     ],
 )

@@ -135,7 +135,7 @@ async def test_a_cancelled_call_leaves_the_queue_at_once() -> None:
     cancelled.task.cancel()
     await settle()
 
-    assert (harness.gate.queued_chunks, harness.gate.queued_tokens) == (0, 0)
+    assert (harness.gate.queued_calls, harness.gate.queued_tokens) == (0, 0)
     await harness.drain()
 
 
@@ -237,7 +237,7 @@ def walk(steps: list[tuple[str, int]], *, is_calm: bool, check: Check) -> None:
                 await settle()
                 check(harness)
         await harness.drain()
-        assert (harness.gate.queued_chunks, harness.gate.queued_tokens) == (0, 0)
+        assert (harness.gate.queued_calls, harness.gate.queued_tokens) == (0, 0)
 
     asyncio.run(run())
 
@@ -306,7 +306,7 @@ def test_invariants_hold_for_events_in_the_same_loop_turn(steps: list[tuple[str,
         assert not any(caller.inside.is_set() for caller in younger)
         assert sum(c.tokens for c in inside) <= 2 * max([BUDGET, *(c.tokens for c in inside)])
         assert inside or not waiting
-        assert harness.gate.queued_chunks == len(waiting)
+        assert harness.gate.queued_calls == len(waiting)
         assert harness.gate.queued_tokens == sum(c.tokens for c in waiting)
 
     walk(steps, is_calm=False, check=check)

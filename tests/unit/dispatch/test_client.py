@@ -44,7 +44,7 @@ pytestmark = pytest.mark.anyio
 
 STATE = ReplicaState(
     "r1",
-    queued_chunks=0,
+    queued_calls=0,
     queued_tokens=0,
     busy_seconds=0,
     memory_bytes=0,

@@ -202,7 +202,7 @@ async def test_the_environment_sets_the_error_format(
 ) -> None:
     behind = serving(503, b"no replica", [(b"content-type", b"text/plain")], with_middleware=False)
     bodies = []
-    for shape in ("openai", "xml"):
+    for shape in ("openai", "xml", "page"):
         monkeypatch.setenv("EMBEDDINGS_ERROR_FORMAT", shape)
         made = middlewares()[0]
         app = made.cls(behind, *made.args, **made.kwargs)
@@ -210,3 +210,4 @@ async def test_the_environment_sets_the_error_format(
 
     assert bodies[0]["error"]["code"] == "model_unavailable"
     assert bodies[1]["error"] == "Model is unavailable"
+    assert bodies[2] == bodies[1]
