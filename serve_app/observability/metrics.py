@@ -199,8 +199,8 @@ def exposition(
 def _replica_families(models: Mapping[str, Iterable[ReplicaState]]) -> list[Metric]:
     """Return the metric families of the models' replicas."""
     name, labels = "embeddings_replica", ["model", "replica"]
-    chunks = GaugeMetricFamily(
-        f"{name}_queued_chunks",
+    calls = GaugeMetricFamily(
+        f"{name}_queued_calls",
         "Calls waiting in the replica. Each call carries one or more chunks.",
         labels=labels,
     )
@@ -208,7 +208,9 @@ def _replica_families(models: Mapping[str, Iterable[ReplicaState]]) -> list[Metr
         f"{name}_queued_tokens", "Tokens waiting in the replica.", labels=labels
     )
     busy = CounterMetricFamily(
-        f"{name}_busy_seconds", "Total seconds that the model has spent computing.", labels=labels
+        f"{name}_busy_seconds",
+        "Total seconds that the model's thread has been busy, loading the model included.",
+        labels=labels,
     )
     memory = GaugeMetricFamily(
         f"{name}_memory_bytes", "Resident memory of the replica's process, in bytes.", labels=labels
@@ -216,11 +218,11 @@ def _replica_families(models: Mapping[str, Iterable[ReplicaState]]) -> list[Metr
     for model, states in models.items():
         for state in states:
             values = [model, state.replica]
-            chunks.add_metric(values, state.queued_calls)
+            calls.add_metric(values, state.queued_calls)
             tokens.add_metric(values, state.queued_tokens)
             busy.add_metric(values, state.busy_seconds)
             memory.add_metric(values, state.memory_bytes)
-    return [chunks, tokens, busy, memory]
+    return [calls, tokens, busy, memory]
 
 
 class _Gathered(CollectorRegistry):
