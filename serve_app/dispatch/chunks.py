@@ -83,8 +83,9 @@ def _inference_seconds(answers: Sequence[Answered]) -> float:
 
     Chunks can be in the same batch, and batches can overlap. Time covered more than once counts once.
     """
-    seconds, counted_until = 0.0, -math.inf
-    for end, length in sorted((answer.at, answer.result.inference_s) for answer in answers):
-        seconds += min(length, end - counted_until)
-        counted_until = end
+    seconds, covered_until = 0.0, -math.inf
+    batches = ((answer.at - answer.result.inference_s, answer.at) for answer in answers)
+    for start, end in sorted(batches):
+        seconds += max(end - max(start, covered_until), 0.0)
+        covered_until = max(covered_until, end)
     return seconds

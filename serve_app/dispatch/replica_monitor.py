@@ -18,8 +18,8 @@ from serve_app.messages import ReplicaState
 
 # Seconds between two polls, and the replicas' deadline for an answer.
 _POLL_S = 2.0
-# After an idle time, the first pause between polls is this many seconds, and each later pause is
-# twice the one before. A burst reaches all ingress replicas at the same time, and they have to
+# After an idle time, the pause between polls is this many seconds, doubled at each poll, the first
+# one included. A burst reaches all ingress replicas at the same time, and they have to
 # discover each other while the burst lasts.
 _FIRST_POLL_S = 0.1
 

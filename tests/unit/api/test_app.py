@@ -251,16 +251,6 @@ async def test_health_docs_and_metrics_need_no_key(closed: Application, path: st
         assert (await client.get(path)).status_code == 200
 
 
-async def test_metrics_can_require_a_key(tokenizer: Tokenizer) -> None:
-    app = build_application(tokenizer, keys=KEYS, http={"metrics_need_key": True})
-
-    async with app.client() as client:
-        without = await client.get("/metrics")
-        with_key = await client.get("/metrics", headers={"api-key": "sk-1"})
-
-    assert (without.status_code, with_key.status_code) == (401, 200)
-
-
 async def test_logs_and_metrics_name_the_key_and_never_reveal_it(
     closed: Application, log: pytest.LogCaptureFixture
 ) -> None:

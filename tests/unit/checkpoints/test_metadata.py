@@ -105,123 +105,6 @@ def test_undefined_prompts_are_empty(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "architecture",
-    ["BertForSequenceClassification", "Qwen3ForCausalLM", "BertForMaskedLM", "BertModel"],
-)
-def test_a_model_without_modules_json_does_not_embed(tmp_path: Path, architecture: str) -> None:
-    write_json(tmp_path / "config.json", {"model_type": "bert", "architectures": [architecture]})
-
-    checkpoint = read_checkpoint(str(tmp_path))
-
-    assert not checkpoint.embeds
-    assert architecture in checkpoint.reason
-    assert str(tmp_path) not in checkpoint.reason
-    assert checkpoint.dimensions is None
-
-
-@pytest.mark.parametrize("kind", ["SparseEncoder", "CrossEncoder", "MultiVectorEncoder", "ColBERT"])
-def test_another_kind_of_model_does_not_embed(tmp_path: Path, kind: str) -> None:
-    write_bert(tmp_path)
-    write_json(tmp_path / "config_sentence_transformers.json", {"model_type": kind})
-
-    checkpoint = read_checkpoint(str(tmp_path))
-
-    assert not checkpoint.embeds
-    assert kind in checkpoint.reason
-
-
-def test_a_model_with_a_sparse_pooling_does_not_embed(tmp_path: Path) -> None:
-    write_bert(tmp_path)
-    write_modules(
-        tmp_path,
-        f"{OLD}.Transformer",
-        "sentence_transformers.sparse_encoder.models.SpladePooling",
-    )
-
-    checkpoint = read_checkpoint(str(tmp_path))
-
-    assert not checkpoint.embeds
-    assert "SpladePooling" in checkpoint.reason
-
-
-def test_a_transformer_without_pooling_does_not_embed(tmp_path: Path) -> None:
-    write_bert(tmp_path)
-    write_modules(tmp_path, f"{OLD}.Transformer", f"{OLD}.Dense")
-
-    checkpoint = read_checkpoint(str(tmp_path))
-
-    assert not checkpoint.embeds
-    assert "no Pooling" in checkpoint.reason
-
-
-def test_a_transformer_for_another_task_does_not_embed(tmp_path: Path) -> None:
-    write_bert(tmp_path)
-    write_json(tmp_path / "sentence_bert_config.json", {"transformer_task": "fill-mask"})
-
-    assert not read_checkpoint(str(tmp_path)).embeds
-
-
-@pytest.mark.parametrize(
-    ("kinds", "name"),
-    [
-        ((f"{OLD}.CLIPModel",), "CLIPModel"),
-        ((f"{OLD}.WordEmbeddings", f"{OLD}.Pooling"), "WordEmbeddings"),
-        ((f"{NEW}.router.Router", f"{OLD}.Pooling"), "Router"),
-        (("custom_st.Transformer", f"{OLD}.Pooling"), "custom_st.Transformer"),
-        ((f"{OLD}.Transformer", f"{OLD}.Pooling", f"{OLD}.CNN"), "CNN"),
-    ],
-)
-def test_an_unsupported_module_fails_the_start(
-    tmp_path: Path, kinds: tuple[str, ...], name: str
-) -> None:
-    write_bert(tmp_path)
-    write_modules(tmp_path, *kinds)
-
-    with pytest.raises(ModelLoadError, match=f"unsupported module: {name}"):
-        read_checkpoint(str(tmp_path))
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"modality_config": {"message": {}, "text": {}}},
-        {"modality_config": {"image": {}}},
-        {"processing_kwargs": {"text": {"max_length": 5}}},
-    ],
-)
-def test_unsupported_transformer_settings_fail_the_start(
-    tmp_path: Path, settings: dict[str, object]
-) -> None:
-    write_bert(tmp_path)
-    write_json(tmp_path / "sentence_bert_config.json", settings)
-
-    with pytest.raises(ModelLoadError, match="unsupported"):
-        read_checkpoint(str(tmp_path))
-
-
-def test_a_directory_without_a_model_fails_the_start(tmp_path: Path) -> None:
-    with pytest.raises(ModelLoadError, match=r"no config\.json"):
-        read_checkpoint(str(tmp_path))
-
-
-@pytest.mark.parametrize("content", ["{", "[]", '{"type": "x"}', "[1]"])
-def test_a_broken_modules_json_fails_the_start(tmp_path: Path, content: str) -> None:
-    (tmp_path / "modules.json").write_text(content)
-
-    with pytest.raises(ModelLoadError, match=r"modules\.json"):
-        read_checkpoint(str(tmp_path))
-
-
-@pytest.mark.parametrize("config", [None, [], {"pooling_mode": "mean"}])
-def test_a_pooling_without_a_width_fails_the_start(tmp_path: Path, config: object) -> None:
-    write_bert(tmp_path)
-    write_json(tmp_path / "1_Pooling/config.json", config)
-
-    with pytest.raises(ModelLoadError, match="1_Pooling"):
-        read_checkpoint(str(tmp_path))
-
-
-@pytest.mark.parametrize(
     ("declared", "tokenizer", "config", "expected"),
     [
         (16, {"model_max_length": 20}, {"max_position_embeddings": 30}, 16),
@@ -247,3 +130,44 @@ def test_the_input_limit_matches_sentence_transformers(
     write_json(tmp_path / "config.json", config)
 
     assert read_checkpoint(str(tmp_path)).max_input_tokens == expected
+
+
+def test_a_model_that_does_not_embed_has_only_a_reason(tmp_path: Path) -> None:
+    write_json(tmp_path / "config.json", {"architectures": ["BertForMaskedLM"]})
+
+    checkpoint = read_checkpoint(str(tmp_path))
+
+    assert not checkpoint.embeds
+    assert checkpoint.reason.startswith("BertForMaskedLM has no modules.json")
+    assert (checkpoint.dimensions, checkpoint.max_input_tokens) == (None, None)
+
+
+def test_a_declared_model_type_decides_whether_a_model_embeds(tmp_path: Path) -> None:
+    write_bert(tmp_path)
+    write_json(tmp_path / "config_sentence_transformers.json", {"model_type": "SparseEncoder"})
+
+    assert not read_checkpoint(str(tmp_path)).embeds
+
+
+def test_an_embedding_model_with_other_modules_is_rejected(tmp_path: Path) -> None:
+    write_bert(tmp_path)
+    write_modules(tmp_path, *(f"{OLD}.{kind}" for kind in ("Transformer", "Pooling", "CNN")))
+
+    with pytest.raises(ModelLoadError, match="unsupported module: CNN"):
+        read_checkpoint(str(tmp_path))
+
+
+def test_unsupported_transformer_settings_fail_the_start(tmp_path: Path) -> None:
+    write_bert(tmp_path)
+    write_json(tmp_path / "sentence_bert_config.json", {"modality_config": {"image": {}}})
+
+    with pytest.raises(ModelLoadError, match="unsupported"):
+        read_checkpoint(str(tmp_path))
+
+
+def test_a_pooling_without_a_width_fails_the_start(tmp_path: Path) -> None:
+    write_bert(tmp_path)
+    write_json(tmp_path / "1_Pooling/config.json", {"pooling_mode": "mean"})
+
+    with pytest.raises(ModelLoadError, match="1_Pooling"):
+        read_checkpoint(str(tmp_path))

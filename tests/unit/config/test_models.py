@@ -3,7 +3,13 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from serve_app.config.deployments import Settings, is_undocumented
+from serve_app.config.deployments import (
+    DeploymentOptions,
+    IngressOptions,
+    Settings,
+    is_undocumented,
+)
+from serve_app.config.http import HttpConfig
 from serve_app.config.models import BatchSettings, ModelConfig, ServerConfig
 
 # Ray Serve's documentation describes these options.
@@ -30,11 +36,9 @@ def server(*models: dict[str, Any], **others: Any) -> ServerConfig:
 def test_a_model_needs_only_a_name_and_a_source() -> None:
     config = server(MODEL)
 
-    assert config.http.max_client_batch_size == 2048
-    assert config.http.max_request_tokens == 300_000
-    assert config.http.max_body_bytes == 16 * 2**20
-    assert config.http.body_timeout_s == 30
-    assert config.http.error_format == "auto"
+    assert config.http == HttpConfig()
+    assert config.ingress == IngressOptions()
+    assert config.models[0].deployment == DeploymentOptions()
 
 
 @pytest.mark.parametrize(
@@ -43,12 +47,6 @@ def test_a_model_needs_only_a_name_and_a_source() -> None:
         ({"models": []}, "models"),
         ({"models": [MODEL], "htpp": {}}, "htpp"),
         ({"models": [MODEL], "http": {"error_format": "xml"}}, "http.error_format"),
-        ({"models": [MODEL], "http": {"retry_after_s": 61}}, "http.retry_after_s"),
-        ({"models": [MODEL], "http": {"max_body_bytes": 0}}, "http.max_body_bytes"),
-        ({"models": [MODEL], "http": {"api_keys_file": "keys"}}, "http.api_keys_file"),
-        ({"models": [MODEL], "http": {"cors_origins": ["https://a.example/"]}}, "http.cors_origins.0"),
-        ({"models": [MODEL], "http": {"cors_origins": ["*", "a.example"]}}, "http.cors_origins.1"),
-        ({"models": [MODEL], "http": {"cors_origins": ["https://A.example"]}}, "http.cors_origins.0"),
         ({"models": [{"name": "a"}]}, "models.0.source"),
         ({"models": [{**MODEL, "dytpe": "float16"}]}, "models.0.dytpe"),
         ({"models": [{**MODEL, "device": "gpu"}]}, "models.0.device"),
@@ -105,25 +103,6 @@ def test_a_deployment_is_named_after_its_model() -> None:
     assert set_by_hand.deployment_name == "mine"
 
 
-def test_num_replicas_excludes_autoscaling_config() -> None:
-    with pytest.raises(ValidationError, match="not both"):
-        server({**MODEL, "deployment": {"num_replicas": 2, "autoscaling_config": {}}})
-
-
-def test_ray_serve_gets_only_its_own_options() -> None:
-    options = {"name": "mine", "num_replicas": 2, "user_config": {"max_batch_tokens": 8}}
-    config = server({**MODEL, "deployment": options})
-
-    given = config.models[0].deployment.given()
-
-    assert given == {
-        "num_replicas": 2,
-        "max_ongoing_requests": 512,
-        "max_queued_requests": 1024,
-        "max_surge_percent": 100,
-    }
-
-
 def test_user_config_overrides_batch_settings() -> None:
     model = ModelConfig.model_validate(
         {**MODEL, "max_batch_tokens": 100, "deployment": {"user_config": {"max_batch_tokens": 200}}}
@@ -136,38 +115,12 @@ def test_user_config_overrides_batch_settings() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "most"),
-    [
-        ({}, 2000),
-        ({"max_queued_requests": -1}, None),
-        ({"max_ongoing_requests": 5, "max_queued_requests": 0}, 5),
-    ],
-)
-def test_the_ingress_limit_is_running_plus_waiting_requests(
-    options: dict[str, int], most: int | None
-) -> None:
-    assert server(MODEL, ingress=options).ingress.max_requests == most
-
-
-def test_settings_are_frozen() -> None:
-    config = server(MODEL)
-
-    with pytest.raises(ValidationError, match="frozen"):
-        config.http.max_body_bytes = 1  # type: ignore[misc]
-
-
-@pytest.mark.parametrize(
     ("args", "words"),
     [
         (
             {"models": [{**MODEL, "wedged_after_s": 1}]},
             "wedged_after_s is now called hang_timeout_s",
         ),
-        (
-            {"models": [MODEL], "http": {"unavailable_after_s": 1}},
-            "unavailable_after_s is now called replica_wait_timeout_s",
-        ),
-        ({"models": [MODEL], "http": {"error_format": "page"}}, "page is now called flat"),
         (
             {"models": [{**MODEL, "max_batch_size": 1}]},
             "max_batch_size was removed: it is derived from deployment.max_ongoing_requests",

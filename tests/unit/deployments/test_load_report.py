@@ -2,16 +2,7 @@ import pytest
 
 from serve_app.deployments.autoscaling import BUSY, WAITING_S
 from serve_app.deployments.load_report import LoadReport
-
-
-class Clock:
-    """A clock that a test sets."""
-
-    now = 100.0
-
-    def __call__(self) -> float:
-        """Return the time."""
-        return self.now
+from tests.support.clock import Clock
 
 
 @pytest.fixture

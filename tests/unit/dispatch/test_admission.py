@@ -1,19 +1,7 @@
-from dataclasses import dataclass
-
 import pytest
 
 from serve_app.dispatch.admission import Admission
-
-
-@dataclass
-class Clock:
-    """A clock that a test sets."""
-
-    now: float = 100.0
-
-    def __call__(self) -> float:
-        """Return the time."""
-        return self.now
+from tests.support.clock import Clock
 
 
 def work(admission: Admission, clock: Clock, *, seconds: float, pace: float) -> None:
@@ -88,34 +76,6 @@ def test_without_a_limit_everything_is_admitted() -> None:
     assert admission.has_room(10**9)
 
 
-def test_the_wait_is_pending_units_over_the_recent_drain_rate() -> None:
-    clock = Clock()
-    admission = Admission(limit=1000, unknown_s=3, clock=clock)
-    admission.add(600)
-
-    assert admission.wait_s == 3
-    work(admission, clock, seconds=20, pace=100)
-    assert admission.wait_s == pytest.approx(6, rel=0.2)
-    work(admission, clock, seconds=60, pace=20)
-    assert admission.wait_s == pytest.approx(30, rel=0.2)
-
-
-def test_a_lightly_loaded_model_does_not_look_slow() -> None:
-    """It finished ten units a second because ten were pending; its rate at 1000 is unknown."""
-    clock = Clock()
-    admission = Admission(limit=1000, unknown_s=3, clock=clock)
-    admission.add(10)
-    work(admission, clock, seconds=30, pace=10)
-    assert admission.wait_s == pytest.approx(1, rel=0.2)
-
-    admission.add(990)
-    assert admission.wait_s == 3
-    clock.now += 1
-    admission.finish(200)
-
-    assert admission.wait_s == pytest.approx(4, rel=0.2)
-
-
 def test_idle_time_does_not_lower_the_drain_rate() -> None:
     clock = Clock()
     admission = Admission(limit=1000, unknown_s=3, clock=clock)
@@ -130,22 +90,6 @@ def test_idle_time_does_not_lower_the_drain_rate() -> None:
     assert admission.wait_s == pytest.approx(before, rel=0.1)
 
 
-def test_the_wait_grows_to_an_hour_while_nothing_finishes() -> None:
-    clock = Clock()
-    admission = Admission(limit=None, unknown_s=3, clock=clock)
-    admission.add(1000)
-    work(admission, clock, seconds=5, pace=100)
-    before = admission.wait_s
-    clock.now += 5
-    assert admission.wait_s > 1.5 * before
-
-    clock.now += 600
-    assert admission.wait_s == 3600
-
-    clock.now += 600_000
-    assert admission.wait_s == 3600
-
-
 def test_dropped_units_do_not_raise_the_drain_rate() -> None:
     clock = Clock()
     admission = Admission(limit=1000, unknown_s=3, clock=clock)
@@ -155,19 +99,3 @@ def test_dropped_units_do_not_raise_the_drain_rate() -> None:
 
     assert admission.units == 100
     assert admission.wait_s == pytest.approx(1, rel=0.2)
-
-
-@pytest.mark.parametrize(("units", "least", "most"), [(1, 1, 1), (600, 4, 8), (10**6, 60, 60)])
-def test_retry_after_is_between_a_second_and_a_minute(
-    units: int, least: float, most: float
-) -> None:
-    clock = Clock()
-    admission = Admission(limit=None, unknown_s=3, clock=clock)
-    admission.add(units)
-    work(admission, clock, seconds=20, pace=100)
-
-    waits = [admission.retry_after_s for _ in range(50)]
-
-    assert least <= min(waits) <= max(waits) <= most
-    has_jitter = len(set(waits)) > 1
-    assert has_jitter == (least < most)

@@ -23,7 +23,6 @@ from serve_app.errors import InferenceError, OverloadedError, UnavailableError
 from serve_app.messages import (
     EmbedChunk,
     EmbedResult,
-    Failure,
     ReplicaRejected,
     ReplicaState,
     TokenizedInputs,
@@ -131,18 +130,6 @@ def test_a_split_request_returns_each_input_its_own_vector(inputs: list[list[int
     assert {chunk.inputs.prompt_length for chunk in handle.chunks} == {2}
 
 
-async def test_failures_are_indexed_within_the_request() -> None:
-    async def fail_first(chunk: EmbedChunk) -> EmbedResult:
-        failures = (Failure(0, "inference_failed"),)
-        return EmbedResult(vectors_of(chunk.inputs), failures, 0.001, 1, 1)
-
-    inputs = tokenized([1] * 2, [2] * 2, [3] * 2, [4] * 2)
-
-    result = await client_of(FakeHandle(fail_first)).embed(inputs, request_id="an-id")
-
-    assert [failure.index for failure in result.failures] == [0, 2]
-
-
 async def test_a_large_request_has_at_most_two_calls_in_flight() -> None:
     in_flight: set[int] = set()
     counts = []
@@ -229,17 +216,6 @@ async def test_budget_and_limit_follow_the_replicas_settings() -> None:
         await client.embed(tokenized([1] * 11), request_id="an-id")
     await client.embed(tokenized([1] * 10), request_id="an-id")
     await large
-
-
-async def test_polling_is_fast_after_an_idle_time() -> None:
-    """Ingress replicas have to learn of each other while a burst lasts."""
-    handle = FakeHandle(never, states=[STATE])
-    waiting = asyncio.create_task(client_of(handle).embed(tokenized([1]), request_id="an-id"))
-
-    await asyncio.sleep(1)  # half of the usual interval between two polls
-    waiting.cancel()
-
-    assert len(handle.polls) >= 3
 
 
 async def test_ingress_replicas_share_the_limit() -> None:
@@ -352,18 +328,6 @@ async def test_times_add_up_the_batches_and_waits_of_a_request(
     )
 
     assert (answer.inference_s, answer.queue_s) == (9 + 9 + 7, 8)
-
-
-async def test_a_batch_with_several_chunks_of_a_request_counts_once() -> None:
-    async def take(chunk: EmbedChunk) -> EmbedResult:
-        return replace(result_of(chunk), inference_s=1000)
-
-    inputs = tokenized(*([i] * 9 for i in range(6)))
-
-    answer = await client_of(FakeHandle(take)).embed(inputs, request_id="an-id")
-
-    assert answer.inference_s == pytest.approx(1000, abs=10)
-    assert answer.queue_s == 0
 
 
 # Retries.
@@ -657,47 +621,11 @@ async def test_a_model_is_ready_if_one_replica_is_ready(
     assert await client.is_ready() is is_ready
 
 
-async def test_polls_report_pending_tokens_until_none_are_left(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("serve_app.dispatch.replica_monitor._POLL_S", 0.001)
-    may_answer, nothing_waits = asyncio.Event(), asyncio.Event()
-
-    class PolledHandle(FakeHandle):
-        def broadcast(self, method: str, caller: str, waiting_tokens: int) -> Any:
-            if len(self.polls) == 3:
-                may_answer.set()
-            if not waiting_tokens:
-                nothing_waits.set()
-            return super().broadcast(method, caller, waiting_tokens)
-
-    async def wait(chunk: EmbedChunk) -> EmbedResult:
-        await may_answer.wait()
-        return result_of(chunk)
-
-    handle = PolledHandle(wait, states=[STATE])
-    await client_of(handle).embed(tokenized([1, 2, 3]), request_id="an-id")
-    await nothing_waits.wait()
-
-    assert {tokens for _, tokens in handle.polls} == {3, 0}
-    assert len({caller for caller, _ in handle.polls}) == 1
-
-
 async def test_a_model_that_scales_to_zero_is_ready_without_replicas() -> None:
     """A load balancer that reads `/ready` must let the request through that starts a replica."""
     client = client_of(FakeHandle(answer, states=[]), scales_to_zero=True)
 
     assert await client.is_ready()
-
-
-@pytest.mark.parametrize(
-    "error", [TimeoutError(), ActorDiedError(), DeploymentUnavailableError(None)]
-)
-async def test_a_failed_broadcast_returns_no_states(error: Exception) -> None:
-    handle = FakeHandle(answer)
-    handle.broadcast_error = error
-
-    assert await client_of(handle).states() == []
 
 
 # Cancellation.

@@ -12,7 +12,6 @@ from serve_app.errors import (
     DeadlineError,
     InferenceError,
     InvalidRequestError,
-    ModelNotFoundError,
     OverloadedError,
     TokenizationError,
 )
@@ -214,17 +213,6 @@ async def test_a_disconnecting_client_cancels_the_call(
     assert embedder.cancelled == 1
 
 
-@pytest.mark.parametrize("name", [None, "", "null", MODEL, ALIAS])
-async def test_the_default_model_has_names_and_needs_none(build: Build, name: str | None) -> None:
-    assert build().models.resolve(name).name == MODEL
-
-
-@pytest.mark.parametrize("name", ["null", "", "acme", "ACME/TINY"])
-async def test_get_accepts_only_names_and_aliases(build: Build, name: str) -> None:
-    with pytest.raises(ModelNotFoundError):
-        build().models.get(name)
-
-
 async def test_a_model_that_cannot_embed_now_is_not_ready(
     build: Build, embedder: FakeEmbedder
 ) -> None:
@@ -319,12 +307,6 @@ async def test_input_type_overrides_the_suffix_of_the_model_name(
     await embed(build(), input="a", input_type="document", model=f"{MODEL}:query")
 
     assert embedder.seen[0].tokens == 3
-
-
-@pytest.mark.parametrize("name", [f"{MODEL}:", f"{MODEL}:other", f"{MODEL}:query:query", ":query"])
-async def test_an_unknown_suffix_is_model_not_found(build: Build, name: str) -> None:
-    with pytest.raises(ModelNotFoundError):
-        await embed(build(), input="a", model=name)
 
 
 async def test_an_unknown_input_type_is_rejected(build: Build) -> None:

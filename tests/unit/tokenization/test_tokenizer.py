@@ -23,7 +23,6 @@ from tests.support.checkpoints import (
     unigram,
     wordpiece,
     write_bert,
-    write_json,
 )
 from tests.support.tokenizers import PROMPTS, encode, make, refuse, rows
 
@@ -69,16 +68,6 @@ def test_truncated_inputs_are_counted(tmp_path: Path) -> None:
     assert result.truncated == 2
     assert result.inputs.lengths.tolist() == [32, 4, 32]
     assert result.inputs.ids.dtype == result.inputs.lengths.dtype == np.int32
-
-
-def test_truncation_and_padding_in_the_file_are_ignored(tmp_path: Path) -> None:
-    raw = wordpiece()
-    raw.enable_truncation(5)
-    raw.enable_padding(length=5)
-
-    tokenizer = make(tmp_path, raw)
-
-    assert [len(ids) for ids in encode(tokenizer, "fox", "the lazy dog sleeps then")] == [3, 7]
 
 
 def test_a_prompt_is_prepended_to_the_text(tmp_path: Path) -> None:
@@ -294,50 +283,6 @@ def test_an_id_outside_the_vocabulary_is_rejected(tmp_path: Path, bad: int) -> N
         )
 
     assert (caught.value.code, caught.value.param) == ("invalid_token_id", "input[1]")
-
-
-@pytest.mark.parametrize(
-    ("settings", "lowercase"),
-    [
-        ({"tokenizer_class": "BertTokenizer", "do_lower_case": False}, False),
-        ({"tokenizer_class": "BertTokenizer"}, True),
-        ({}, True),
-        ({"tokenizer_class": "PreTrainedTokenizerFast", "do_lower_case": True}, False),
-    ],
-)
-def test_tokenizer_config_overrides_berts_normalizer(
-    tmp_path: Path, settings: dict[str, object], *, lowercase: bool
-) -> None:
-    """The ids must be those that transformers gives with the same files."""
-    write_json(tmp_path / "tokenizer_config.json", settings)
-    raw = wordpiece(lowercase=False)
-    tokenizer = make(tmp_path, raw)
-
-    assert encode(tokenizer, "The FOX") == [raw.encode("the fox" if lowercase else "The FOX").ids]
-
-
-@pytest.mark.parametrize("name", MAKERS)
-def test_do_lower_case_applies_to_any_tokenizer(tmp_path: Path, name: str) -> None:
-    raw = MAKERS[name]()
-    tokenizer = make(tmp_path, raw, lowercase=True)
-
-    assert encode(tokenizer, "The FOX Äß") == [raw.encode("the fox äß").ids]
-
-
-def test_the_error_for_no_tokenizer_json_says_how_to_make_it(tmp_path: Path) -> None:
-    write_bert(tmp_path)
-    (tmp_path / "tokenizer.json").unlink()
-
-    with pytest.raises(ModelLoadError, match="save_pretrained"):
-        Tokenizer(read_checkpoint(str(tmp_path)))
-
-
-def test_a_broken_tokenizer_json_is_rejected(tmp_path: Path) -> None:
-    write_bert(tmp_path)
-    (tmp_path / "tokenizer.json").write_text("{}")
-
-    with pytest.raises(ModelLoadError, match="cannot be read"):
-        Tokenizer(read_checkpoint(str(tmp_path)))
 
 
 def test_a_model_that_does_not_embed_is_rejected(tmp_path: Path) -> None:
