@@ -146,7 +146,10 @@ def _check(config: str) -> int:
     except PrepareError as error:
         print(error, file=sys.stderr)
         return 2
-    print_status(f"{config}: no errors in `args`, `user_config`, local models and API keys.")
+    print_status(
+        f"{config}: no errors in `args`, `user_config`, local models and API keys. "
+        "Ray Serve's own options were not checked."
+    )
     return 0
 
 

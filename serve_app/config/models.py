@@ -6,6 +6,7 @@ Ray.
 
 import re
 from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
@@ -37,8 +38,20 @@ def format_validation_error(error: ValidationError, *, below: str = "") -> str:
     for finding in error.errors():
         key = ".".join(map(str, [*filter(None, [below]), *finding["loc"]]))
         message = finding["msg"].removeprefix("Value error, ")
+        if finding["type"] == "extra_forbidden":
+            message = _unknown_setting(str(finding["loc"][-1]), of=error.title)
         findings.append(f"{key}: {message}" if key else message)
     return "; ".join(findings)
+
+
+def _unknown_setting(name: str, *, of: str) -> str:
+    """Describe a setting that does not exist, with the existing one whose name is closest."""
+    models: tuple[type[Settings], ...] = (ModelConfig, ServerConfig, HttpConfig, DeploymentOptions)
+    if of == BatchSettings.__name__:  # a `user_config`, which has few of them
+        models = (BatchSettings,)
+    names = {name for model in models for name in model.model_fields}
+    closest = get_close_matches(name, names, 1)
+    return f"unknown setting; did you mean `{closest[0]}`?" if closest else "unknown setting"
 
 
 class BatchSettings(Settings):

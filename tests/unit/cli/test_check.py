@@ -129,7 +129,8 @@ def test_an_unknown_user_config_key_is_an_error(tmp_path: Path) -> None:
         read_config(yaml.safe_dump(config))
 
     assert (
-        str(raised.value) == "deployments.m.user_config.max_tokens: Extra inputs are not permitted"
+        str(raised.value)
+        == "deployments.m.user_config.max_tokens: unknown setting; did you mean `max_batch_tokens`?"
     )
 
 
@@ -161,4 +162,4 @@ def test_one_mistake_in_a_model_is_one_error() -> None:
     with pytest.raises(PrepareError) as raised:
         read_config(yaml.safe_dump({"applications": [app]}))
 
-    assert str(raised.value) == "args.models.0.alias: Extra inputs are not permitted"
+    assert str(raised.value) == "args.models.0.alias: unknown setting; did you mean `aliases`?"
