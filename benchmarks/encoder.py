@@ -83,6 +83,21 @@ class _Case:
         )
 
 
+def padded(rows: Sequence[Any], device: str) -> dict[str, torch.Tensor]:
+    """Return token ids, padded on the right, as the input of a forward pass on a device."""
+    longest = max(map(len, rows))
+    ids = torch.zeros(len(rows), longest, dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    for index, row in enumerate(rows):
+        ids[index, : len(row)] = torch.as_tensor(row)
+        mask[index, : len(row)] = 1
+    tensors = {"input_ids": ids}
+    # Attention takes its fastest path without a mask, so the mask is left out if there is no padding.
+    if not bool(mask.all()):
+        tensors["attention_mask"] = mask
+    return {name: tensor.to(device) for name, tensor in tensors.items()}
+
+
 class _Bench:
     """Measures one model on one device, in one dtype and in float32."""
 
@@ -145,21 +160,10 @@ class _Bench:
     def _batches_on_device(self, case: _Case, texts: int) -> list[dict[str, torch.Tensor]]:
         """Pad batches of texts of similar length, so that the ceiling computes little padding."""
         ordered = sorted(case.ids, key=len)
-        batches = []
-        for start in range(0, len(ordered), texts):
-            rows = ordered[start : start + texts]
-            longest = max(map(len, rows))
-            ids = torch.zeros(len(rows), longest, dtype=torch.int64)
-            mask = torch.zeros_like(ids)
-            for index, row in enumerate(rows):
-                ids[index, : len(row)] = torch.tensor(row)
-                mask[index, : len(row)] = 1
-            tensors = {"input_ids": ids}
-            # Attention takes its fastest path without a mask, so the mask is left out if there is no padding.
-            if not bool(mask.all()):
-                tensors["attention_mask"] = mask
-            batches.append({name: tensor.to(self._device) for name, tensor in tensors.items()})
-        return batches
+        return [
+            padded(ordered[start : start + texts], self._device)
+            for start in range(0, len(ordered), texts)
+        ]
 
     def _bare_forward(self, batches: Sequence[Mapping[str, torch.Tensor]]) -> None:
         transformer: Any = self._half[0]

@@ -13,6 +13,7 @@ import torch
 from torch.profiler import ProfilerActivity
 from torch.profiler import profile as profiler
 
+from benchmarks.encoder import padded
 from benchmarks.gpu.card import Card, print_status, random_inputs, torch_engine
 from benchmarks.random_models import build
 from benchmarks.workloads import log_normal
@@ -126,7 +127,9 @@ def _padded_forward(card: Card, encoder: Encoder, lengths: Sequence[int]) -> Cal
     inputs = random_inputs(lengths)
     rows = sorted(np.split(inputs.ids, np.cumsum(inputs.lengths)[:-1]), key=len)
     step = len(rows) if len(set(lengths)) == 1 else max(len(rows) // 4, 1)
-    batches = [_padded(rows[start : start + step], card) for start in range(0, len(rows), step)]
+    batches = [
+        padded(rows[start : start + step], card.device) for start in range(0, len(rows), step)
+    ]
 
     def run() -> None:
         with torch.inference_mode():
@@ -146,20 +149,6 @@ def _padded_attention(encoder: Encoder) -> Iterator[None]:
         yield
     finally:
         model.set_attn_implementation(before)
-
-
-def _padded(rows: Sequence[Any], card: Card) -> dict[str, torch.Tensor]:
-    longest = max(map(len, rows))
-    ids = torch.zeros(len(rows), longest, dtype=torch.int64)
-    mask = torch.zeros_like(ids)
-    for index, row in enumerate(rows):
-        ids[index, : len(row)] = torch.from_numpy(row.astype(np.int64))
-        mask[index, : len(row)] = 1
-    tensors = {"input_ids": ids}
-    # Attention takes its fastest path without a mask, so the mask is left out if there is no padding.
-    if not bool(mask.all()):
-        tensors["attention_mask"] = mask
-    return {name: tensor.to(card.device) for name, tensor in tensors.items()}
 
 
 def profile(card: Card) -> dict[str, Any]:

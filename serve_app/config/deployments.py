@@ -9,13 +9,13 @@ from typing import Annotated, Any, ClassVar, Final, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 from pydantic.fields import FieldInfo
 
-# Marks a setting that works but that the documentation leaves out, because its default suits nearly
-# everyone.
+# Marks a setting that works but that the tables of settings leave out, because its default suits
+# nearly everyone.
 undocumented: Final = Field(json_schema_extra={"undocumented": True})
 
 
 def is_undocumented(field: FieldInfo) -> bool:
-    """Return whether the documentation leaves the setting out."""
+    """Return whether the tables of settings leave the setting out."""
     extra = field.json_schema_extra
     return isinstance(extra, dict) and "undocumented" in extra
 

@@ -33,7 +33,7 @@ All methods run on one event loop. This module does not depend on Ray or on the 
 import asyncio
 import time
 from bisect import insort
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextvars import Context
 from dataclasses import dataclass, replace
 from functools import partial
@@ -182,24 +182,21 @@ class CallQueue:
         A retried chunk is sent in a call of its own.
         """
         both_wait = bool(self._interactive and self._bulk)
-        order = self._order(is_bulk_first=both_wait and self._owed_to_bulk > 0)
-        if next(order()).deaths:
+        first, second = self._interactive, self._bulk
+        if both_wait and self._owed_to_bulk > 0:
+            first, second = second, first
+        if next(chain(first, second)).deaths:
             count = 1
         else:
-            fresh = takewhile(lambda ticket: not ticket.deaths, order())
+            fresh = takewhile(lambda ticket: not ticket.deaths, chain(first, second))
             count = take_batch((ticket.tokens for ticket in fresh), budget=self.budget)
-        tickets = list(islice(order(), count))
+        tickets = list(islice(chain(first, second), count))
         bulk_count = len([ticket for ticket in tickets if ticket.is_bulk])
         del self._bulk[:bulk_count]
         del self._interactive[: count - bulk_count]
         if both_wait:
             self._settle_debt(tickets)
         return tickets
-
-    def _order(self, *, is_bulk_first: bool) -> Callable[[], Iterator[_Ticket]]:
-        if is_bulk_first:
-            return lambda: chain(self._bulk, self._interactive)
-        return lambda: chain(self._interactive, self._bulk)
 
     def _settle_debt(self, tickets: Sequence[_Ticket]) -> None:
         sent = sum(ticket.tokens for ticket in tickets)

@@ -52,6 +52,16 @@ WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "query", ":", "test", "input", "2",
 PROMPTS = {"query": "query: "}
 MODEL, ALIAS, RANKER = "acme/tiny", "tiny", "acme/ranker"
 RANKER_REASON = "it is BertForSequenceClassification"
+IDLE_REPLICA = ReplicaState(
+    "r1",
+    queued_calls=0,
+    queued_tokens=0,
+    busy_seconds=0,
+    memory_bytes=0,
+    max_batch_tokens=10,
+    max_queued_tokens=100,
+    others_waiting=0,
+)
 
 
 def error_kinds() -> list[type[ServiceError]]:

@@ -29,6 +29,7 @@ from serve_app.messages import (
 )
 from serve_app.observability.metrics import Metrics
 from tests.support.fakes import (
+    IDLE_REPLICA,
     LATE,
     Answer,
     FakeHandle,
@@ -41,16 +42,6 @@ from tests.support.fakes import (
 
 pytestmark = pytest.mark.anyio
 
-STATE = ReplicaState(
-    "r1",
-    queued_calls=0,
-    queued_tokens=0,
-    busy_seconds=0,
-    memory_bytes=0,
-    max_batch_tokens=10,
-    max_queued_tokens=100,
-    others_waiting=0,
-)
 REPLACED = UnavailableError("The model's replica is being replaced.", "model_unavailable")
 
 
@@ -159,7 +150,7 @@ async def test_calls_in_flight_follow_the_number_of_replicas() -> None:
         in_flight.discard(id(chunk))
         return result_of(chunk)
 
-    client = client_of(FakeHandle(watch, states=[STATE] * 3), max_queued_tokens=1000)
+    client = client_of(FakeHandle(watch, states=[IDLE_REPLICA] * 3), max_queued_tokens=1000)
     await client.embed(tokenized([1]), request_id="an-id")
 
     await client.embed(tokenized(*([i] * 10 for i in range(20))), request_id="an-id")
@@ -180,7 +171,7 @@ async def test_calls_in_a_hung_replica_take_no_slot_from_others(
                 first_poll_is_over.set()
             return super().broadcast(method, caller, waiting_tokens)
 
-    handle = PolledHandle(never, states=[STATE, None, LATE, RuntimeError("dying")])
+    handle = PolledHandle(never, states=[IDLE_REPLICA, None, LATE, RuntimeError("dying")])
     client = client_of(handle)
     tasks = [
         asyncio.create_task(client.embed(tokenized([n] * 9), request_id="an-id"))
@@ -199,8 +190,8 @@ async def test_calls_in_a_hung_replica_take_no_slot_from_others(
 
 async def test_budget_and_limit_follow_the_replicas_settings() -> None:
     states = [
-        replace(STATE, max_batch_tokens=30, max_queued_tokens=40),
-        replace(STATE, max_batch_tokens=20, max_queued_tokens=50),
+        replace(IDLE_REPLICA, max_batch_tokens=30, max_queued_tokens=40),
+        replace(IDLE_REPLICA, max_batch_tokens=20, max_queued_tokens=50),
     ]
     handle = FakeHandle(answer, states=states)
     client = client_of(handle)
@@ -221,8 +212,8 @@ async def test_budget_and_limit_follow_the_replicas_settings() -> None:
 async def test_ingress_replicas_share_the_limit() -> None:
     """The highest `others_waiting` counts: a new replica knows fewer ingress replicas."""
     states = [
-        replace(STATE, max_queued_tokens=50, others_waiting=1),
-        replace(STATE, max_queued_tokens=50, others_waiting=0),
+        replace(IDLE_REPLICA, max_queued_tokens=50, others_waiting=1),
+        replace(IDLE_REPLICA, max_queued_tokens=50, others_waiting=0),
     ]
     client = client_of(FakeHandle(never, states=states), max_queued_tokens=1000)
     waiting = asyncio.create_task(client.embed(tokenized([1] * 30), request_id="an-id"))
@@ -240,7 +231,7 @@ async def test_ingress_replicas_share_the_limit() -> None:
 
 async def test_an_idle_ingress_replica_has_the_whole_limit_again() -> None:
     """Polling stops when it is idle, so a count of others would never be updated."""
-    handle = FakeHandle(answer, states=[replace(STATE, others_waiting=3)])
+    handle = FakeHandle(answer, states=[replace(IDLE_REPLICA, others_waiting=3)])
     client = client_of(handle)
 
     await client.embed(tokenized([1]), request_id="an-id")
@@ -255,7 +246,7 @@ async def test_an_idle_ingress_replica_has_the_whole_limit_again() -> None:
 class Clockwork(FakeHandle):
     """One replica that computes one call at a time. Its clock counts the tokens computed."""
 
-    def __init__(self, state: ReplicaState = STATE) -> None:
+    def __init__(self, state: ReplicaState = IDLE_REPLICA) -> None:
         super().__init__(answer, states=[state])
         self.now = 0
         self._computing = asyncio.Lock()
@@ -277,7 +268,7 @@ async def test_later_chunks_are_spaced_by_inference_time(
         await asyncio.sleep(0)
         return replace(result_of(chunk), inference_s=inference_s)
 
-    handle = FakeHandle(compute, states=[STATE])
+    handle = FakeHandle(compute, states=[IDLE_REPLICA])
     client = client_of(handle)
     large = client.embed(tokenized(*([1] * 10 for _ in range(4))), request_id="large")
     others = [client.embed(tokenized([2] * 10), request_id="other") for _ in range(6)]
@@ -291,7 +282,7 @@ async def test_later_chunks_are_spaced_by_inference_time(
 async def test_no_request_waits_two_budgets_longer_than_a_later_one() -> None:
     """64 clients send one short or long input at a time, while one request has forty budgets."""
     budget = 64
-    handle = Clockwork(replace(STATE, max_batch_tokens=budget, max_queued_tokens=100_000))
+    handle = Clockwork(replace(IDLE_REPLICA, max_batch_tokens=budget, max_queued_tokens=100_000))
     client = client_of(handle, chunk_tokens=budget, max_queued_tokens=100_000)
     lengths = random.Random(1)
     answered: list[int] = []  # by the replica's clock, in the order in which the requests arrived
@@ -400,7 +391,7 @@ async def test_a_call_that_ray_cancels_is_repeated() -> None:
             raise asyncio.CancelledError
         return result_of(chunk)
 
-    handle = FakeHandle(cancel_first, states=[STATE])
+    handle = FakeHandle(cancel_first, states=[IDLE_REPLICA])
 
     answer = await client_of(handle).embed(tokenized([7]), request_id="an-id")
 
@@ -418,7 +409,7 @@ async def test_calls_run_in_an_empty_context() -> None:
         return result_of(chunk)
 
     request.set("an-id")
-    await client_of(FakeHandle(read_context, states=[STATE])).embed(
+    await client_of(FakeHandle(read_context, states=[IDLE_REPLICA])).embed(
         tokenized([1]), request_id="an-id"
     )
 
@@ -430,9 +421,9 @@ async def test_a_call_that_is_always_rejected_fails_as_unavailable() -> None:
         return ReplicaRejected()
 
     with pytest.raises(UnavailableError, match="reject"):
-        await client_of(FakeHandle(reject, states=[STATE]), replica_wait_timeout_s=0.01).embed(
-            tokenized([1]), request_id="an-id"
-        )
+        await client_of(
+            FakeHandle(reject, states=[IDLE_REPLICA]), replica_wait_timeout_s=0.01
+        ).embed(tokenized([1]), request_id="an-id")
 
 
 # Refusals.
@@ -565,7 +556,7 @@ async def test_a_call_waits_while_a_replica_is_ready() -> None:
         await may_answer.wait()
         return result_of(chunk)
 
-    handle = PolledHandle(wait, states=[STATE])
+    handle = PolledHandle(wait, states=[IDLE_REPLICA])
 
     result = await client_of(handle, replica_wait_timeout_s=0.01).embed(
         tokenized([1]), request_id="an-id"
@@ -607,7 +598,7 @@ async def test_a_failed_deployment_is_unavailable() -> None:
         ([None], False),
         ([RuntimeError("dying")], False),
         ([LATE], False),
-        ([None, RuntimeError("dying"), LATE, STATE], True),
+        ([None, RuntimeError("dying"), LATE, IDLE_REPLICA], True),
     ],
 )
 async def test_a_model_is_ready_if_one_replica_is_ready(
@@ -632,7 +623,7 @@ async def test_a_model_that_scales_to_zero_is_ready_without_replicas() -> None:
 
 
 async def test_a_cancelled_request_cancels_its_calls() -> None:
-    metrics, handle = Metrics(), FakeHandle(never, states=[STATE])
+    metrics, handle = Metrics(), FakeHandle(never, states=[IDLE_REPLICA])
     client = client_of(handle, metrics=metrics)
     inputs = tokenized([1] * 9, [2] * 9, [3] * 9)
     task = asyncio.create_task(client.embed(inputs, request_id="an-id"))
@@ -653,7 +644,7 @@ async def test_the_first_failure_cancels_the_other_calls() -> None:
             raise BackPressureError(num_queued_requests=9, max_queued_requests=8)
         return await never(chunk)
 
-    handle = FakeHandle(fail_second, states=[STATE])
+    handle = FakeHandle(fail_second, states=[IDLE_REPLICA])
     inputs = tokenized(*([i] * 9 for i in range(1, 8)))
 
     with pytest.raises(OverloadedError):

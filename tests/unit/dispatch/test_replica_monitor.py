@@ -9,28 +9,18 @@ import pytest
 from serve_app.dispatch.replica_monitor import ReplicaMonitor
 from serve_app.messages import ReplicaState
 from tests.support.clock import Clock
-from tests.support.fakes import LATE, FakeHandle, result_of
+from tests.support.fakes import IDLE_REPLICA, LATE, FakeHandle, result_of
 
 pytestmark = pytest.mark.anyio
 
 MODULE = "serve_app.dispatch.replica_monitor"
-STATE = ReplicaState(
-    "r1",
-    queued_calls=0,
-    queued_tokens=0,
-    busy_seconds=0,
-    memory_bytes=0,
-    max_batch_tokens=10,
-    max_queued_tokens=100,
-    others_waiting=0,
-)
 
 
 class ObservedHandle(FakeHandle):
     """A handle that calls a function before each broadcast."""
 
     def __init__(self, on_broadcast: Callable[[FakeHandle], None]) -> None:
-        super().__init__(lambda chunk: asyncio.sleep(0, result_of(chunk)), states=[STATE])
+        super().__init__(lambda chunk: asyncio.sleep(0, result_of(chunk)), states=[IDLE_REPLICA])
         self._on_broadcast = on_broadcast
 
     def broadcast(self, method: str, caller: str, waiting_tokens: int) -> SimpleNamespace:
@@ -120,9 +110,9 @@ async def test_asking_returns_the_state_of_every_live_replica(
 ) -> None:
     monkeypatch.setattr(f"{MODULE}._POLL_S", 0.02)
     world = World(Clock())
-    world.handle.states = [STATE, None, LATE, RuntimeError("dying")]
+    world.handle.states = [IDLE_REPLICA, None, LATE, RuntimeError("dying")]
 
-    assert await world.monitor.ask() == [STATE, None, None]
+    assert await world.monitor.ask() == [IDLE_REPLICA, None, None]
 
 
 async def test_polls_report_pending_tokens_until_none_are_left(clock: Clock) -> None:
@@ -156,11 +146,11 @@ async def test_each_monitor_has_a_name_of_its_own() -> None:
 
 async def test_replicas_that_are_not_ready_are_reported_as_none(clock: Clock) -> None:
     world = World(clock)
-    world.handle.states = [None, STATE, RuntimeError("dying")]
+    world.handle.states = [None, IDLE_REPLICA, RuntimeError("dying")]
 
     await world.poll(1)
 
-    assert world.seen == [([None, STATE], 0)]
+    assert world.seen == [([None, IDLE_REPLICA], 0)]
 
 
 async def test_polling_runs_in_an_empty_context(clock: Clock) -> None:
@@ -284,7 +274,14 @@ async def test_idle_time_is_no_time_without_a_ready_replica(clock: Clock) -> Non
 
 
 async def test_a_ready_replica_ends_the_time_without_one(clock: Clock) -> None:
-    states: list[list[ReplicaState | None]] = [[], [None], [None, STATE], [], [None], [STATE]]
+    states: list[list[ReplicaState | None]] = [
+        [],
+        [None],
+        [None, IDLE_REPLICA],
+        [],
+        [None],
+        [IDLE_REPLICA],
+    ]
 
     def change(handle: FakeHandle) -> None:
         handle.states = states[len(handle.polls)]
