@@ -19,6 +19,8 @@ from serve_app.deployments.replica_router import LeastOutstandingRouter
 # Ray Serve polls for a free replica on behalf of a waiting call. Its default pauses (25 ms, doubled
 # up to 500 ms) are longer than a batch takes.
 _PAUSES = {"initial_backoff_s": 0.005, "backoff_multiplier": 1.5, "max_backoff_s": 0.05}
+# Seconds between two reports of a replica's state to the ingress replicas.
+_STATE_PERIOD_S = 1.0
 
 
 def build(config: ServerConfig) -> Application:
@@ -45,7 +47,11 @@ def compose(config: ServerConfig, *, replica: type) -> Application:
 
 
 def _model(model: ModelConfig, replica: type, http: HttpConfig) -> Application:
-    router = RequestRouterConfig(request_router_class=LeastOutstandingRouter, **_PAUSES)
+    router = RequestRouterConfig(
+        request_router_class=LeastOutstandingRouter,
+        request_routing_stats_period_s=_STATE_PERIOD_S,
+        **_PAUSES,
+    )
     options = {"request_router_config": router, **_options(model.deployment, http)}
     options["user_config"] = model.batch_settings
     scaling = model.deployment.autoscaling_config
@@ -68,14 +74,16 @@ def _policy(model: ModelConfig) -> dict[str, object]:
 def _ingress(config: ServerConfig) -> serve.Deployment:
     """Return the ingress deployment.
 
-    When Ray Serve rejects a request, it does so in plain text and before our code runs. Its limits
-    are therefore set higher than ours, so that requests that we reject still reach our code
-    (`Service.admit`).
+    When Ray Serve rejects a request, it does so in plain text and before our code runs. Unless they
+    are set, its limits are therefore higher than ours, so that requests that we reject still reach
+    our code (`RequestScope.admit`).
     """
     router = RequestRouterConfig(**_PAUSES)
-    options = {"request_router_config": router, **_options(config.ingress, config.http)}
-    options["max_ongoing_requests"] = 4 * (config.ingress.max_requests or 25_000)
-    options["max_queued_requests"] = -1
+    limits = {
+        "max_ongoing_requests": 4 * (config.http.max_concurrent_requests or 25_000),
+        "max_queued_requests": -1,
+    }
+    options = {"request_router_config": router, **limits, **_options(config.ingress, config.http)}
     return serve.deployment(serve.ingress()(Ingress)).options(name=config.ingress_name, **options)
 
 

@@ -9,7 +9,9 @@ the key `error`. The attributes of an exception supply the values:
 - `openai_type` becomes the field `type` in both formats.
 - `message` and `code` are fields of both formats.
 - `param` is a field of both formats. It names the request field at fault, such as `input`, or the item, such as
-  `input[3]`.
+  `input[3]`. It is written from `field` and `index`. Whoever raises an error sets these two, and writes `{item}` in the
+  message where the name of the item belongs. The name itself is written only when the error leaves the server, because
+  only there it is known what the client called the field (`named_as_sent`).
 
 All classes can be pickled, so an error raised in a replica reaches a `DeploymentHandle` caller with all its fields.
 This module does not depend on any HTTP framework, Ray or pydantic.
@@ -35,25 +37,51 @@ class ServiceError(Exception):
         self,
         message: str,
         code: str,
-        param: str | None = None,
+        field: str | None = None,
+        *,
+        index: int | None = None,
         retry_after_s: float | None = None,
     ) -> None:
-        super().__init__(message, code, param, retry_after_s)
-        self.message = message
+        super().__init__(message)
+        self._message = message
         self.code = code
-        self.param = param
+        self.field = field
+        self.index = index
         self.retry_after_s = retry_after_s
+
+    @property
+    def param(self) -> str | None:
+        """The field or the item at fault, such as `input` or `input[3]`."""
+        return self.field if self.index is None else f"{self.field}[{self.index}]"
+
+    @property
+    def message(self) -> str:
+        """The explanation for people."""
+        return self._message.replace("{item}", self.param or "")
 
     def __str__(self) -> str:
         return self.message
 
-    def __reduce_ex__(self, _protocol: SupportsIndex) -> tuple[type[Self], tuple[object, ...]]:
-        """Pickle as the class in this module, even if the object is of a subclass that Ray created at run time."""
-        kind = next(kind for kind in type(self).__mro__ if kind.__module__ == __name__)
-        return kind, self._arguments()
+    def named_as_sent(self, field: str, *, is_single: bool) -> Self:
+        """Name the inputs as the client named them.
 
-    def _arguments(self) -> tuple[object, ...]:
-        return self.message, self.code, self.param, self.retry_after_s
+        Args:
+            field: the name of the field in which the client sent its inputs: `input` or `inputs`.
+            is_single: whether the client sent one input without a list, which therefore has no index.
+        """
+        if self.field == "input":
+            self.field = field
+            self.index = None if is_single else self.index
+        return self
+
+    def __reduce_ex__(self, _protocol: SupportsIndex) -> tuple[object, ...]:
+        """Pickle as the class in this module, even if the object is of a subclass that Ray created at run time.
+
+        Ray's object holds the original error as its `cause`.
+        """
+        original = getattr(self, "cause", self)
+        kind = type(original)
+        return kind.__new__, (kind,), vars(original)
 
 
 class InvalidRequestError(ServiceError):
@@ -101,9 +129,6 @@ class MethodNotAllowedError(ServiceError):
         super().__init__(f"Method not allowed. Allowed: {allow}.", "method_not_allowed")
         self.allow = allow
 
-    def _arguments(self) -> tuple[object, ...]:
-        return (self.allow,)
-
 
 class RequestTimeoutError(ServiceError):
     """408: the body did not arrive in time."""
@@ -128,6 +153,24 @@ class PayloadTooLargeError(ServiceError):
 
     status = 413
     error = "Payload too large"
+    error_type = "validation"
+    openai_type = "invalid_request_error"
+
+
+class UriTooLongError(ServiceError):
+    """414: the target of the request is longer than the limit."""
+
+    status = 414
+    error = "URI too long"
+    error_type = "validation"
+    openai_type = "invalid_request_error"
+
+
+class HeadersTooLargeError(ServiceError):
+    """431: the headers of the request are larger than the limit."""
+
+    status = 431
+    error = "Request header fields too large"
     error_type = "validation"
     openai_type = "invalid_request_error"
 

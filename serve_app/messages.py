@@ -4,8 +4,8 @@ Messages are frozen and made of buffers: token ids travel as one int32 array and
 lists of numbers. This module does not depend on torch, JSON or Ray.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -26,11 +26,50 @@ class TokenizedInputs:
         prompt_length: the number of ids at the start of each input that belong to the prompt; 0 without a prompt. A
             Pooling with `include_prompt: false` skips these ids. They are counted as in
             `sentence_transformers.models.Transformer`.
+        truncated: the number of inputs that were truncated.
     """
 
     ids: TokenIds
     lengths: TokenIds
     prompt_length: int = 0
+    truncated: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """The total number of tokens, without padding."""
+        return len(self.ids)
+
+    @property
+    def prompt_lengths(self) -> TokenIds:
+        """The `prompt_length` of each input, int32 [inputs]."""
+        return np.full(len(self.lengths), self.prompt_length, np.int32)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedCall:
+    """The inputs of one call to a replica. They can come from several requests.
+
+    Attributes:
+        ids: as in `TokenizedInputs`, int32 [sum(lengths)].
+        lengths: as in `TokenizedInputs`, int32 [inputs].
+        prompt_lengths: the `prompt_length` of each input, int32 [inputs].
+        request_id: the id of the request that the first input belongs to, for logs.
+        is_retry: whether a replica died while it held these inputs. If so, they may be a poison pill: inputs that kill
+            every replica that computes them.
+        caller: the id of the calling ingress replica.
+        waiting_tokens: the number of tokens that wait in that ingress replica.
+    """
+
+    ids: TokenIds
+    lengths: TokenIds
+    prompt_lengths: TokenIds
+    request_id: str
+    is_retry: bool = False
+    caller: str = ""
+    waiting_tokens: int = 0
 
     @property
     def tokens(self) -> int:
@@ -42,28 +81,8 @@ class TokenizedInputs:
 
 
 @dataclass(frozen=True, slots=True)
-class EmbedChunk:
-    """Inputs of one request that are sent to a replica together.
-
-    A chunk has at most half a token budget of tokens. An input that is longer is a chunk of its own.
-
-    Attributes:
-        inputs: the inputs to embed.
-        request_id: the id of the request.
-        first_input: the position of the chunk's first input in the request.
-        is_retry: whether a replica died while it held this chunk. If so, the chunk may be a poison pill: a chunk that
-            kills every replica that computes it.
-    """
-
-    inputs: TokenizedInputs
-    request_id: str
-    first_input: int = 0
-    is_retry: bool = False
-
-
-@dataclass(frozen=True, slots=True)
 class Failure:
-    """One input that has no vector. `index` is its position in the chunk."""
+    """One input that has no vector. `index` is its position in the result."""
 
     index: int
     code: FailureCode
@@ -71,23 +90,39 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class EmbedResult:
-    """The result of one chunk.
+    """The vectors of a batch, of a part of it, or of a whole request.
 
     Attributes:
         vectors: the model's vectors, not yet normalized, float32 [inputs, dimensions]. If the model ends with a
-            Normalize module, the replica leaves that module out, because the ingress normalizes vectors. Rows of failed
-            inputs are meaningless.
+            Normalize module, the replica leaves that module out, because the ingress normalizes vectors. Every row is
+            finite, except the rows of failed inputs, which are meaningless.
         failures: the inputs without a vector, in order.
-        inference_s: the inference time of the batch that contained this chunk, in seconds.
-        batch_inputs: the number of inputs in that batch.
-        padded_tokens: the number of tokens computed for this chunk, padding included.
+        padded_tokens: the number of tokens computed for each input, padding included, int64 [inputs].
+        inference_s: the inference time of the batch, in seconds. For a whole request, it is the time during which at
+            least one of its chunks was being computed.
+        batch_inputs: the number of inputs in the batch.
+        queue_s: the seconds that the ingress waited for the result in addition to `inference_s`: time in queues, and
+            transfer to and from the replica.
     """
 
     vectors: Vectors
     failures: tuple[Failure, ...]
+    padded_tokens: npt.NDArray[np.int64]
     inference_s: float
     batch_inputs: int
-    padded_tokens: int
+    queue_s: float = 0.0
+
+    def part(self, start: int, stop: int) -> Self:
+        """Return the result of the inputs from `start` to `stop`."""
+        if (start, stop) == (0, len(self.vectors)):
+            return self
+        failures = (f for f in self.failures if start <= f.index < stop)
+        return replace(
+            self,
+            vectors=self.vectors[start:stop],
+            failures=tuple(Failure(f.index - start, f.code) for f in failures),
+            padded_tokens=self.padded_tokens[start:stop],
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +136,7 @@ class ReplicaRejected:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaState:
-    """The state of one model replica.
-
-    Ingress replicas ask for it while they have pending tokens, and whenever they answer a metrics scrape.
+    """The state of one model replica, as Ray Serve delivers it to every ingress replica once a second.
 
     Attributes:
         replica: the replica's id, unique in the cluster.
@@ -115,7 +148,7 @@ class ReplicaState:
         max_batch_tokens: the replica's current token budget, in tokens.
         max_queued_tokens: the replica's current `max_queued_tokens` setting. The limit of the model is the sum over its
             replicas.
-        others_waiting: the number of ingress replicas with pending tokens, not counting the caller.
+        waiting_callers: the ids of the ingress replicas in which tokens wait.
     """
 
     replica: str
@@ -125,25 +158,20 @@ class ReplicaState:
     memory_bytes: int
     max_batch_tokens: int
     max_queued_tokens: int
-    others_waiting: int
+    waiting_callers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class ModelAnswer:
-    """The vectors of a whole request, joined from its chunks.
+class RunningReplica:
+    """A replica to which Ray Serve sends calls.
 
     Attributes:
-        vectors: as in `EmbedResult`, float32 [inputs, dimensions].
-        failures: the inputs without a vector. The `index` of each is its position in the request.
-        queue_s: the seconds during which no chunk of the request was being computed: time in queues, and transfer to
-            and from the replica.
-        inference_s: the seconds during which at least one chunk of the request was being computed.
+        max_ongoing_requests: the number of calls that Ray Serve lets the replica hold at the same time.
+        state: its last reported state; None if it has not reported one, or cannot embed.
     """
 
-    vectors: Vectors
-    failures: tuple[Failure, ...]
-    queue_s: float
-    inference_s: float
+    max_ongoing_requests: int
+    state: ReplicaState | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,8 +185,9 @@ class EmbedResponse:
             tokens and padding do not.
         truncated_inputs: the number of truncated inputs.
         tokenization_s: the duration of tokenization, in seconds.
-        queue_s: as in `ModelAnswer`.
-        inference_s: as in `ModelAnswer`.
+        queue_s: the seconds during which no part of the request was being computed: time in queues, and transfer to
+            and from the replica.
+        inference_s: the seconds during which at least one part of the request was being computed.
     """
 
     embeddings: Vectors

@@ -48,10 +48,8 @@ def _worst_of_prompts(card: Card, directory: Path, dtype: str) -> dict[str, Any]
     worst: Distance | None = None
     failures = 0
     for prompt in PROMPTS:
-        ids = tokenizer.encode_texts(
-            TEXTS, prompt_name=prompt, truncate=True, truncate_direction="right"
-        )
-        encoded = encoder.encode([ids.inputs])
+        ids = tokenizer.encode_texts(TEXTS, prompt=tokenizer.find_prompt(prompt), truncate=True)
+        encoded = encoder.encode([ids])
         expected = reference.encode(
             TEXTS, prompt=reference.prompts[prompt] if prompt else "", batch_size=1
         )

@@ -1,166 +1,167 @@
-"""Middleware around every request: path, request id, access log, CORS and error responses.
+"""The ASGI application: everything that happens to a request before and after its handler.
 
-All classes are pure ASGI middleware. This module does not depend on models, Ray or torch.
+It gives each request an id and a record, finds its operation, authenticates it, calls the handler, turns errors into
+responses, and adds CORS headers. This module does not depend on models, Ray or torch.
 """
 
 import re
 import uuid
+from functools import partial
 from urllib.parse import unquote
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.routing import Router
+from starlette.types import Receive, Scope, Send
 
+from serve_app.api.auth import ApiKeys
 from serve_app.api.error_responses import error_reply, is_sane_request_id
-from serve_app.api.openapi.headers import RATE_LIMITS
+from serve_app.api.operations import OperationTable
+from serve_app.api.request import ApiRequest
 from serve_app.config.http import ErrorFormat, HttpConfig
 from serve_app.errors import InvalidRequestError, ServiceError
-from serve_app.observability.access_log import AccessLog, RequestRecord
+from serve_app.service.requests import Requests, RequestScope
 
-_SCOPE_KEY = "serve_app.request"
-CLIENT_GONE = 499
 # The response headers that scripts in a browser may read.
 _EXPOSED = (
-    *("x-request-id", "retry-after", "retry-after-ms", "x-compute-tokens", "x-truncated-inputs"),
-    *RATE_LIMITS,
+    "x-request-id",
+    "retry-after",
+    "retry-after-ms",
+    "x-compute-tokens",
+    "x-truncated-inputs",
 )
 
 
-def record_of(scope: Scope) -> RequestRecord:
-    """Return the record that `AccessLogMiddleware` stored in the scope."""
-    record = scope[_SCOPE_KEY]
-    assert isinstance(record, RequestRecord)
-    return record
+class RequestMiddleware:
+    """The only layer between Ray Serve's wrappers and the handlers.
+
+    Args:
+        table: finds the operation of a request.
+        requests: admits, counts and logs all requests.
+        settings: CORS origins and the error format.
+        keys: the API keys that most operations require.
+        adds_request_id: whether to add `x-request-id` to responses; False if Ray Serve adds it.
+
+    Attributes:
+        operations: the rows of the table.
+        routes: as in `OperationTable`.
+    """
+
+    def __init__(
+        self,
+        table: OperationTable,
+        requests: Requests,
+        *,
+        settings: HttpConfig,
+        keys: ApiKeys,
+        adds_request_id: bool,
+    ) -> None:
+        self.operations = table.rows
+        self.routes = table.routes
+        self._table = table
+        self._requests = requests
+        self._keys = keys
+        self._error_format = settings.error_format
+        self._adds_request_id = adds_request_id
+        # Answers what is not HTTP: the lifespan of the application, and WebSockets, which it closes.
+        self._router = Router()
+        self._cross_origin = (
+            CrossOrigin(self._router, settings=settings) if settings.cors_origins else None
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] != "http":
+            await self._router(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        sent_id = headers.get("x-request-id", "")
+        request_id = sent_id if is_sane_request_id(sent_id) else uuid.uuid4().hex
+        with self._requests.begin(request_id, method=scope["method"]) as request:
+            try:
+                if self._cross_origin is None:
+                    response = await self._respond(request, scope, receive)
+                elif _is_preflight(scope, headers):
+                    response = self._cross_origin.preflight_response(headers)
+                else:
+                    send = partial(self._cross_origin.send, send=send, request_headers=headers)
+                    response = await self._respond(request, scope, receive)
+            except ClientDisconnect:
+                return  # the log line says 499
+            except Exception as error:
+                response = _error_response(request.fail(error), self._error_format, headers)
+            request.record.status = response.status_code
+            if self._adds_request_id:
+                response.headers["x-request-id"] = request_id
+            await response(scope, receive, send)
+
+    async def _respond(self, request: RequestScope, scope: Scope, receive: Receive) -> Response:
+        _normalize_path(scope)
+        operation = self._table.find(scope)
+        request.record.route = operation.path
+        if operation.needs_key:
+            request.record.key = self._keys.authenticate(scope["headers"])
+        return await operation.handler(ApiRequest(scope, receive, request))
 
 
-class NormalizePathMiddleware:
-    """Removes repeated and trailing slashes from the path, so that it matches a route.
+def _normalize_path(scope: Scope) -> None:
+    """Remove repeated and trailing slashes from the path, so that it matches an operation.
 
     Clients whose base URL ends in a slash send `//`, and some clients append a slash. A slash sent as `%2F` is part of
     a name and is kept.
     """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Call the application with the normalized path."""
-        if scope["type"] == "http":
-            raw_path = scope.get("raw_path", b"").decode("latin-1") or scope["path"]
-            path = unquote(re.sub("/{2,}", "/", raw_path).rstrip("/"))
-            # The root of an application that is mounted below a path keeps its slash.
-            scope["path"] = f"{path}/" if path == scope.get("root_path", "") else path
-        await self._app(scope, receive, send)
+    raw_path = scope.get("raw_path", b"").decode("latin-1") or scope["path"]
+    path = unquote(re.sub("/{2,}", "/", raw_path).rstrip("/"))
+    # The root of an application that is mounted below a path keeps its slash.
+    scope["path"] = f"{path}/" if path == scope.get("root_path", "") else path
 
 
-class AccessLogMiddleware:
-    """Gives each request an id and a record, and writes its log line and metrics when it ends.
+def _is_preflight(scope: Scope, headers: Headers) -> bool:
+    names = ("origin", "access-control-request-method")
+    return scope["method"] == "OPTIONS" and all(name in headers for name in names)
 
-    Args:
-        app: the wrapped application.
-        log: writes the log line and counts the request.
-        adds_request_id: whether to add `x-request-id` to the response; False if Ray Serve adds it.
+
+def _error_response(error: ServiceError, error_format: ErrorFormat, headers: Headers) -> Response:
+    status, error_headers, body = error_reply(
+        error, error_format=error_format, request_headers=headers.raw
+    )
+    response = Response(body, status)
+    response.raw_headers = error_headers
+    return response
+
+
+class CrossOrigin(CORSMiddleware):
+    """Answers preflight requests, and adds CORS headers for the configured origins to all responses, also to errors.
+
+    Starlette answers a preflight request in plain text. This class answers it without a body, or with an error in the
+    configured format.
     """
 
-    def __init__(self, app: ASGIApp, *, log: AccessLog, adds_request_id: bool) -> None:
-        self._app = app
-        self._log = log
-        self._adds_request_id = adds_request_id
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Call the application, then log and count the request."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        received_id = Headers(scope=scope).get("x-request-id", "")
-        request_id = received_id if is_sane_request_id(received_id) else uuid.uuid4().hex
-        record = self._log.begin(request_id, method=scope["method"])
-        scope[_SCOPE_KEY] = record
-        status = CLIENT_GONE
-
-        async def send_and_note_status(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                message["headers"] = [*message["headers"], *record.limits()]
-                if self._adds_request_id:
-                    MutableHeaders(scope=message)["x-request-id"] = record.request_id
-            await send(message)
-
-        try:
-            await self._app(scope, receive, send_and_note_status)
-        finally:
-            self._log.end(record, status=status)
-
-
-class ErrorMiddleware:
-    """Turns every exception into an error response. An unexpected exception is logged and becomes a 500."""
-
-    def __init__(self, app: ASGIApp, *, log: AccessLog, error_format: ErrorFormat) -> None:
-        self._app = app
-        self._log = log
-        self._error_format = error_format
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Call the application, and send an error response if it raises."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        has_started = False
-
-        async def send_and_note_start(message: Message) -> None:
-            nonlocal has_started
-            has_started = True
-            await send(message)
-
-        try:
-            await self._app(scope, receive, send_and_note_start)
-        except ClientDisconnect:
-            return  # the client has disconnected; the log line says 499
-        except Exception as error:
-            if has_started:  # the status is sent, so the server can only close the connection
-                raise
-            await self._reply(self._log.fail(record_of(scope), error), scope, send)
-
-    async def _reply(self, error: ServiceError, scope: Scope, send: Send) -> None:
-        status, headers, body = error_reply(
-            error, error_format=self._error_format, request_headers=scope["headers"]
-        )
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
-
-
-class CrossOriginMiddleware(CORSMiddleware):
-    """Adds CORS headers for the configured origins, also to error responses.
-
-    Starlette rejects a preflight request in plain text. This class rejects it in the configured error format.
-    """
-
-    def __init__(self, app: ASGIApp, *, settings: HttpConfig) -> None:
+    def __init__(self, app: Router, *, settings: HttpConfig) -> None:
         super().__init__(
             app,
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "POST"],
             allow_headers=["*"],  # every header that the page requests, including `authorization`
+            # Browsers ask for this before a public page calls a server in a private network.
+            allow_private_network=True,
             expose_headers=_EXPOSED,
         )
         self._error_format = settings.error_format
 
     def preflight_response(self, request_headers: Headers) -> Response:
         """Return the response to a preflight request."""
-        response = super().preflight_response(request_headers)
-        if response.status_code == 400:
+        starlettes = super().preflight_response(request_headers)
+        response = Response(status_code=204)
+        if starlettes.status_code == 400:
             message = "The CORS settings do not allow this origin or this method."
-            _, headers, response.body = error_reply(
-                InvalidRequestError(message, "cors_not_allowed"),
-                error_format=self._error_format,
-                request_headers=request_headers.raw,
-            )
-            for name, value in headers:
-                if name == b"vary":  # keep `Vary: Origin`
-                    response.headers.add_vary_header(value.decode())
-                else:
-                    response.headers[name.decode()] = value.decode()
+            error = InvalidRequestError(message, "cors_not_allowed")
+            response = _error_response(error, self._error_format, request_headers)
+        for name, value in starlettes.headers.items():
+            if name == "vary":
+                response.headers.add_vary_header(value)
+            elif not name.startswith("content-"):
+                response.headers[name] = value
         return response

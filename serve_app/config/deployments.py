@@ -6,7 +6,15 @@ This module passes most options on unchanged, and Ray Serve validates them. It d
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 
 # Marks a setting that works but that the tables of settings leave out, because its default suits
@@ -46,6 +54,16 @@ class Settings(BaseModel):
         return value
 
 
+def _check_queued_requests(value: int) -> int:
+    if value == 0:
+        raise ValueError("must be -1, for no limit, or at least 1")
+    return value
+
+
+# Ray Serve's `max_queued_requests`.
+QueuedRequests = Annotated[int, Field(ge=-1), AfterValidator(_check_queued_requests)]
+
+
 class DeploymentOptions(Settings):
     """Ray Serve's deployment options. An option that is not set keeps Ray Serve's default."""
 
@@ -60,19 +78,6 @@ class DeploymentOptions(Settings):
             description="Ray Serve's autoscaling settings. Set either `autoscaling_config` or a fixed `num_replicas`."
         ),
     ] = None
-    max_ongoing_requests: Annotated[
-        PositiveInt, Field(description="Maximum number of concurrent calls per replica.")
-    ] = 512
-    max_queued_requests: Annotated[
-        int,
-        Field(
-            ge=-1,
-            description=(
-                "Maximum number of calls that may wait for a replica in each ingress replica. When "
-                "the limit is reached, requests are rejected with 429. -1 removes the limit."
-            ),
-        ),
-    ] = 1024
     ray_actor_options: Annotated[
         dict[str, Any] | None,
         Field(description="Each replica's `num_cpus`, `num_gpus`, `resources` and `runtime_env`."),
@@ -122,28 +127,42 @@ class DeploymentOptions(Settings):
         return self.model_dump(exclude_none=True, exclude={"name", "user_config"})
 
 
-class IngressOptions(DeploymentOptions):
-    """Options of the ingress deployment.
-
-    This server enforces `max_ongoing_requests` and `max_queued_requests` itself, so that it can reject
-    requests with its own error format. Ray Serve would reject them in plain text.
-    """
+class ModelOptions(DeploymentOptions):
+    """Options of a model's deployment."""
 
     max_ongoing_requests: Annotated[
         PositiveInt,
-        Field(description="Maximum number of requests in progress in one ingress replica."),
-    ] = 1000
-    max_queued_requests: Annotated[
-        int,
         Field(
-            ge=-1,
             description=(
-                "Maximum number of requests that may wait in one ingress replica, in addition to "
-                "those in progress. When both limits are reached, requests are rejected with 429. "
-                "-1 removes both limits."
-            ),
+                "Maximum number of calls that a model replica holds at the same time, from all "
+                "ingress replicas together. A call carries up to one token budget of inputs, from "
+                "one or more requests. One call is computed; the others are ready. More requests "
+                "wait in the ingress, within `max_queued_tokens`."
+            )
         ),
-    ] = 1000
+    ] = 2
+    max_queued_requests: Annotated[
+        QueuedRequests,
+        Field(
+            description=(
+                "Maximum number of calls that Ray Serve lets wait for a model replica, in each "
+                "ingress replica. When the limit is reached, requests are rejected with 429. -1 "
+                "removes the limit. Because the ingress sends no more calls than the replicas "
+                "hold, few calls wait there."
+            )
+        ),
+    ] = -1
+
+
+class IngressOptions(DeploymentOptions):
+    """Options of the ingress deployment.
+
+    Set `http.max_concurrent_requests` to limit the requests in an ingress replica. Ray Serve's own
+    limits reject requests in plain text.
+    """
+
+    max_ongoing_requests: Annotated[PositiveInt | None, undocumented] = None
+    max_queued_requests: Annotated[QueuedRequests | None, undocumented] = None
 
     @model_validator(mode="after")
     def _reject_user_config(self) -> Self:
@@ -152,10 +171,3 @@ class IngressOptions(DeploymentOptions):
                 "user_config: the ingress has no settings that can change without a restart"
             )
         return self
-
-    @property
-    def max_requests(self) -> int | None:
-        """Maximum number of embedding requests in one ingress replica, or None for no limit."""
-        if self.max_queued_requests < 0:
-            return None
-        return self.max_ongoing_requests + self.max_queued_requests

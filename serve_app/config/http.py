@@ -93,6 +93,15 @@ class HttpConfig(Settings):
             )
         ),
     ] = ()
+    max_concurrent_requests: Annotated[
+        PositiveInt | None,
+        Field(
+            description=(
+                "Maximum number of embedding requests in progress in one ingress replica. Further "
+                "requests are rejected with 429. `null` removes the limit."
+            )
+        ),
+    ] = 2000
     max_client_batch_size: Annotated[
         PositiveInt,
         Field(

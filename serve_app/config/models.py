@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from serve_app.config.deployments import DeploymentOptions, IngressOptions, Settings, undocumented
+from serve_app.config.deployments import IngressOptions, ModelOptions, Settings, undocumented
 from serve_app.config.http import HttpConfig
 
 Dtype = Literal["float32", "float16", "bfloat16"]
@@ -46,7 +46,7 @@ def format_validation_error(error: ValidationError, *, below: str = "") -> str:
 
 def _unknown_setting(name: str, *, of: str) -> str:
     """Describe a setting that does not exist, with the existing one whose name is closest."""
-    models: tuple[type[Settings], ...] = (ModelConfig, ServerConfig, HttpConfig, DeploymentOptions)
+    models: tuple[type[Settings], ...] = (ModelConfig, ServerConfig, HttpConfig, ModelOptions)
     if of == BatchSettings.__name__:  # a `user_config`, which has few of them
         models = (BatchSettings,)
     names = {name for model in models for name in model.model_fields}
@@ -75,10 +75,11 @@ class BatchSettings(Settings):
         PositiveInt,
         Field(
             description=(
-                "Maximum number of pending tokens (accepted and not finished) per model replica. "
-                "The limit counts the pending tokens of all ingress replicas together. Requests "
-                "above the limit are rejected with 429. Ingress replicas discover each other within "
-                "seconds of a burst; until then, each one may accept up to the full limit."
+                "Maximum number of tokens that wait for each model replica. Tokens wait while the "
+                "replicas hold as many calls as `deployment.max_ongoing_requests` allows. The limit "
+                "counts the tokens that wait in all ingress replicas together. Requests above it are "
+                "rejected with 429. Ingress replicas discover each other within seconds of a burst; "
+                "until then, each one may accept up to the full limit."
             )
         ),
     ] = 200_000
@@ -173,7 +174,7 @@ class ModelConfig(BatchSettings):
             description=(
                 "Requests with more than this many tokens are bulk; all other requests are "
                 "interactive. Interactive requests go first. Bulk requests are rejected once the "
-                "pending tokens reach three quarters of the limit that `max_queued_tokens` sets. The "
+                "waiting tokens reach three quarters of the limit that `max_queued_tokens` sets. The "
                 "request header `x-priority: interactive` or `x-priority: bulk` overrides this "
                 "setting."
             ),
@@ -216,8 +217,8 @@ class ModelConfig(BatchSettings):
         ),
     ] = "cl100k"
     deployment: Annotated[
-        DeploymentOptions, Field(description="Ray Serve's options for the model's deployment.")
-    ] = DeploymentOptions()
+        ModelOptions, Field(description="Ray Serve's options for the model's deployment.")
+    ] = ModelOptions()
 
     @model_validator(mode="after")
     def _check_user_config(self) -> Self:

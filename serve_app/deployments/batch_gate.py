@@ -12,8 +12,8 @@ free, and a closed batch cannot grow. Calls therefore wait at this gate before t
 An admission is open until the last of its calls has left the gate. `Gate.open` runs whenever a call
 arrives, an admission ends or the token budget changes. It acts on the number of open admissions:
 
-- None: the model is free. The gate admits as many of the first calls as fit one token budget, even
-  if they do not fill it.
+- None: the model is free. The gate admits as many of the first calls as fit one token budget and
+  one batch of `@serve.batch`, even if they do not fill the budget.
 - One: the model is busy. If at least one token budget is queued, the gate admits the next batch, so
   that the batch is ready when the model becomes free. No later call could have joined that batch.
   If fewer tokens are queued, the gate admits nothing, so that later calls can join the queued ones.
@@ -38,6 +38,7 @@ from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 
 from serve_app.token_budget import take_batch
 
@@ -60,11 +61,13 @@ class Gate:
 
     Args:
         budget: maximum number of tokens in one admission. A call with more tokens is an admission
-            of its own.
+            of its own. May change at any time.
+        max_calls: maximum number of calls in one admission. May change at any time.
     """
 
-    def __init__(self, *, budget: int) -> None:
+    def __init__(self, *, budget: int, max_calls: int) -> None:
         self.budget = budget
+        self.max_calls = max_calls
         self.queued_tokens = 0
         self._waiting: deque[_Ticket] = deque()
         # At most two: one is being computed and one is ready.
@@ -116,7 +119,8 @@ class Gate:
             return  # dropping cancelled tickets would only shorten the queue, so nothing changes
         self._forget_cancelled()
         while self._may_admit():
-            count = take_batch((ticket.tokens for ticket in self._waiting), budget=self.budget)
+            first = islice(self._waiting, self.max_calls)
+            count = take_batch((ticket.tokens for ticket in first), budget=self.budget)
             admission = _Admission(count)
             self._open_admissions += 1
             for _ in range(count):

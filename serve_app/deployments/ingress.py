@@ -6,6 +6,7 @@ Texts are tokenized in the ingress process, which never imports torch.
 
 import uuid
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 from ray import serve
@@ -16,14 +17,19 @@ from serve_app.api.auth import ApiKeys
 from serve_app.checkpoints.metadata import read_checkpoint
 from serve_app.config.http import HttpConfig
 from serve_app.config.models import ModelConfig, ServerConfig
+from serve_app.deployments.running_replicas import connect, running_replicas
 from serve_app.dispatch.broadcast import ask_all
+from serve_app.dispatch.calls import ReplicaCaller
 from serve_app.dispatch.client import ClientSettings, ModelClient
+from serve_app.dispatch.drain_rate import DrainRate
+from serve_app.dispatch.refusals import Refusals
 from serve_app.messages import EmbedResponse
-from serve_app.observability.access_log import AccessLog, hide_expected_tracebacks
+from serve_app.observability.access_log import hide_expected_tracebacks
 from serve_app.observability.metrics import Metrics, Snapshot, exposition
 from serve_app.schemas.embeddings import InputType, Priority, build_request, read_priority
-from serve_app.service.embeddings import Service
-from serve_app.service.registry import ServedModel
+from serve_app.service.embeddings import EmbeddingService
+from serve_app.service.registry import EmbeddingModel, ServedModel
+from serve_app.service.requests import Requests
 from serve_app.tokenization.openai_token_ids import Cl100k
 from serve_app.tokenization.tokenizer import Tokenizer
 
@@ -42,44 +48,56 @@ class Ingress:
 
     def __init__(self, config: ServerConfig, handles: Mapping[str, Any]) -> None:
         self._config = config
+        self._handles = handles
         self._metrics = Metrics()
-        self._clients = {
-            model.name: _client(handles[model.name], model, config.http, self._metrics)
-            for model in config.models
-            if model.name in handles
-        }
-        models = [_served(model, self._clients.get(model.name)) for model in config.models]
-        for model in models:
-            self._metrics.model_served(
-                model=model.name,
-                embeds=model.embedder is not None,
-                dtype=model.config.dtype,
-                dimensions=model.dimensions,
-            )
-        self._log = AccessLog(self._metrics)
+        self._clients: dict[str, ModelClient] = {}
+        models = [self._served(model) for model in config.models]
         hide_expected_tracebacks()
-        reads_cl100k = any(model.config.token_ids == "cl100k" for model in models)
+        reads_cl100k = any(
+            model.task == "embed" and model.config.token_ids == "cl100k" for model in models
+        )
         self._keys = ApiKeys(config.http.api_keys_file)
-        self._service = Service(
+        self._service = EmbeddingService(
             models,
             cl100k=Cl100k() if reads_cl100k else None,
             limits=config.http,
             metrics=self._metrics,
-            max_requests=config.ingress.max_requests,
         )
+        self._requests = Requests(config.http, metrics=self._metrics)
         context = serve.get_replica_context()
         self._name = context.replica_id.unique_id
         self._peers = serve.get_deployment_handle(
             context.deployment, context.app_name, _check_exists=False
         )
 
-    def __serve_build_asgi_app__(self) -> ASGIApp:
+    def _served(self, model: ModelConfig) -> ServedModel:
+        """Return the model with the objects that serve it, and publish it in the metrics."""
+        checkpoint = read_checkpoint(model.source, revision=model.revision)
+        self._metrics.model_served(
+            model=model.name,
+            embeds=checkpoint.embeds,
+            dtype=model.dtype,
+            dimensions=checkpoint.dimensions,
+        )
+        if not checkpoint.embeds:
+            return ServedModel(model, checkpoint.reason)
+        assert checkpoint.dimensions is not None, "an embedding model has dimensions"
+        client = _client(self._handles[model.name], model, self._config.http, self._metrics)
+        self._clients[model.name] = client
+        tokenizer = Tokenizer(
+            checkpoint, max_input_tokens=model.max_input_tokens, prompts=model.prompts
+        )
+        return EmbeddingModel(model, checkpoint.reason, checkpoint.dimensions, tokenizer, client)
+
+    async def __serve_build_asgi_app__(self) -> ASGIApp:
         """Return the HTTP application. Ray Serve calls this after the constructor."""
+        for handle in self._handles.values():  # here, because this runs on the event loop
+            connect(handle)
         return build_asgi_app(
             self._service,
+            self._requests,
             settings=self._config.http,
             keys=self._keys,
-            log=self._log,
             scrape=self._scrape,
             adds_request_id=False,  # Ray Serve adds the x-request-id header to every response
         )
@@ -124,10 +142,9 @@ class Ingress:
             ServiceError: the same errors as in the HTTP API, with `status`, `code`, `param` and
                 `message`.
         """
-        record = self._log.begin(uuid.uuid4().hex, method="CALL", route="embed")
-        status = 200
-        try:
-            with self._service.admit():
+        with self._requests.begin(uuid.uuid4().hex, method="CALL", route="embed") as scope:
+            try:
+                scope.admit()
                 request = build_request(
                     input=input,
                     model=model,
@@ -138,21 +155,13 @@ class Ingress:
                     truncate=truncate,
                     truncate_direction=truncate_direction,
                 )
-                record.model = self._service.models.resolve(model).name
-                record.inputs = len(request.items)
-                answer = await self._service.embed(
-                    request,
-                    request_id=record.request_id,
-                    priority=read_priority(priority, name="priority"),
+                response = await self._service.embed(
+                    request, scope.record, priority=read_priority(priority, name="priority")
                 )
-                record.tokens = answer.prompt_tokens
-                return answer
-        except Exception as error:
-            failure = self._log.fail(record, error)
-            status = failure.status
-            raise failure from None
-        finally:
-            self._log.end(record, status=status)
+            except Exception as error:
+                raise scope.fail(error) from None
+            scope.record.status = 200
+            return response
 
     async def snapshot(self) -> tuple[str, Snapshot]:
         """Return this replica's id and metrics, for a scrape that any ingress replica answers."""
@@ -163,34 +172,32 @@ class Ingress:
         ingresses = dict(answer for answer in answers if answer is not None)
         # The broadcast may not include this replica yet.
         ingresses[self._name] = self._metrics.snapshot()
-        models = {name: await client.states() for name, client in self._clients.items()}
+        models = {name: client.states() for name, client in self._clients.items()}
         return exposition(ingresses, models)
 
 
 def _client(handle: Any, model: ModelConfig, http: HttpConfig, metrics: Metrics) -> ModelClient:
+    drain_rate = DrainRate(unknown_s=http.retry_after_s)
+    refusals = Refusals(
+        model.name, drain_rate=drain_rate, retry_after_s=http.retry_after_s, metrics=metrics
+    )
     settings = ClientSettings(
-        model=model.name,
         chunk_tokens=model.max_batch_tokens or _CHUNK_TOKENS,
         max_queued_tokens=model.max_queued_tokens,
         replica_wait_timeout_s=http.replica_wait_timeout_s,
-        retry_after_s=http.retry_after_s,
         bulk_share=model.bulk_share,
         scales_to_zero=model.deployment.scales_to_zero,
     )
-    return ModelClient(handle, settings, metrics=metrics)
-
-
-def _served(model: ModelConfig, client: ModelClient | None) -> ServedModel:
-    checkpoint = read_checkpoint(model.source, revision=model.revision)
-    tokenizer = None
-    if client is not None:
-        tokenizer = Tokenizer(
-            checkpoint, max_input_tokens=model.max_input_tokens, prompts=model.prompts
-        )
-    return ServedModel(
-        config=model,
-        dimensions=checkpoint.dimensions,
-        tokenizer=tokenizer,
-        embedder=client,
-        reason=checkpoint.reason,
+    client = ModelClient(
+        ReplicaCaller(handle, model.name, refusals=refusals, metrics=metrics),
+        settings,
+        replicas=partial(running_replicas, handle),
+        drain_rate=drain_rate,
+        refusals=refusals,
     )
+    metrics.watch_queue(
+        model=model.name,
+        pending=lambda: drain_rate.pending,
+        queued=lambda: client.queued_tokens,
+    )
+    return client

@@ -1,8 +1,8 @@
 """A replica's load report for autoscaling: how busy the replica was, and how much work is pending.
 
-Most pending work waits in the ingress. Each ingress replica therefore reports its backlog, which is
-the number of its pending tokens, whenever it polls the model's replicas. This module does not
-depend on Ray or on the encoder.
+Most work waits in the ingress. Each call therefore carries the backlog of the ingress replica that
+makes it, which is the number of tokens that wait there. This module does not depend on Ray or on the
+encoder.
 """
 
 import math
@@ -11,9 +11,9 @@ from collections.abc import Callable
 
 from serve_app.deployments.autoscaling import BUSY, WAITING_S
 
-# A reported backlog expires after this many seconds. An ingress replica reports its backlog every
-# two seconds while it has pending tokens.
-_BACKLOG_S = 6.0
+# A reported backlog expires after this many seconds, or the last report of an ingress replica that
+# died would count forever.
+_BACKLOG_S = 10.0
 # Time constant of the throughput average, in seconds of inference.
 _MEMORY_S = 10.0
 
@@ -30,7 +30,7 @@ class LoadReport:
         self, busy_seconds: float = 0.0, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._clock = clock
-        # The time of the last report and the number of pending tokens, by ingress replica.
+        # The time of the last report and the number of waiting tokens, by ingress replica.
         self._backlogs: dict[str, tuple[float, int]] = {}
         self._tokens = self._seconds = 0.0
         self._since, self._busy_seconds = clock(), busy_seconds
@@ -47,15 +47,13 @@ class LoadReport:
         self._seconds = self._seconds * kept + seconds
 
     def record_backlog(self, caller: str, tokens: int) -> None:
-        """Record how many tokens are pending in an ingress replica."""
-        self._drop_expired()
+        """Record how many tokens wait in an ingress replica."""
         self._backlogs[caller] = (self._clock(), tokens)
 
-    def others_waiting(self, caller: str) -> int:
-        """Return the number of ingress replicas with pending tokens, other than `caller`."""
+    def waiting_callers(self) -> tuple[str, ...]:
+        """Return the ids of the ingress replicas in which tokens wait."""
         self._drop_expired()
-        others = [name for name, (_, tokens) in self._backlogs.items() if tokens and name != caller]
-        return len(others)
+        return tuple(name for name, (_, tokens) in self._backlogs.items() if tokens)
 
     def _drop_expired(self) -> None:
         now = self._clock()
@@ -74,7 +72,7 @@ class LoadReport:
         Returns:
             `busy`: the fraction of the time since the last report, 0 to 1, that the model's thread
             was busy.
-            `waiting_s`: the pending work of all ingress replicas, in seconds of one replica's time.
+            `waiting_s`: the work that waits in all ingress replicas, in seconds of one replica's time.
         """
         now = self._clock()
         elapsed, computed = now - self._since, busy_seconds - self._busy_seconds

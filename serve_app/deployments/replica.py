@@ -7,11 +7,11 @@ the model's thread encodes the batch. This module does not depend on HTTP, on te
 import asyncio
 import logging
 import os
-import time
-from collections.abc import Sequence
-from itertools import accumulate, pairwise
+from dataclasses import asdict
+from functools import partial
 from typing import Any
 
+import numpy as np
 import psutil
 import ray
 from pydantic import ValidationError
@@ -21,15 +21,9 @@ from serve_app.config.models import BatchSettings, ModelConfig, format_validatio
 from serve_app.deployments.batch_gate import Gate
 from serve_app.deployments.load_report import LoadReport
 from serve_app.deployments.model_thread import ModelThread, ModelThreadError
-from serve_app.encoder import (
-    Encoded,
-    Encoder,
-    EncoderBrokenError,
-    default_batch_tokens,
-    load_encoder,
-)
+from serve_app.encoder import Encoder, EncoderBrokenError, default_batch_tokens, load_encoder
 from serve_app.errors import UnavailableError
-from serve_app.messages import EmbedChunk, EmbedResult, Failure, ReplicaRejected, ReplicaState
+from serve_app.messages import EmbedCall, EmbedResult, ReplicaRejected, ReplicaState
 
 logger = logging.getLogger("ray.serve.embeddings")
 
@@ -56,7 +50,7 @@ class EmbeddingReplica:
         self._thread.start()
         # The thread that computes also loads the model: OpenMP and CUDA keep state per thread.
         self._encoder: Encoder = self._thread.submit(self._load).result()
-        self._gate = Gate(budget=self._budget)
+        self._gate = Gate(budget=self._budget, max_calls=_MAX_BATCH_CALLS)
         self._is_ending = False
         self._has_retry = False
         # Loading does not count as busy time.
@@ -94,16 +88,17 @@ class EmbeddingReplica:
             reason = format_validation_error(error)
             logger.error("invalid user_config ignored: %s", reason)  # noqa: TRY400  # no traceback
             return
-        self._gate.budget = self._budget
-        self._gate.open()
         # Up to two batches exist at the same time. Ray Serve logs a warning if these two could
         # together hold more calls than `max_ongoing_requests`.
         calls = max(self._model.deployment.max_ongoing_requests // 2, 1)
         self._encode.set_max_batch_size(min(calls, _MAX_BATCH_CALLS))
+        self._gate.max_calls = min(calls, _MAX_BATCH_CALLS)
+        self._gate.budget = self._budget
+        self._gate.open()
         logger.info("batch settings: %s", self._settings.model_dump())
 
-    async def embed(self, chunks: Sequence[EmbedChunk]) -> Sequence[EmbedResult] | ReplicaRejected:
-        """Encode the chunks of one call once the gate admits it.
+    async def embed(self, call: EmbedCall) -> EmbedResult | ReplicaRejected:
+        """Encode the inputs of one call once the gate admits it.
 
         The replica rejects the call in two cases:
 
@@ -114,24 +109,24 @@ class EmbeddingReplica:
         Raises:
             UnavailableError: the model is permanently broken, and this replica exits.
         """
-        is_retry = any(chunk.is_retry for chunk in chunks)
-        if self._is_ending or (is_retry and self._has_retry):
+        self._load_report.record_backlog(call.caller, call.waiting_tokens)
+        if self._is_ending or (call.is_retry and self._has_retry):
             return ReplicaRejected()
-        if not is_retry:
-            return await self._embed(chunks)
+        if not call.is_retry:
+            return await self._embed(call)
         self._has_retry = True
         try:
-            return await self._embed(chunks)
+            return await self._embed(call)
         finally:
             self._has_retry = False
 
-    async def _embed(self, chunks: Sequence[EmbedChunk]) -> Sequence[EmbedResult]:
+    async def _embed(self, call: EmbedCall) -> EmbedResult:
         try:
-            async with self._gate.enter(sum(chunk.inputs.tokens for chunk in chunks)):
-                results: Sequence[EmbedResult] = await self._encode(chunks)
-                return results
+            async with self._gate.enter(call.tokens):
+                result: EmbedResult = await self._encode(call)
+                return result
         except (EncoderBrokenError, ModelThreadError) as error:
-            self._end(type(error).__name__, chunks[0].request_id)
+            self._end(type(error).__name__, call.request_id)
             raise UnavailableError(
                 "The model's replica is being replaced.", "model_unavailable"
             ) from None
@@ -140,37 +135,24 @@ class EmbeddingReplica:
     @serve.batch(  # type: ignore[untyped-decorator]
         max_batch_size=_MAX_BATCH_CALLS, batch_wait_timeout_s=0.0, max_concurrent_batches=2
     )
-    async def _encode(self, calls: list[Sequence[EmbedChunk]]) -> list[Sequence[EmbedResult]]:
-        """Encode the chunks of several calls as one batch on the model's thread."""
-        chunks = [chunk for call in calls for chunk in call]
-        seconds = 0.0
-
-        def encode() -> Encoded:
-            nonlocal seconds
-            started = time.perf_counter()
-            encoded = self._encoder.encode(
-                [chunk.inputs for chunk in chunks], max_batch_tokens=self._budget
-            )
-            seconds = time.perf_counter() - started
-            return encoded
-
-        encoded = await asyncio.wrap_future(self._thread.submit(encode))
-        self._load_report.computed(sum(chunk.inputs.tokens for chunk in chunks), seconds)
-        results = iter(_results(chunks, encoded, seconds))
-        return [[next(results) for _ in call] for call in calls]
+    async def _encode(self, calls: list[EmbedCall]) -> list[EmbedResult]:
+        """Encode several calls as one batch on the model's thread."""
+        work = partial(self._encoder.encode, calls, max_batch_tokens=self._budget)
+        result = await asyncio.wrap_future(self._thread.submit(work))
+        self._load_report.computed(sum(call.tokens for call in calls), result.inference_s)
+        ends = np.cumsum([len(call) for call in calls])
+        return [result.part(end - len(call), end) for call, end in zip(calls, ends, strict=True)]
 
     # Async, because Ray Serve runs synchronous methods in threads.
-    async def state(self, caller: str, waiting_tokens: int) -> ReplicaState | None:
-        """Return this replica's state, or None if it cannot embed, and record the caller's backlog.
+    async def record_routing_stats(self) -> dict[str, Any]:
+        """Return this replica's `ReplicaState` as a dict, which is empty if it cannot embed.
 
-        Args:
-            caller: the name of the calling ingress replica.
-            waiting_tokens: the number of pending tokens in that ingress replica.
+        Ray Serve calls this periodically, and sends the result to all ingress replicas. The dict
+        contains only built-in types, because Ray Serve's controller cannot import this project.
         """
-        self._load_report.record_backlog(caller, waiting_tokens)
         if self._find_failure():
-            return None
-        return ReplicaState(
+            return {}
+        state = ReplicaState(
             replica=self._name,
             queued_calls=self._gate.queued_calls,
             queued_tokens=self._gate.queued_tokens,
@@ -178,8 +160,9 @@ class EmbeddingReplica:
             memory_bytes=psutil.Process().memory_info().rss,
             max_batch_tokens=self._gate.budget,
             max_queued_tokens=self._settings.max_queued_tokens,
-            others_waiting=self._load_report.others_waiting(caller),
+            waiting_callers=self._load_report.waiting_callers(),
         )
+        return asdict(state)
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Return the input of `WorkPolicy`. Ray Serve calls this periodically."""
@@ -233,22 +216,3 @@ def _granted_threads() -> int:
     """
     cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 0)
     return int(cpus) if cpus >= 1 else (os.cpu_count() or 1)
-
-
-def _results(chunks: Sequence[EmbedChunk], encoded: Encoded, seconds: float) -> list[EmbedResult]:
-    """Split the result of a batch into the results of its chunks."""
-    ends = accumulate((len(chunk.inputs) for chunk in chunks), initial=0)
-    return [
-        EmbedResult(
-            vectors=encoded.vectors[start:stop],
-            failures=tuple(
-                Failure(f.index - start, f.code)
-                for f in encoded.failures
-                if start <= f.index < stop
-            ),
-            inference_s=seconds,
-            batch_inputs=len(encoded.vectors),
-            padded_tokens=int(encoded.padded_tokens[start:stop].sum()),
-        )
-        for start, stop in pairwise(ends)
-    ]

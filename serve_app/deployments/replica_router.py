@@ -2,8 +2,8 @@
 
 Ray Serve's own router compares two random replicas by queue lengths that can be one call out of
 date. With two calls in flight per replica, one replica can then be idle while a second one has
-three calls. This router counts its own calls exactly and compares all replicas. It does not depend
-on the content of a call.
+three calls. This router counts its own calls exactly and compares all replicas. It does not
+depend on the content of a call.
 """
 
 from collections import Counter

@@ -1,18 +1,35 @@
-"""Split a request into chunks, and join the chunks' results into one answer or error."""
+"""Splits a request into chunks, packs chunks into calls, and joins their results.
+
+A chunk is a part of one request. A call carries one or more chunks, of any requests, to a replica.
+"""
 
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from serve_app.dispatch.queue import Answered
 from serve_app.errors import InferenceError
-from serve_app.messages import EmbedChunk, Failure, ModelAnswer, TokenizedInputs
+from serve_app.messages import EmbedCall, EmbedResult, Failure, TokenizedInputs
 from serve_app.token_budget import split_by_budget
 
 logger = logging.getLogger("ray.serve.embeddings")
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedChunk:
+    """Inputs of one request that are sent to a replica together.
+
+    Attributes:
+        inputs: the inputs to embed.
+        request_id: the id of the request.
+        first_input: the position of the chunk's first input in the request.
+    """
+
+    inputs: TokenizedInputs
+    request_id: str
+    first_input: int = 0
 
 
 def split(inputs: TokenizedInputs, *, chunk_tokens: int, request_id: str) -> list[EmbedChunk]:
@@ -38,26 +55,43 @@ def split(inputs: TokenizedInputs, *, chunk_tokens: int, request_id: str) -> lis
     ]
 
 
-def join(chunks: Sequence[EmbedChunk], answers: Sequence[Answered], started: float) -> ModelAnswer:
-    """Join the answers of a request's chunks, in input order.
+def pack(
+    chunks: Sequence[EmbedChunk], *, is_retry: bool, caller: str, waiting_tokens: int
+) -> EmbedCall:
+    """Pack chunks into one call, in order. The keyword arguments are attributes of `EmbedCall`."""
+    inputs = [chunk.inputs for chunk in chunks]
+    return EmbedCall(
+        np.concatenate([part.ids for part in inputs]),
+        np.concatenate([part.lengths for part in inputs]),
+        np.concatenate([part.prompt_lengths for part in inputs]),
+        request_id=chunks[0].request_id,
+        is_retry=is_retry,
+        caller=caller,
+        waiting_tokens=waiting_tokens,
+    )
 
-    Args:
-        chunks: all chunks of the request.
-        answers: the answer of each chunk.
-        started: the time at which the request was accepted, from `time.perf_counter`.
-    """
-    failures: list[Failure] = [
-        replace(failure, index=chunk.first_input + failure.index)
-        for chunk, answer in zip(chunks, answers, strict=True)
-        for failure in answer.result.failures
+
+def join(chunks: Sequence[EmbedChunk], results: Sequence[EmbedResult]) -> EmbedResult:
+    """Join the results of all chunks of a request, which were queued at the same time."""
+    if len(results) == 1:
+        return results[0]
+    seconds, covered_until = 0.0, -math.inf
+    # Chunks can be in the same batch, and batches can overlap. Time covered more than once counts once.
+    for start, end in sorted((r.queue_s, r.queue_s + r.inference_s) for r in results):
+        seconds += max(end - max(start, covered_until), 0.0)
+        covered_until = max(covered_until, end)
+    failures = [
+        Failure(chunk.first_input + failure.index, failure.code)
+        for chunk, result in zip(chunks, results, strict=True)
+        for failure in result.failures
     ]
-    vectors = [answer.result.vectors for answer in answers]
-    inference_s = _inference_seconds(answers)
-    return ModelAnswer(
-        vectors=vectors[0] if len(vectors) == 1 else np.concatenate(vectors),
+    return replace(
+        results[0],
+        vectors=np.concatenate([result.vectors for result in results]),
         failures=tuple(failures),
-        queue_s=max(max(answer.at for answer in answers) - started - inference_s, 0.0),
-        inference_s=inference_s,
+        padded_tokens=np.concatenate([result.padded_tokens for result in results]),
+        inference_s=seconds,
+        queue_s=covered_until - seconds,
     )
 
 
@@ -71,21 +105,7 @@ def poison_pill(chunk: EmbedChunk) -> InferenceError:
         extra={"request_id": chunk.request_id},
     )
     if first == last:
-        param = f"input[{first}]"
-        message = f"The model's process died twice while processing {param}."
-        return InferenceError(message, "inference_failed", param)
+        message = "The model's process died twice while processing {item}."
+        return InferenceError(message, "inference_failed", "input", index=first)
     message = f"The model's process died twice while processing inputs {first} to {last}."
     return InferenceError(message, "inference_failed", "input")
-
-
-def _inference_seconds(answers: Sequence[Answered]) -> float:
-    """Return the seconds during which at least one chunk of the request was being computed.
-
-    Chunks can be in the same batch, and batches can overlap. Time covered more than once counts once.
-    """
-    seconds, covered_until = 0.0, -math.inf
-    batches = ((answer.at - answer.result.inference_s, answer.at) for answer in answers)
-    for start, end in sorted(batches):
-        seconds += max(end - max(start, covered_until), 0.0)
-        covered_until = max(covered_until, end)
-    return seconds

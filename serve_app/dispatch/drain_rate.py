@@ -1,6 +1,6 @@
-"""The rate at which pending units finish. The expected wait and `Retry-After` are derived from it.
+"""Counts pending units, and measures the rate at which they finish. `Retry-After` is derived from it.
 
-A unit is a token of a model's queue, or a request of an ingress replica. The rate covers roughly the
+A unit is a token that was accepted for a model, or a request of an ingress replica. The rate covers roughly the
 last ten seconds of work. Each moment is weighted by the number of units that were pending at that
 time, so that a model with little to do does not look slow. This module does not depend on HTTP,
 models or Ray.
@@ -24,14 +24,18 @@ _LEAST_RETRY_S, _MOST_RETRY_S, _JITTER = 1.0, 60.0, 0.25
 
 
 class DrainRate:
-    """The measured rate at which pending units finish.
+    """The pending units of one model or one ingress replica, and the rate at which they finish.
 
     Args:
         unknown_s: the wait to report until a rate has been measured, in seconds.
         clock: returns the time in seconds.
+
+    Attributes:
+        pending: the number of pending units: accepted and not finished.
     """
 
     def __init__(self, *, unknown_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self.pending = 0
         self._unknown_s = unknown_s
         self._clock = clock
         # The last time that units finished, or that units became pending when none were.
@@ -41,37 +45,41 @@ class DrainRate:
         self._finished = 0.0
         self._seconds = 0.0
 
-    def start(self) -> None:
-        """Start measuring: units are pending from now on, and none were before."""
+    def start(self, units: int) -> None:
+        """Count accepted units as pending."""
+        if not self.pending:
+            self._since = self._clock()
+        self.pending += units
+
+    def finish(self, units: int) -> None:
+        """Remove finished units, and count them in the rate."""
+        finished, self._seconds = self._until_now()
+        self._finished = finished + units * self.pending
         self._since = self._clock()
+        self.pending -= units
 
-    def finish(self, units: int, *, pending: int) -> None:
-        """Count finished units.
+    def drop(self, units: int) -> None:
+        """Remove units that failed or whose client disconnected. The rate does not count them."""
+        self.pending -= units
 
-        Args:
-            units: the number of finished units.
-            pending: the number of units that were pending until now, including the finished ones.
-        """
-        finished, self._seconds = self._until_now(pending)
-        self._finished = finished + units * pending
-        self._since = self._clock()
-
-    def wait_s(self, pending: int) -> float:
-        """Return the seconds until all pending units are finished; at most one hour."""
-        if not pending:
+    @property
+    def wait_s(self) -> float:
+        """Seconds until all pending units are finished; at most one hour."""
+        if not self.pending:
             return 0.0
-        if self._seconds < pending * _LEAST_KNOWN_S:
+        if self._seconds < self.pending * _LEAST_KNOWN_S:
             return self._unknown_s
-        finished, seconds = self._until_now(pending)
-        least = pending * seconds / _LONGEST_S
-        return pending * seconds / finished if finished > least else _LONGEST_S
+        finished, seconds = self._until_now()
+        least = self.pending * seconds / _LONGEST_S
+        return self.pending * seconds / finished if finished > least else _LONGEST_S
 
-    def retry_after_s(self, pending: int) -> float:
-        """Return the seconds after which a client whose request was rejected should retry."""
+    @property
+    def retry_after_s(self) -> float:
+        """Seconds after which a client whose request was rejected should retry."""
         jitter = random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311  # no secret
-        return min(max(self.wait_s(pending) * jitter, _LEAST_RETRY_S), _MOST_RETRY_S)
+        return min(max(self.wait_s * jitter, _LEAST_RETRY_S), _MOST_RETRY_S)
 
-    def _until_now(self, pending: int) -> tuple[float, float]:
+    def _until_now(self) -> tuple[float, float]:
         """Return the weighted sums, extended by the time since units last finished."""
         kept = math.exp((self._since - self._clock()) / _MEMORY_S)
-        return self._finished * kept, self._seconds * kept + _MEMORY_S * (1 - kept) * pending
+        return self._finished * kept, self._seconds * kept + _MEMORY_S * (1 - kept) * self.pending

@@ -1,30 +1,38 @@
 """The queue of chunks in front of a model's replicas.
 
-Theory of operation. Each chunk is queued, in flight or done:
+Theory of operation. Each chunk is waiting, in flight or done:
 
-- *Queued* chunks form one list per priority class (interactive and bulk), sorted by virtual start
-  time. Normally, a chunk's virtual start time is its arrival time. The later chunks of a large
-  request have a later virtual start time, so that chunks of other requests are scheduled between
-  them.
+- *Waiting* chunks form one list per priority class (interactive and bulk), sorted by virtual start
+  time. `Admission` counts their tokens.
 - *In flight* chunks belong to a call. Whenever fewer than `max_in_flight` calls run, `schedule`
-  takes the first chunks that fit one token budget, regardless of the request they belong to. Under
-  load, a call therefore carries a full batch. Without load, a chunk is sent at once.
-- A chunk is *done* when its caller has the result or an error, or was cancelled. A call is
-  cancelled once all its chunks are done.
+  takes the first chunks of one class that fit one token budget, but at most one chunk of each
+  request. Under load, a call therefore carries a full batch. Without load, a chunk is sent at once.
+  A large request that is alone is sent in calls of half a budget, so that a request that arrives
+  later waits less. While at least `eager_calls` calls run, only full calls are sent: those that
+  leave out a chunk for lack of budget. More calls at once would otherwise only be smaller ones.
+- A chunk is *done* when it has a result or an error, or when its request was cancelled. Then it
+  leaves the queue. A call is cancelled once all its chunks are done.
 
-Two events move a chunk from in flight back to queued:
+The virtual clock counts the tokens that were sent. The first chunk of a request starts at the time
+of its arrival. Each later chunk starts later than its predecessor, by `_PACE` times the
+predecessor's tokens, so that requests that arrive later find room between the chunks of a large one.
+They get half of the tokens sent before they delay it, and two thirds if they alone would use all
+tokens. This is start-time fair queueing in which each request is a flow. The clock never stands
+still while tokens are sent, so a steady stream of new requests cannot starve an old one.
 
-- The replica died. The chunk may have caused the death, so it is marked as a retry. A retried chunk
-  is sent in a call of its own. After `max_attempts` deaths, the chunk fails.
+Two events move a chunk from in flight back to waiting:
+
+- The replica died. The chunk may have caused the death, so from now on it is sent in a call of its
+  own, which is marked as a retry. After `_MAX_ATTEMPTS` deaths, the chunk fails.
 - The replica rejected the call. The chunk is sent again. It fails if replicas have rejected it for
   more than `wait_timeout_s` seconds.
 
-Interactive chunks go before bulk chunks. While chunks of both classes are queued, the bulk class is
-owed the fraction `bulk_share` of the tokens sent. Bulk chunks go first while this debt is positive.
-The debt is limited to one call's token budget in either direction, so that a class with little
-traffic cannot build up a large claim.
+Interactive chunks go before bulk chunks. While chunks of both classes wait, the bulk class is owed
+the fraction `bulk_share` of the tokens sent. Bulk chunks go first while this debt is positive. The
+debt is limited to one call's token budget in either direction, so that a class with little traffic
+cannot build up a large claim.
 
-A call can carry chunks of several callers. It therefore runs in an empty context: Ray Serve cancels
+A call can carry chunks of several requests. It therefore runs in an empty context: Ray Serve cancels
 everything that was started in a request's context when that request ends.
 
 All methods run on one event loop. This module does not depend on Ray or on the model.
@@ -32,18 +40,26 @@ All methods run on one event loop. This module does not depend on Ray or on the 
 
 import asyncio
 import time
+import uuid
 from bisect import insort
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Iterable, Sequence
 from contextvars import Context
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain, islice, takewhile
+from itertools import chain
 from operator import attrgetter
+from typing import Protocol
 
-from serve_app.messages import EmbedChunk, EmbedResult
-from serve_app.token_budget import take_batch
+from serve_app.dispatch.admission import Admission
+from serve_app.dispatch.chunks import EmbedChunk, pack, poison_pill
+from serve_app.dispatch.drain_rate import DrainRate
+from serve_app.messages import EmbedCall, EmbedResult
 
-Call = Callable[[Sequence[EmbedChunk]], Awaitable[Sequence[EmbedResult]]]
+# Embedding is idempotent, so a chunk can be sent again after its replica died. A replica holds at
+# most one retry at a time. A chunk that two replicas held when they died is therefore the cause.
+_MAX_ATTEMPTS = 2
+# Distance between the virtual start times of a request's chunks, in multiples of their tokens.
+_PACE = 2
 
 
 class ReplicaDiedError(Exception):
@@ -54,28 +70,31 @@ class ReplicaRejectedError(Exception):
     """The replica cannot take the call at the moment. The call's chunks are not at fault."""
 
 
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """The result of a chunk, with its times.
+class Caller(Protocol):
+    """Makes the calls of a queue."""
 
-    Attributes:
-        result: the replica's result.
-        at: the time at which the result arrived, from `time.perf_counter`.
-        queue_s: seconds from `send` to the result, without the inference time of the chunk's batch.
-    """
+    async def call(self, call: EmbedCall) -> EmbedResult:
+        """Make one call.
 
-    result: EmbedResult
-    at: float
-    queue_s: float
+        Raises:
+            ReplicaDiedError: the replica died.
+            ReplicaRejectedError: the call should be repeated.
+            Exception: the call's chunks fail with this error.
+        """
+
+    async def pause(self, *, retries: int) -> None:
+        """Wait before chunks are sent again, `retries` of them because their replica died."""
 
 
 @dataclass(slots=True, eq=False)
 class _Ticket:
     chunk: EmbedChunk
-    answer: asyncio.Future[Answered]
+    answer: asyncio.Future[EmbedResult]
+    request: int  # distinguishes the requests of this queue
     enqueued_at: float
-    virtual_start: float
+    virtual_start: int
     is_bulk: bool
+    call: asyncio.Task[None] | None = None  # while the chunk is in flight
     deaths: int = 0
     rejected_since: float | None = None
 
@@ -83,193 +102,237 @@ class _Ticket:
     def tokens(self) -> int:
         return self.chunk.inputs.tokens
 
+    def settle(self, result: EmbedResult) -> None:
+        if not self.answer.done():
+            queue_s = time.perf_counter() - self.enqueued_at - result.inference_s
+            self.answer.set_result(replace(result, queue_s=max(queue_s, 0.0)))
+
+    def fail(self, error: Exception) -> None:
+        if not self.answer.done():
+            self.answer.set_exception(error)
+
     def note_death(self) -> None:
-        """Count the death of a replica that held the chunk, and mark the chunk as a retry."""
+        """Count the death of a replica that held the chunk. Fail the chunk if it is the cause."""
         self.deaths += 1
         self.rejected_since = None
-        self.chunk = replace(self.chunk, is_retry=True)
+        if self.deaths >= _MAX_ATTEMPTS and not self.answer.done():
+            self.fail(poison_pill(self.chunk))
 
-    def note_rejection(self) -> float:
-        """Return the seconds since a replica first rejected the chunk."""
+    def note_rejection(self, error: Exception, *, timeout_s: float) -> None:
+        """Fail the chunk if replicas have rejected it for more than `timeout_s` seconds."""
         now = time.perf_counter()
         if self.rejected_since is None:
             self.rejected_since = now
-        return now - self.rejected_since
+        if now - self.rejected_since > timeout_s:
+            self.fail(error)
 
 
 class CallQueue:
-    """The queued chunks of one model, and its calls in flight.
+    """The waiting chunks of one model, and its calls in flight.
 
     Args:
-        call: makes one call. It raises `ReplicaDiedError` if the replica died and
-            `ReplicaRejectedError` if the call should be repeated; any other exception fails the
-            chunks.
+        caller: makes the calls.
+        admission: counts the waiting tokens.
+        drain_rate: counts the pending tokens: those of all chunks that are not done.
         budget: maximum number of tokens in a call. A larger chunk is sent in a call of its own. The
             budget may change at any time.
-        max_in_flight: maximum number of concurrent calls. It may change at any time.
         bulk_share: minimum fraction of the tokens sent, 0 to 1, that are bulk while chunks of both
-            classes are queued.
-        max_attempts: number of replica deaths after which a chunk fails.
+            classes wait.
         wait_timeout_s: seconds for which replicas may reject a chunk before the chunk fails.
-        on_retry: called for each chunk that is sent again after a replica's death.
-        pause: called and awaited before chunks are sent again.
+
+    Attributes:
+        max_in_flight: maximum number of concurrent calls. It may change at any time.
+        eager_calls: number of concurrent calls from which on only full calls are sent. It may change
+            at any time.
+        name: the id that the replicas know this queue by.
     """
 
     def __init__(
         self,
-        call: Call,
+        caller: Caller,
         *,
+        admission: Admission,
+        drain_rate: DrainRate,
         budget: int,
-        max_in_flight: int,
         bulk_share: float,
-        max_attempts: int,
         wait_timeout_s: float,
-        on_retry: Callable[[], None],
-        pause: Callable[[], Awaitable[None]],
     ) -> None:
         self.budget = budget
-        self.max_in_flight = max_in_flight
-        self._call = call
+        self.max_in_flight = self.eager_calls = 1
+        self.name = uuid.uuid4().hex
+        self._caller = caller
+        self._admission = admission
+        self._drain_rate = drain_rate
         self._bulk_share = bulk_share
-        self._max_attempts = max_attempts
         self._wait_timeout_s = wait_timeout_s
-        self._on_retry = on_retry
-        self._pause = pause
         self._interactive: list[_Ticket] = []
         self._bulk: list[_Ticket] = []
         self._owed_to_bulk = 0.0  # tokens
+        self._requests = 0
+        self._sent_tokens = 0  # the virtual clock
         self._in_flight: dict[asyncio.Task[None], list[_Ticket]] = {}
 
     async def send(
-        self, chunk: EmbedChunk, *, is_bulk: bool = False, virtual_start: float | None = None
-    ) -> Answered:
-        """Return the result of a chunk.
+        self, chunks: Sequence[EmbedChunk], *, is_bulk: bool = False
+    ) -> Sequence[EmbedResult]:
+        """Return the results of a request's chunks.
 
-        If the caller is cancelled, the chunk leaves the queue at once.
+        The first failure ends the request. When a request ends, what is left of it leaves the queue.
 
         Args:
-            chunk: the inputs.
-            is_bulk: whether the chunk is bulk. Interactive chunks go before bulk chunks.
-            virtual_start: the chunk's position in its class, as a time of `time.perf_counter`. None
-                stands for the current time.
+            chunks: the chunks of one request.
+            is_bulk: whether the request is bulk. Interactive chunks go before bulk chunks.
 
         Raises:
-            ReplicaDiedError: `max_attempts` replicas died while they held the chunk.
-            ReplicaRejectedError: replicas rejected the chunk for more than `wait_timeout_s` seconds.
+            InferenceError: two replicas died while they held the same chunk.
+            ReplicaRejectedError: replicas rejected a chunk for more than `wait_timeout_s` seconds.
             Exception: the error raised by the call or passed to `fail_waiting`.
         """
-        answer: asyncio.Future[Answered] = asyncio.get_running_loop().create_future()
-        now = time.perf_counter()
-        start = now if virtual_start is None else virtual_start
-        self._enqueue(_Ticket(chunk, answer, now, start, is_bulk))
+        loop = asyncio.get_running_loop()
+        now, virtual_start = time.perf_counter(), self._sent_tokens
+        self._requests += 1
+        answers = []
+        for chunk in chunks:
+            ticket = _Ticket(
+                chunk, loop.create_future(), self._requests, now, virtual_start, is_bulk
+            )
+            ticket.answer.add_done_callback(partial(self._chunk_done, ticket))
+            answers.append(ticket.answer)
+            self._drain_rate.start(ticket.tokens)
+            self._enqueue(ticket)
+            virtual_start += _PACE * ticket.tokens
         self._start_calls()
+        if len(answers) == 1:
+            return [await answers[0]]
         try:
-            return await answer
+            return await asyncio.gather(*answers)
         finally:
-            if answer.cancelled():
-                self._drop_done()
+            for answer in answers:
+                answer.cancel()
 
     def fail_waiting(self, error: Exception, *, after_s: float) -> None:
-        """Fail every chunk, queued or in flight, that arrived at least `after_s` seconds ago."""
+        """Fail every chunk, waiting or in flight, that arrived at least `after_s` seconds ago."""
         latest = time.perf_counter() - after_s
-        tickets = chain(self._interactive, self._bulk, *self._in_flight.values())
-        _fail([ticket for ticket in tickets if ticket.enqueued_at <= latest], error)
-        self._drop_done()
+        for ticket in chain(self._interactive, self._bulk, *self._in_flight.values()):
+            if ticket.enqueued_at <= latest:
+                ticket.fail(error)
 
     def schedule(self) -> list[_Ticket]:
-        """Take the chunks of the next call out of the queue.
-
-        A retried chunk is sent in a call of its own.
-        """
+        """Take the chunks of the next call out of the queue; none if the call can wait."""
         both_wait = bool(self._interactive and self._bulk)
-        first, second = self._interactive, self._bulk
-        if both_wait and self._owed_to_bulk > 0:
-            first, second = second, first
-        if next(chain(first, second)).deaths:
-            count = 1
-        else:
-            fresh = takewhile(lambda ticket: not ticket.deaths, chain(first, second))
-            count = take_batch((ticket.tokens for ticket in fresh), budget=self.budget)
-        tickets = list(islice(chain(first, second), count))
-        bulk_count = len([ticket for ticket in tickets if ticket.is_bulk])
-        del self._bulk[:bulk_count]
-        del self._interactive[: count - bulk_count]
+        is_bulk = not self._interactive or (both_wait and self._owed_to_bulk > 0)
+        waiting = self._bulk if is_bulk else self._interactive
+        tickets, is_full = _fill_call(waiting, budget=self.budget)
+        if len(self._in_flight) >= self.eager_calls and not is_full:
+            return []
+        taken = set(tickets)
+        waiting[:] = [ticket for ticket in waiting if ticket not in taken]
+        sent = sum(ticket.tokens for ticket in tickets)
+        self._sent_tokens += sent
+        self._admission.remove(sent, is_bulk=is_bulk)
         if both_wait:
-            self._settle_debt(tickets)
+            owed = self._owed_to_bulk + self._bulk_share * sent - is_bulk * sent
+            self._owed_to_bulk = min(max(owed, -self.budget), self.budget)
         return tickets
 
-    def _settle_debt(self, tickets: Sequence[_Ticket]) -> None:
-        sent = sum(ticket.tokens for ticket in tickets)
-        bulk = sum(ticket.tokens for ticket in tickets if ticket.is_bulk)
-        owed = self._owed_to_bulk + self._bulk_share * sent - bulk
-        self._owed_to_bulk = min(max(owed, -self.budget), self.budget)
-
     def _enqueue(self, ticket: _Ticket) -> None:
-        waiting = self._bulk if ticket.is_bulk else self._interactive
-        insort(waiting, ticket, key=attrgetter("virtual_start"))
+        ticket.call = None
+        self._admission.add(ticket.tokens, is_bulk=ticket.is_bulk)
+        insort(self._waiting(ticket), ticket, key=attrgetter("virtual_start"))
+
+    def _waiting(self, ticket: _Ticket) -> list[_Ticket]:
+        return self._bulk if ticket.is_bulk else self._interactive
+
+    def _chunk_done(self, ticket: _Ticket, answer: asyncio.Future[EmbedResult]) -> None:
+        if answer.cancelled() or answer.exception() is not None:
+            self._drain_rate.drop(ticket.tokens)
+        else:
+            self._drain_rate.finish(ticket.tokens)
+        if ticket.call is None:
+            self._waiting(ticket).remove(ticket)
+            self._admission.remove(ticket.tokens, is_bulk=ticket.is_bulk)
+        elif not _unanswered(self._in_flight.get(ticket.call, ())):
+            ticket.call.cancel()
 
     def _start_calls(self) -> None:
         while (self._interactive or self._bulk) and len(self._in_flight) < self.max_in_flight:
             tickets = self.schedule()
+            if not tickets:
+                return
             task = asyncio.create_task(self._run(tickets), context=Context())
             self._in_flight[task] = tickets
-            task.add_done_callback(self._call_ended)
             for ticket in tickets:
-                ticket.answer.add_done_callback(partial(_cancel_if_unwanted, task, tickets))
+                ticket.call = task
+            task.add_done_callback(self._call_ended)
 
     def _call_ended(self, task: asyncio.Task[None]) -> None:
         del self._in_flight[task]
         self._start_calls()
 
     async def _run(self, tickets: Sequence[_Ticket]) -> None:
-        try:
-            results = await self._call([ticket.chunk for ticket in tickets])
-        except ReplicaDiedError as error:
-            self._note_death(tickets, error)
-            await self._send_again(tickets)
-        except ReplicaRejectedError as error:
-            expired = [t for t in tickets if t.note_rejection() > self._wait_timeout_s]
-            _fail(expired, error)
-            await self._send_again(tickets)
-        except Exception as error:
-            _fail(tickets, error)
-        else:
-            now = time.perf_counter()
-            for ticket, result in zip(tickets, results, strict=True):
-                if not ticket.answer.done():
-                    queue_s = max(now - ticket.enqueued_at - result.inference_s, 0.0)
-                    ticket.answer.set_result(Answered(result, now, queue_s))
-
-    def _note_death(self, tickets: Sequence[_Ticket], error: ReplicaDiedError) -> None:
-        for ticket in tickets:
-            ticket.note_death()
-            if ticket.deaths >= self._max_attempts:
-                _fail([ticket], error)
-            elif not ticket.answer.done():
-                self._on_retry()
-
-    async def _send_again(self, tickets: Sequence[_Ticket]) -> None:
-        """Pause, then queue the chunks whose callers still wait.
-
-        The call counts as in flight during the pause.
-        """
-        await self._pause()
-        for ticket in tickets:
-            if not ticket.answer.done():
+        died = await self._attempt(tickets)
+        if unanswered := _unanswered(tickets):
+            # The call counts as in flight during the pause.
+            await self._caller.pause(retries=len(unanswered) if died else 0)
+            for ticket in _unanswered(tickets):
                 self._enqueue(ticket)
 
-    def _drop_done(self) -> None:
-        self._interactive = [ticket for ticket in self._interactive if not ticket.answer.done()]
-        self._bulk = [ticket for ticket in self._bulk if not ticket.answer.done()]
+    async def _attempt(self, tickets: Sequence[_Ticket]) -> bool:
+        """Make a call with these chunks. Return whether its replica died."""
+        try:
+            result = await self._caller.call(self._pack(tickets))
+        except ReplicaDiedError:
+            for ticket in tickets:
+                ticket.note_death()
+            return True
+        except ReplicaRejectedError as error:
+            for ticket in tickets:
+                ticket.note_rejection(error, timeout_s=self._wait_timeout_s)
+        except Exception as error:
+            for ticket in tickets:
+                ticket.fail(error)
+        else:
+            _settle(tickets, result)
+        return False
+
+    def _pack(self, tickets: Sequence[_Ticket]) -> EmbedCall:
+        return pack(
+            [ticket.chunk for ticket in tickets],
+            is_retry=bool(tickets[0].deaths),
+            caller=self.name,
+            waiting_tokens=self._admission.units,
+        )
 
 
-def _fail(tickets: Sequence[_Ticket], error: Exception) -> None:
+def _fill_call(waiting: Iterable[_Ticket], *, budget: int) -> tuple[list[_Ticket], bool]:
+    """Return the chunks of one call, and whether others do not fit.
+
+    A call has at most one chunk of each request. A retried chunk is a call of its own.
+    """
+    tickets: list[_Ticket] = []
+    requests: set[int] = set()
+    tokens = 0
+    for ticket in waiting:
+        if ticket.request in requests:
+            continue
+        tokens += ticket.tokens
+        if tickets and (ticket.deaths or tokens > budget):
+            return tickets, True
+        tickets.append(ticket)
+        requests.add(ticket.request)
+        if ticket.deaths:
+            return tickets, True
+    return tickets, tokens >= budget
+
+
+def _settle(tickets: Sequence[_Ticket], result: EmbedResult) -> None:
+    """Give each chunk its part of the call's result."""
+    start = 0
     for ticket in tickets:
-        if not ticket.answer.done():
-            ticket.answer.set_exception(error)
+        stop = start + len(ticket.chunk.inputs)
+        ticket.settle(result.part(start, stop))
+        start = stop
 
 
-def _cancel_if_unwanted(task: asyncio.Task[None], tickets: Sequence[_Ticket], _: object) -> None:
-    """Cancel a call once no caller waits for any of its chunks."""
-    if all(ticket.answer.done() for ticket in tickets):
-        task.cancel()
+def _unanswered(tickets: Sequence[_Ticket]) -> list[_Ticket]:
+    return [ticket for ticket in tickets if not ticket.answer.done()]

@@ -7,9 +7,8 @@ This module lists the public names, for the rest of the server and for Python ca
 each other directly.
 """
 
-from serve_app.encoder.batch import Encoded
 from serve_app.encoder.encoder import Encoder
 from serve_app.encoder.engine import EncoderBrokenError, default_batch_tokens
 from serve_app.encoder.loading import load_encoder
 
-__all__ = ["Encoded", "Encoder", "EncoderBrokenError", "default_batch_tokens", "load_encoder"]
+__all__ = ["Encoder", "EncoderBrokenError", "default_batch_tokens", "load_encoder"]

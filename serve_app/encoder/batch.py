@@ -1,17 +1,23 @@
-"""One batch: joins the inputs of chunks, cuts them into forward passes and collects the results.
+"""One batch: joins the inputs of calls, cuts them into forward passes and collects the results.
 
 This module only uses NumPy buffers. Of the model, it only needs the vector width, and whether the
 engine pads inputs.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from serve_app.encoder.padding import padded_batches
-from serve_app.messages import Failure, FailureCode, TokenizedInputs, Vectors
+from serve_app.messages import (
+    EmbedCall,
+    EmbedResult,
+    Failure,
+    FailureCode,
+    TokenizedInputs,
+    Vectors,
+)
 from serve_app.token_budget import split_by_budget
 
 Indices = npt.NDArray[np.intp]
@@ -19,30 +25,15 @@ Indices = npt.NDArray[np.intp]
 NO_INPUTS = TokenizedInputs(np.zeros(0, np.int32), np.zeros(0, np.int32))
 
 
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """The result of encoding a batch.
-
-    Attributes:
-        vectors: float32 [inputs, dimensions], in input order. They are not normalized, even if the
-            model ends with a Normalize module: the ingress does that. The rows of failed inputs are
-            zero.
-        failures: the inputs without a vector, in input order.
-        padded_tokens: number of tokens computed for each input, int64 [inputs]. If the engine pads,
-            it is the length of the longest input in the same forward pass; otherwise it is the
-            input's own length. It is 0 if the input was never computed.
-    """
-
-    vectors: Vectors
-    failures: tuple[Failure, ...]
-    padded_tokens: npt.NDArray[np.int64]
+# Token ids of several inputs.
+Inputs = EmbedCall | TokenizedInputs
 
 
 class Batch:
-    """The inputs of several chunks in one buffer, and the arrays that receive their results.
+    """The inputs of several calls in one buffer, and the arrays that receive their results.
 
     Args:
-        chunks: the inputs of each chunk.
+        calls: the inputs of each call.
         dimensions: number of components in a vector.
         pads: whether the engine pads the inputs of a forward pass to the length of the longest one.
 
@@ -53,16 +44,12 @@ class Batch:
         prompt_lengths: number of ids at the start of each input that belong to its prompt, [inputs].
     """
 
-    def __init__(
-        self, chunks: Sequence[TokenizedInputs], *, dimensions: int, pads: bool = True
-    ) -> None:
-        chunks = chunks or [NO_INPUTS]
-        self.ids = np.concatenate([chunk.ids for chunk in chunks])
-        self.lengths = np.concatenate([chunk.lengths for chunk in chunks])
+    def __init__(self, calls: Sequence[Inputs], *, dimensions: int, pads: bool = True) -> None:
+        calls = calls or [NO_INPUTS]
+        self.ids = np.concatenate([call.ids for call in calls])
+        self.lengths = np.concatenate([call.lengths for call in calls])
         self.starts = np.cumsum(self.lengths, dtype=np.intp) - self.lengths
-        self.prompt_lengths = np.repeat(
-            [chunk.prompt_length for chunk in chunks], [len(chunk) for chunk in chunks]
-        )
+        self.prompt_lengths = np.concatenate([call.prompt_lengths for call in calls])
         self._pads = pads
         self._vectors = np.zeros((len(self.lengths), dimensions), np.float32)
         self._padded_tokens = np.zeros(len(self.lengths), np.int64)
@@ -139,7 +126,13 @@ class Batch:
         """Record that these inputs have no vector."""
         self._failures.update((int(index), code) for index in indices)
 
-    def encoded(self) -> Encoded:
-        """Return the results in input order."""
+    def result(self, *, inference_s: float) -> EmbedResult:
+        """Return the results in input order. The vectors of failed inputs are zero.
+
+        Args:
+            inference_s: the time that the batch took, in seconds.
+        """
         failures = tuple(Failure(index, code) for index, code in sorted(self._failures.items()))
-        return Encoded(self._vectors, failures, self._padded_tokens)
+        return EmbedResult(
+            self._vectors, failures, self._padded_tokens, inference_s, len(self._vectors)
+        )

@@ -1,4 +1,4 @@
-"""Turns the inputs of several chunks into vectors, whichever engine runs the model.
+"""Turns the inputs of several calls into vectors, whichever engine runs the model.
 
 The encoder cuts a batch into forward passes within a token budget. It chooses the cuts for which
 the total cost, of padding and of the forward passes themselves, is lowest. If a forward pass fails,
@@ -9,6 +9,7 @@ An encoder is used by one thread at a time. This module does not import torch or
 """
 
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -17,7 +18,7 @@ from typing import TypeVar
 import numpy as np
 
 from serve_app.checkpoints.metadata import Checkpoint
-from serve_app.encoder.batch import Batch, Encoded, Indices
+from serve_app.encoder.batch import Batch, Indices, Inputs
 from serve_app.encoder.engine import (
     DEFAULT_PASS_TOKENS,
     PASSES_PER_STREAM,
@@ -28,7 +29,7 @@ from serve_app.encoder.engine import (
     default_batch_tokens,
 )
 from serve_app.encoder.padding import gather, stream_budget
-from serve_app.messages import TokenizedInputs
+from serve_app.messages import EmbedResult
 
 Result = TypeVar("Result")
 
@@ -65,18 +66,19 @@ class Encoder:
         self.pass_tokens = pass_tokens
 
     def encode(
-        self, inputs: Sequence[TokenizedInputs], *, max_batch_tokens: int | None = None
-    ) -> Encoded:
-        """Encode the inputs of several chunks. The result has the vectors in the same order.
+        self, inputs: Sequence[Inputs], *, max_batch_tokens: int | None = None
+    ) -> EmbedResult:
+        """Encode the inputs of several calls. The result has the vectors in the same order.
 
         Args:
-            inputs: the inputs of each chunk.
+            inputs: the inputs of each call.
             max_batch_tokens: maximum number of tokens, padding included, in one forward pass. It
                 overrides the encoder's own maximum.
 
         Raises:
             EncoderBrokenError: the device failed. Every later call would fail too.
         """
+        started = time.perf_counter()
         batch = Batch(inputs, dimensions=self.dimensions, pads=self._engine.pads)
         unreadable = batch.unreadable(
             vocabulary_size=self._engine.vocabulary_size, may_be_empty=self._engine.reads_empty
@@ -96,7 +98,7 @@ class Encoder:
             mixes_prompts=self._includes_prompt,
         )
         self._run(batch, deque(passes), alone=stream_tokens is None)
-        return batch.encoded()
+        return batch.result(inference_s=time.perf_counter() - started)
 
     def _run(self, batch: Batch, waiting: deque[Indices], *, alone: bool) -> None:
         """Run the waiting forward passes, and the halves of those that fail."""

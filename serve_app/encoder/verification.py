@@ -91,9 +91,7 @@ def _check_features(
     ids = features["input_ids"]
     if "attention_mask" in features:
         ids = ids[features["attention_mask"].bool()]
-    ours = tokenizer.encode_texts(
-        [probe], prompt_name=prompt_name, truncate=True, truncate_direction="right"
-    ).inputs
+    ours = tokenizer.encode_texts([probe], prompt=tokenizer.find_prompt(prompt_name), truncate=True)
     same_prompt = (
         checkpoint.include_prompt or features.get("prompt_length", 0) == ours.prompt_length
     )
@@ -185,9 +183,7 @@ def _repeated(inputs: TokenizedInputs, *, length: int, count: int) -> TokenizedI
 
 
 def _texts(tokenizer: Tokenizer) -> TokenizedInputs:
-    return tokenizer.encode_texts(
-        PROBES, prompt_name=None, truncate=True, truncate_direction="right"
-    ).inputs
+    return tokenizer.encode_texts(PROBES, truncate=True)
 
 
 def _longest(tokenizer: Tokenizer, max_batch_tokens: int) -> int:

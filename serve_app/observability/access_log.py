@@ -8,7 +8,6 @@ are left out, because they can contain the text of an input.
 import logging
 import time
 import traceback
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import PurePath
 
@@ -17,6 +16,10 @@ from serve_app.observability.metrics import Metrics
 
 # A child of Ray Serve's own logger, so that Serve's handlers, formats and request ids apply.
 logger = logging.getLogger("ray.serve.embeddings")
+
+
+# The status of a request whose client disconnected before the response.
+CLIENT_GONE = 499
 
 
 @dataclass(slots=True)
@@ -32,7 +35,7 @@ class RequestRecord:
         tokens: the number of tokens embedded.
         code: the error code; empty if the request did not fail.
         key: the name of the API key; empty if the request has none.
-        limits: returns the rate limit headers of the response.
+        status: the HTTP status of the response.
         started: the start time, from `time.perf_counter`.
     """
 
@@ -44,7 +47,7 @@ class RequestRecord:
     tokens: int = 0
     code: str = ""
     key: str = ""
-    limits: Callable[[], Iterable[tuple[bytes, bytes]]] = tuple
+    status: int = CLIENT_GONE
     started: float = field(default_factory=time.perf_counter)
 
     @property
@@ -77,21 +80,21 @@ class AccessLog:
             _log_unexpected(record, error)
             message = "Internal error. The server's log has details under the id in the x-request-id header."
             error = InternalError(message, "internal_error")
-        record.code = error.code
+        record.code, record.status = error.code, error.status
         self._metrics.request_failed(route=record.route, code=error.code)
         return error
 
-    def end(self, record: RequestRecord, *, status: int) -> None:
+    def end(self, record: RequestRecord) -> None:
         """Count a finished request and write its log line."""
         seconds = record.elapsed_s
         self._metrics.request_finished(
             model=record.model,
             route=record.route,
-            status=status,
+            status=record.status,
             key=record.key,
             seconds=seconds,
         )
-        line = f"{record.method} {record.route} {status} {seconds * 1000:.1f}ms"
+        line = f"{record.method} {record.route} {record.status} {seconds * 1000:.1f}ms"
         if record.inputs:
             line += f" inputs={record.inputs} tokens={record.tokens}"
         if record.key:
@@ -102,7 +105,7 @@ class AccessLog:
             "request_id": record.request_id,
             "method": record.method,
             "endpoint": record.route,  # Ray Serve writes its own prefix into "route"
-            "status": status,
+            "status": record.status,
             "seconds": round(seconds, 6),
             "model": record.model,
             "inputs": record.inputs,

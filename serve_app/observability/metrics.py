@@ -5,7 +5,7 @@ its own registry. A scrape combines the registries of all replicas into one text
 sample is labelled with its replica.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal, get_args
 
 from prometheus_client import (
@@ -46,10 +46,10 @@ SECONDS = (
 )
 INPUTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 
-# The limit that caused a rejection. In this order: the limit on a model's pending tokens, on Ray
-# Serve's queue of calls to the model, on the concurrent requests of an ingress replica, and on the
-# memory for the request bodies in an ingress replica.
-Reason = Literal["pending_tokens", "serve_queue", "ingress_requests", "body_bytes"]
+# The limit that caused a rejection. In this order: the limit on the tokens that wait for a model, on
+# Ray Serve's queue of calls to the model, on the concurrent requests of an ingress replica, and on
+# the memory for the request bodies in an ingress replica.
+Reason = Literal["queued_tokens", "serve_queue", "ingress_requests", "body_bytes"]
 
 # The metric families of one ingress replica. They can be pickled.
 Snapshot = Sequence[Metric]
@@ -75,13 +75,13 @@ class Metrics:
             self._refusals.labels(reason)
         self._tokenize = self._seconds("tokenize", "Seconds to tokenize a request.", "model")
         self._queue = self._seconds(
-            "queue", "Seconds a chunk of a request waited, in the queue and in transfer.", "model"
+            "queue", "Seconds a request waited, in the queue and in transfer.", "model"
         )
         self._inference = self._seconds(
-            "inference", "Inference time, in seconds, of the batch that contained a chunk.", "model"
+            "inference", "Inference time, in seconds, of the batch that contained a call.", "model"
         )
         self._batch_inputs = self._histogram(
-            "batch_inputs", "Inputs in the batch that contained a chunk.", INPUTS, "model"
+            "batch_inputs", "Inputs in the batch that contained a call.", INPUTS, "model"
         )
         self._inputs = self._counter("inputs", "Inputs embedded.", "model")
         self._tokens = self._counter("tokens", "Tokens embedded, without padding.", "model")
@@ -94,6 +94,9 @@ class Metrics:
         )
         self._pending_tokens = self._gauge(
             "pending_tokens", "Pending tokens: accepted and not finished.", "model"
+        )
+        self._queued_tokens = self._gauge(
+            "queued_tokens", "Pending tokens that wait in this ingress replica.", "model"
         )
         self._model_info = self._gauge(
             "model_info",
@@ -149,24 +152,28 @@ class Metrics:
         self._tokenize.labels(model).observe(seconds)
         self._truncated.labels(model).inc(truncated)
 
-    def chunk_finished(
-        self, *, model: str, tokens: int, result: EmbedResult, queue_s: float
-    ) -> None:
-        """Count a chunk whose result has arrived from a replica."""
-        self._queue.labels(model).observe(queue_s)
+    def request_queued(self, *, model: str, seconds: float) -> None:
+        """Record how long a request that got its vectors has waited."""
+        self._queue.labels(model).observe(seconds)
+
+    def call_finished(self, *, model: str, tokens: int, result: EmbedResult) -> None:
+        """Count a call whose result has arrived from a replica."""
         self._inference.labels(model).observe(result.inference_s)
         self._batch_inputs.labels(model).observe(result.batch_inputs)
         self._inputs.labels(model).inc(len(result.vectors))
         self._tokens.labels(model).inc(tokens)
-        self._padded_tokens.labels(model).inc(result.padded_tokens)
+        self._padded_tokens.labels(model).inc(int(result.padded_tokens.sum()))
 
-    def chunk_retried(self, *, model: str) -> None:
-        """Count a chunk that is sent again because its replica died."""
-        self._retries.labels(model).inc()
+    def chunks_retried(self, *, model: str, chunks: int) -> None:
+        """Count chunks that are sent again because their replica died."""
+        self._retries.labels(model).inc(chunks)
 
-    def pending_changed(self, *, model: str, tokens: int) -> None:
-        """Publish the number of pending tokens."""
-        self._pending_tokens.labels(model).set(tokens)
+    def watch_queue(
+        self, *, model: str, pending: Callable[[], int], queued: Callable[[], int]
+    ) -> None:
+        """Publish the current numbers of pending and of waiting tokens, whenever metrics are read."""
+        self._pending_tokens.labels(model).set_function(pending)
+        self._queued_tokens.labels(model).set_function(queued)
 
     def snapshot(self) -> Snapshot:
         """Return all metric families, for a scrape that another ingress replica answers."""

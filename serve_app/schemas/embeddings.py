@@ -5,6 +5,9 @@ Requests are validated in this module and nowhere else. The response models only
 """
 
 import codecs
+import json
+import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
@@ -12,10 +15,12 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainValidator,
     StrictBool,
     StrictInt,
     StrictStr,
     ValidationError,
+    WithJsonSchema,
     model_validator,
 )
 
@@ -26,7 +31,25 @@ from serve_app.schemas.inputs import Inputs, Texts, TokenIdLists, plain, whole
 TruncateDirection = Literal["right", "left"]
 EncodingFormat = Literal["float", "base64"]
 Priority = Literal["interactive", "bulk"]
-InputType = Literal["query", "document", "search_query", "search_document", "passage"]
+InputType = Literal[
+    "query",
+    "document",
+    "search_query",
+    "search_document",
+    "passage",
+    "classification",
+    "clustering",
+]
+TruncateWord = Literal["NONE", "END", "START"]
+
+# What the words of NVIDIA's and Cohere's clients mean: whether to truncate, and from which side.
+_TRUNCATE_WORDS: dict[TruncateWord, tuple[bool, TruncateDirection | None]] = {
+    "NONE": (False, None),
+    "END": (True, "right"),
+    "START": (True, "left"),
+}
+# The JSON escape of a surrogate, which is half of a character such as an emoji.
+_SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def _lowercase(value: Any) -> Any:
@@ -35,6 +58,26 @@ def _lowercase(value: Any) -> Any:
 
 
 Direction = Annotated[TruncateDirection | None, BeforeValidator(_lowercase)]
+
+
+def _check_truncate(value: Any) -> bool | TruncateWord | None:
+    if value is None or isinstance(value, bool):
+        return value
+    for word in _TRUNCATE_WORDS:
+        if isinstance(value, str) and value.upper() == word:
+            return word
+    message = f"truncate must be true, false, or one of {', '.join(_TRUNCATE_WORDS)}."
+    raise InvalidRequestError(message, "invalid_truncate", "truncate")
+
+
+# This replaces pydantic's union, whose error would name only one of the types.
+Truncate = Annotated[
+    bool | TruncateWord | None,
+    PlainValidator(_check_truncate),
+    WithJsonSchema(
+        {"anyOf": [{"type": "boolean"}, {"enum": [*_TRUNCATE_WORDS]}, {"type": "null"}]}
+    ),
+]
 
 
 class EmbeddingRequest(BaseModel):
@@ -77,11 +120,12 @@ class EmbeddingRequest(BaseModel):
         ),
     ] = None
     truncate: Annotated[
-        StrictBool | None,
+        Truncate,
         Field(
             description=(
                 "Whether to truncate inputs that are too long. If false, a request with such an input is "
-                "rejected with 422. Default: the model's setting."
+                "rejected with 422. `NONE` means false. `END` and `START` mean true, and name the side. "
+                "Default: the model's setting."
             )
         ),
     ] = None
@@ -103,6 +147,13 @@ class EmbeddingRequest(BaseModel):
             "truncation_direction",
             self.truncation_direction,
         )
+        word_direction = self._word[1]
+        if word_direction and self._sent_direction not in (None, word_direction):
+            field = "truncate_direction" if self.truncate_direction else "truncation_direction"
+            message = (
+                f"{field} contradicts truncate, whose value {self.truncate} means {word_direction}."
+            )
+            raise InvalidRequestError(message, "ambiguous", field)
         return self
 
     @property
@@ -132,9 +183,24 @@ class EmbeddingRequest(BaseModel):
         return value
 
     @property
+    def truncates(self) -> bool | None:
+        """Whether to truncate inputs that are too long; None for the model's setting."""
+        return self._word[0]
+
+    @property
     def direction(self) -> TruncateDirection:
         """The side from which tokens are removed."""
-        return self.truncate_direction or self.truncation_direction or "right"
+        return self._sent_direction or self._word[1] or "right"
+
+    @property
+    def _word(self) -> tuple[bool | None, TruncateDirection | None]:
+        if self.truncate is None or isinstance(self.truncate, bool):
+            return self.truncate, None
+        return _TRUNCATE_WORDS[self.truncate]
+
+    @property
+    def _sent_direction(self) -> TruncateDirection | None:
+        return self.truncate_direction or self.truncation_direction
 
 
 def _check_alias(name: str, value: Any, alias: str, other: Any) -> None:
@@ -161,17 +227,56 @@ def parse_request(body: bytes, *, most_inputs: int | None = None) -> EmbeddingRe
             body.removeprefix(codecs.BOM_UTF8), context={"most_inputs": most_inputs}
         )
     except ValidationError as error:
+        # Pydantic's parser rejects such a body at the first half of a character, without naming the item.
+        if _SURROGATE_ESCAPE.search(body):
+            _reject_broken_text(_parse_leniently(body))
         raise explain(error) from None
 
 
 def build_request(**fields: Any) -> EmbeddingRequest:
     """Build a request from Python values, with the same checks and errors as `parse_request`."""
+    values = {name: plain(value) for name, value in fields.items()}
+    _reject_broken_text(values)
     try:
-        return EmbeddingRequest.model_validate(
-            {name: plain(value) for name, value in fields.items()}
-        )
+        return EmbeddingRequest.model_validate(values)
     except ValidationError as error:
         raise explain(error) from None
+
+
+def _parse_leniently(body: bytes) -> dict[str, Any]:
+    """Parse a body with the standard library, which accepts half of a character. It takes 0.04 s for 16 MiB."""
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _reject_broken_text(fields: Mapping[str, Any]) -> None:
+    """Check that all texts consist of whole characters.
+
+    Raises:
+        InvalidRequestError: a text contains half of a character.
+    """
+    for name in EmbeddingRequest.model_fields:
+        value = fields.get(name)
+        texts = value if isinstance(value, list) else [value]
+        for index, text in enumerate(texts):
+            if isinstance(text, str) and not _is_whole(text):
+                message = (
+                    "{item} contains half of a character, such as an emoji that was cut in two. Cut texts between "
+                    "characters."
+                )
+                place = index if isinstance(value, list) else None
+                raise InvalidRequestError(message, f"invalid_{name}", name, index=place)
+
+
+def _is_whole(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def read_priority(sent: str | None, *, name: str) -> Priority | None:

@@ -74,8 +74,8 @@ def _check_items(items: list[Any], param: str, most_inputs: int | None) -> list[
     if len(kinds) > 1 or not kinds <= _KINDS.keys():
         raise _type_error(items, param)
     if kinds != {int} and not all(items):
-        item_param = f"{param}[{next(index for index, item in enumerate(items) if not item)}]"
-        raise InvalidRequestError(f"{item_param} is empty.", "empty_input", item_param)
+        index = next(index for index, item in enumerate(items) if not item)
+        raise InvalidRequestError("{item} is empty.", "empty_input", param, index=index)
     if kinds != {list}:
         return items
     if most_inputs is not None and len(items) > most_inputs:
@@ -91,11 +91,10 @@ def _check_lists(lists: list[list[Any]], param: str) -> list[list[int]]:
     if kinds == {int}:
         return lists
     index = next(index for index, ids in enumerate(lists) if set(map(type, ids)) != {int})
-    item_param = f"{param}[{index}]"
-    message = f"{item_param} contains a token id that is not an integer."
+    message = "{item} contains a token id that is not an integer."
     if str in map(type, lists[index]):
-        message = f"{item_param} is a list that contains a string. Send the texts as one flat list."
-    raise InvalidRequestError(message, "invalid_token_id", item_param)
+        message = "{item} is a list that contains a string. Send the texts as one flat list."
+    raise InvalidRequestError(message, "invalid_token_id", param, index=index)
 
 
 def _type_error(items: list[Any], param: str) -> InvalidRequestError:
@@ -106,15 +105,14 @@ def _type_error(items: list[Any], param: str) -> InvalidRequestError:
         for index, kind in enumerate(map(type, items))
         if kind not in _KINDS or kind is not first
     )
-    item_param = f"{param}[{index}]"
     if kind not in _KINDS:
-        message = f"{item_param} must be a string, an integer token id, or a list of token ids."
-        return InvalidRequestError(message, "invalid_type", item_param)
+        message = "{item} must be a string, an integer token id, or a list of token ids."
+        return InvalidRequestError(message, "invalid_type", param, index=index)
     message = (
-        f"{item_param} is {_KINDS[kind]} but {param}[0] is {_KINDS[first]}. "
+        f"{{item}} is {_KINDS[kind]}, but the first item is {_KINDS[first]}. "
         "All items must have the same type."
     )
-    return InvalidRequestError(message, "mixed_types", item_param)
+    return InvalidRequestError(message, "mixed_types", param, index=index)
 
 
 Inputs = Annotated[

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, RootModel
 
 from serve_app.schemas.base import Answer
 
@@ -20,12 +20,12 @@ class ModelCard(Answer):
             description="Whether the model is an embedding model. If not, `/v1/embeddings` returns 424."
         ),
     ]
-    dimensions: int | None
-    max_input_tokens: int | None
-    prompts: Annotated[
-        dict[str, str],
-        Field(description="The values of `prompt_name`, each with the text of its prompt."),
-    ]
+    dimensions: int | None = None
+    max_input_tokens: int | None = None
+    prompts: dict[str, str] = Field(
+        default_factory=dict,
+        description="The values of `prompt_name`, each with the text of its prompt.",
+    )
 
 
 class ModelList(Answer):
@@ -50,6 +50,10 @@ class TeiInfo(Answer):
     max_concurrent_requests: int | None
     auto_truncate: bool
     version: str
+
+
+class TeiEmbeddings(RootModel[list[list[float] | str]]):
+    """The response of `POST /embed`: one vector per input, as numbers or as little-endian float32 in base64."""
 
 
 class Health(Answer):

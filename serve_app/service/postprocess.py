@@ -1,4 +1,4 @@
-"""Post-processes a model's vectors: truncates dimensions, normalizes, finds non-finite rows."""
+"""Post-processes a model's vectors: truncates dimensions and normalizes."""
 
 import numpy as np
 
@@ -24,8 +24,3 @@ def finish(vectors: Vectors, *, dimensions: int | None, normalize: bool) -> Vect
     lengths = np.sqrt(np.einsum("ij,ij->i", kept, kept, dtype=np.float64))
     scaled: Vectors = (kept / np.maximum(lengths, 1e-12)[:, None]).astype(np.float32)
     return scaled
-
-
-def non_finite_rows(vectors: Vectors) -> list[int]:
-    """Return the indices of rows that contain NaN or infinity."""
-    return [int(i) for i in np.flatnonzero(~np.isfinite(vectors).all(axis=1))]

@@ -5,58 +5,69 @@ This module does not depend on Starlette or Ray. Models are called through the `
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, get_args
+from typing import ClassVar, Literal, Protocol, get_args
 
 from serve_app.config.models import ModelConfig
-from serve_app.dispatch.admission import Admission
 from serve_app.errors import ModelNotFoundError
-from serve_app.messages import ModelAnswer, TokenizedInputs
+from serve_app.messages import EmbedResult, TokenizedInputs
 from serve_app.schemas.embeddings import InputType
 from serve_app.tokenization.tokenizer import Tokenizer
 
+# What a model is served for. `none`: the model is configured, but no route can use it.
+Task = Literal["embed", "none"]
+
 
 class Embedder(Protocol):
-    """The service's interface to a model's deployment."""
-
-    admission: Admission
+    """The service's interface to the deployment of an embedding model."""
 
     async def embed(
         self, inputs: TokenizedInputs, *, request_id: str, is_bulk: bool
-    ) -> ModelAnswer:
+    ) -> EmbedResult:
         """Return the vectors of all inputs.
 
         Raises:
             ServiceError: the call failed as a whole.
         """
 
-    async def is_ready(self) -> bool:
-        """Return whether at least one replica can embed now."""
+    @property
+    def is_ready(self) -> bool:
+        """Whether at least one replica can embed now."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """A configured model and the objects that serve it.
-
-    `dimensions`, `tokenizer` and `embedder` are None for a model that does not embed.
+    """A configured model. A model with a task is an object of the task's subclass.
 
     Attributes:
         config: the model's settings.
-        dimensions: the model's native number of dimensions.
-        tokenizer: the model's tokenizer.
-        embedder: the client of the model's deployment.
-        reason: why the model is or is not an embedding model.
+        reason: why the model has or does not have its task, as a clause.
+        task: what the model is served for.
     """
 
     config: ModelConfig
-    dimensions: int | None
-    tokenizer: Tokenizer | None
-    embedder: Embedder | None
     reason: str
+    task: ClassVar[Task] = "none"
 
     @property
     def name(self) -> str:
         """The name that responses report."""
         return self.config.name
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingModel(ServedModel):
+    """An embedding model and the objects that serve it.
+
+    Attributes:
+        dimensions: the model's native number of dimensions.
+        tokenizer: the model's tokenizer.
+        embedder: the client of the model's deployment.
+    """
+
+    dimensions: int
+    tokenizer: Tokenizer
+    embedder: Embedder
+    task: ClassVar[Task] = "embed"
 
 
 class ModelRegistry:
@@ -78,13 +89,23 @@ class ModelRegistry:
         """The default model."""
         return self._models[0]
 
-    def resolve(self, name: str | None) -> ServedModel:
-        """Return the model for a request's `model` field. None, "" and "null" select the default model.
+    @property
+    def embedding(self) -> Sequence[EmbeddingModel]:
+        """The embedding models."""
+        return [model for model in self._models if isinstance(model, EmbeddingModel)]
+
+    def resolve(self, name: str | None) -> tuple[ServedModel, InputType | None]:
+        """Return the model for a request's `model` field, and the input type that is a suffix of the field, if any.
+
+        None, "" and "null" select the default model.
 
         Raises:
             ModelNotFoundError: no model has that name.
         """
-        return self.get(name) if name and name != "null" else self.first
+        if not name or name == "null":
+            return self.first, None
+        model = self.get(name)
+        return model, None if name in self._by_name else _input_type_of(name)
 
     def get(self, name: str) -> ServedModel:
         """Return the model with this name or alias. The name may have an input type as a suffix: `name:query`.
@@ -101,13 +122,6 @@ class ModelRegistry:
                 message = f"The suffix of a model name must be an input type: one of {known}."
             raise ModelNotFoundError(message, "model_not_found", "model")
         return model
-
-    def input_type(self, name: str | None) -> InputType | None:
-        """Return the input type that is a suffix of the name.
-
-        Return None if the name has no such suffix, or if the whole name is a model's name or alias.
-        """
-        return _input_type_of(name) if name and name not in self._by_name else None
 
 
 def _names(models: Sequence[ServedModel]) -> Iterator[tuple[str, ServedModel]]:

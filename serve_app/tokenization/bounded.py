@@ -83,7 +83,7 @@ class TextEncoding:
         for index, (text, excerpt) in enumerate(zip(texts, excerpts, strict=True)):
             if excerpt is not text and len(inputs[index]) <= sufficient_tokens:
                 if len(text) > MOST_CHARACTERS:
-                    raise _too_few_tokens(f"input[{first + index}]", len(text))
+                    raise _too_few_tokens(first + index, len(text))
                 inputs[index] = self._encode([text], first + index)[0]
         return inputs
 
@@ -95,9 +95,8 @@ class TextEncoding:
         except Exception as error:
             # The library does not say which text is at fault. Try them one by one.
             invalid = next((i for i, text in enumerate(texts) if not self._is_tokenizable(text)), 0)
-            param = f"input[{first + invalid}]"
             raise TokenizationError(
-                f"{param} cannot be tokenized.", "tokenization_error", param
+                "{item} cannot be tokenized.", "tokenization_error", "input", index=first + invalid
             ) from error
         return [encoding.ids for encoding in encodings]
 
@@ -109,9 +108,12 @@ class TextEncoding:
         return True
 
 
-def _too_few_tokens(param: str, characters: int) -> TokenizationError:
-    message = f"{param} is too long: it has {characters} characters, and the part that was read has almost no tokens."
-    return TokenizationError(message, "tokenization_error", param)
+def _too_few_tokens(index: int, characters: int) -> TokenizationError:
+    message = (
+        f"{{item}} has {characters} characters, and the part that was read has almost no tokens. Such a text may have "
+        f"at most {MOST_CHARACTERS} characters. Remove its white space."
+    )
+    return TokenizationError(message, "tokenization_error", "input", index=index)
 
 
 def _excerpt(text: str, reach: int | None, *, from_left: bool, head: int) -> str:

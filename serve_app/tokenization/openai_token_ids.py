@@ -111,7 +111,9 @@ def _bytes(encoding: Any, ids: Sequence[int], index: int) -> bytes:
     try:
         return bytes(encoding.decode_bytes(ids))
     except (KeyError, OverflowError):
-        param = f"input[{index}]"
         raise InvalidRequestError(
-            f"{param} contains a token id that is not in {NAME}.", "invalid_token_id", param
+            f"{{item}} contains a token id that is not in {NAME}.",
+            "invalid_token_id",
+            "input",
+            index=index,
         ) from None

@@ -22,15 +22,7 @@ TruncateDirection = Literal["right", "left"]
 
 
 @dataclass(frozen=True, slots=True)
-class Tokenized:
-    """The ids of several inputs, and the number of inputs that were truncated."""
-
-    inputs: TokenizedInputs
-    truncated: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Prompt:
+class Prompt:
     """A prompt: its text, its ids without special tokens, and its length as pooling counts it."""
 
     text: str
@@ -38,7 +30,7 @@ class _Prompt:
     length: int
 
 
-NO_PROMPT = _Prompt("", (), 0)
+NO_PROMPT = Prompt("", (), 0)
 
 
 class Tokenizer:
@@ -102,25 +94,35 @@ class Tokenizer:
         """The largest token id plus one."""
         return self._vocabulary_size
 
-    def check_prompt(self, name: str | None) -> None:
-        """Check that a prompt exists. None, for no prompt, is valid.
+    def find_prompt(self, name: str | None) -> Prompt:
+        """Return the prompt with this name; an empty prompt for None.
 
         Raises:
             InvalidRequestError: the prompt does not exist.
         """
-        self._find_prompt(name)
+        if name is None:
+            return NO_PROMPT  # the default prompt in a model's files is not applied
+        if name not in self._prompts:
+            known = ", ".join(self._prompts) or "none"
+            raise InvalidRequestError(
+                f"Unknown prompt. This model's prompts: {known}.", "unknown_prompt", "prompt_name"
+            )
+        return self._prompts[name]
 
     def prompt_for(self, input_type: str) -> str | None:
         """Return the name of the prompt for an input type, or None if there is none.
 
         A non-empty prompt with the name of the input type comes first. Otherwise the input type's role, query or
-        document, selects the prompt that `SentenceTransformer.encode_query` or `encode_document` would use.
+        document, selects the prompt that `SentenceTransformer.encode_query` or `encode_document` would use. The input
+        types `classification` and `clustering` have no such role.
 
         Args:
             input_type: a value of the request's `input_type` field.
         """
         if self._prompts.get(input_type, NO_PROMPT).text:
             return input_type
+        if input_type in ("classification", "clustering"):
+            return None
         names = ("query",) if input_type.endswith("query") else ("document", "passage", "corpus")
         return next((name for name in names if name in self._prompts), None)
 
@@ -128,26 +130,24 @@ class Tokenizer:
         self,
         texts: Sequence[str],
         *,
-        prompt_name: str | None,
-        truncate: bool,
-        truncate_direction: TruncateDirection,
+        prompt: Prompt = NO_PROMPT,
+        truncate: bool = False,
+        truncate_direction: TruncateDirection = "right",
         is_wanted: Callable[[], bool] = lambda: True,
-    ) -> Tokenized:
+    ) -> TokenizedInputs:
         """Tokenize texts.
 
         Args:
             texts: the texts to encode.
-            prompt_name: the name of the prompt to prepend to each text; None for no prompt.
+            prompt: the prompt to prepend to each text.
             truncate: whether to truncate texts that are too long.
             truncate_direction: the side from which tokens are removed.
             is_wanted: called before each part of the texts. It returns False once nobody waits for the result.
 
         Raises:
             CancelledError: `is_wanted` returned False.
-            InvalidRequestError: the prompt does not exist.
             TokenizationError: a text is too long and `truncate` is False, or a text cannot be tokenized.
         """
-        prompt = self._find_prompt(prompt_name)
         prompted = [prompt.text + text for text in texts] if prompt.text else list(texts)
         reach = self._texts.reach
         from_left = truncate and truncate_direction == "left"
@@ -169,23 +169,22 @@ class Tokenizer:
         for index in too_long:
             head = [*self._prefix, *self._prompt_ids(prompted[index], prompt)] if from_left else []
             inputs[index] = self._cut(inputs[index], head, truncate_direction)
-        return Tokenized(_pack(inputs, prompt.length), len(too_long))
+        return _pack(inputs, prompt.length, truncated=len(too_long))
 
     def encode_ids(
         self,
         inputs: Sequence[Sequence[int]],
         *,
-        prompt_name: str | None,
-        truncate: bool,
-        truncate_direction: TruncateDirection,
-    ) -> Tokenized:
+        prompt: Prompt = NO_PROMPT,
+        truncate: bool = False,
+        truncate_direction: TruncateDirection = "right",
+    ) -> TokenizedInputs:
         """Add special tokens and prompt to inputs that already consist of the model's own token ids.
 
         Raises:
-            InvalidRequestError: the prompt does not exist, or an id is not in the vocabulary.
+            InvalidRequestError: an id is not in the vocabulary.
             TokenizationError: an input is too long and `truncate` is False.
         """
-        prompt = self._find_prompt(prompt_name)
         for index, ids in enumerate(inputs):
             self._check_range(ids, index)
         head = [*self._prefix, *prompt.ids]
@@ -195,7 +194,7 @@ class Tokenizer:
             if not truncate:
                 raise self._context_error(index, len(complete[index]), is_whole=True)
             complete[index] = self._cut(complete[index], head, truncate_direction)
-        return Tokenized(_pack(complete, prompt.length), len(too_long))
+        return _pack(complete, prompt.length, truncated=len(too_long))
 
     def _too_long(self, inputs: Sequence[Sequence[int]]) -> list[int]:
         """Return the indices of the inputs that are too long."""
@@ -203,13 +202,13 @@ class Tokenizer:
         return [] if limit is None else [i for i, ids in enumerate(inputs) if len(ids) > limit]
 
     def _context_error(self, index: int, tokens: int, *, is_whole: bool) -> TokenizationError:
-        param = f"input[{index}]"
         count = f"{tokens}" if is_whole else f"more than {tokens - MARGIN}"
         return TokenizationError(
             f"This model's maximum context length is {self._max_input_tokens} tokens, however you requested "
-            f"{count} tokens in {param}. Shorten it, or set truncate to true.",
+            f"{count} tokens in {{item}}. Shorten it, or set truncate to true.",
             "context_length_exceeded",
-            param,
+            "input",
+            index=index,
         )
 
     def _cut(self, ids: list[int], head: Sequence[int], direction: TruncateDirection) -> list[int]:
@@ -226,7 +225,7 @@ class Tokenizer:
         front = source[: limit - len(self._suffix)]
         return front + ids[len(ids) - (limit - len(front)) :]
 
-    def _prompt(self, text: str) -> _Prompt:
+    def _prompt(self, text: str) -> Prompt:
         """Tokenize a prompt, and measure it as sentence-transformers' `Transformer._get_prompt_length` does.
 
         The length is the number of ids after truncation, minus one if the last id is a special token.
@@ -236,25 +235,15 @@ class Tokenizer:
         ids = self._texts.encode([text])[0]
         bare = ids[len(self._prefix) : len(ids) - len(self._suffix)]
         if not self._adds_special_tokens:
-            return _Prompt(text, bare, 0)
+            return Prompt(text, bare, 0)
         if self._max_input_tokens is not None and len(ids) > self._max_input_tokens:
             ids = self._cut(ids, (), "right")
         length = len(ids)
         if ids and ids[-1] in self._special_ids:
             length -= 1
-        return _Prompt(text, bare, length)
+        return Prompt(text, bare, length)
 
-    def _find_prompt(self, name: str | None) -> _Prompt:
-        if name is None:
-            return NO_PROMPT  # the default prompt in a model's files is not applied
-        if name not in self._prompts:
-            known = ", ".join(self._prompts) or "none"
-            raise InvalidRequestError(
-                f"Unknown prompt. This model's prompts: {known}.", "unknown_prompt", "prompt_name"
-            )
-        return self._prompts[name]
-
-    def _prompt_ids(self, prompted: str, prompt: _Prompt) -> list[int]:
+    def _prompt_ids(self, prompted: str, prompt: Prompt) -> list[int]:
         """Return the ids of the prompt. A token that spans prompt and text belongs to the text."""
         if not prompt.text:
             return []
@@ -271,15 +260,17 @@ class Tokenizer:
         except OverflowError:
             array = np.array([-1])
         if array.size and (array.min() < 0 or array.max() >= self._vocabulary_size):
-            param = f"input[{index}]"
             raise InvalidRequestError(
-                f"{param} contains a token id outside the model's range of 0 to {self._vocabulary_size - 1}.",
+                f"{{item}} contains a token id outside the model's range of 0 to {self._vocabulary_size - 1}.",
                 "invalid_token_id",
-                param,
+                "input",
+                index=index,
             )
 
 
-def _pack(inputs: Sequence[Sequence[int]], prompt_length: int) -> TokenizedInputs:
+def _pack(
+    inputs: Sequence[Sequence[int]], prompt_length: int, *, truncated: int
+) -> TokenizedInputs:
     lengths = np.fromiter(map(len, inputs), np.int32, len(inputs))
     ids = np.fromiter(chain.from_iterable(inputs), np.int32, int(lengths.sum()))
-    return TokenizedInputs(ids, lengths, prompt_length)
+    return TokenizedInputs(ids, lengths, prompt_length, truncated)

@@ -396,9 +396,7 @@ def test_half_precision_gives_nearly_the_same_directions(
 ) -> None:
     model = tiny(name)
     texts = ["the quick brown fox", "a lazy dog"]
-    tokenized = model.tokenizer.encode_texts(
-        texts, prompt_name=None, truncate=True, truncate_direction="right"
-    )
+    tokenized = model.tokenizer.encode_texts(texts, truncate=True, truncate_direction="right")
 
     encoder = load_encoder(
         str(model.directory),
@@ -407,7 +405,7 @@ def test_half_precision_gives_nearly_the_same_directions(
         engine="torch" if name in TORCH_ONLY else engine,
     )
 
-    vectors = encoder.encode([tokenized.inputs]).vectors
+    vectors = encoder.encode([tokenized]).vectors
     expected = model.embed(texts)
     cosines = (
         (vectors * expected).sum(1)

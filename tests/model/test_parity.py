@@ -142,11 +142,11 @@ def text_and_tail(model: Loaded, *, prompt_name: str) -> tuple[str, str]:
     pairs = [(words[:end], words[start:end]) for end in range(60, 70) for start in range(30, end)]
     tails = unlimited.encode_texts(
         [" ".join(tail) for _, tail in pairs],
-        prompt_name=prompt_name,
+        prompt=unlimited.find_prompt(prompt_name),
         truncate=False,
         truncate_direction="right",
     )
-    text, tail = pairs[tails.inputs.lengths.tolist().index(MAX_SEQ_LENGTH)]
+    text, tail = pairs[tails.lengths.tolist().index(MAX_SEQ_LENGTH)]
     return " ".join(text), " ".join(tail)
 
 
@@ -154,10 +154,10 @@ def ids_of(model: Loaded, prompt_name: str, indices: list[int]) -> TokenizedInpu
     """Tokenize the texts with these indices."""
     return model.tokenizer.encode_texts(
         [TEXTS[index] for index in indices],
-        prompt_name=prompt_name,
+        prompt=model.tokenizer.find_prompt(prompt_name),
         truncate=True,
         truncate_direction="right",
-    ).inputs
+    )
 
 
 @cache

@@ -137,11 +137,7 @@ def test_a_gpu_gives_the_same_vectors_without_padding(tiny: TinyModels, backbone
     model = tiny(backbone)
     directory = str(model.directory)
     checkpoint = read_checkpoint(directory)
-    inputs = (
-        Tokenizer(checkpoint)
-        .encode_texts(TEXTS, prompt_name=None, truncate=True, truncate_direction="right")
-        .inputs
-    )
+    inputs = Tokenizer(checkpoint).encode_texts(TEXTS, truncate=True)
 
     encoded = [
         load_encoder(directory, device="cuda", dtype="float16", padding=padding).encode([inputs])

@@ -59,6 +59,7 @@ class Load:
 def test_replicas_follow_the_load(server: Server) -> None:
     first = post(server.plumbing_url, {"input": "fine", "model": ELASTIC})
     assert first.status_code == 200  # the request waited for the first replica to start
+    wait_for(lambda: len(replicas(server, ELASTIC)) == 1, timeout_s=10, what="its state arrives")
 
     low, high, low_again = Load(server, 0.5), Load(server, 2.0), Load(server, 0.5)
     low.hold(8)

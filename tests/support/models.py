@@ -52,10 +52,13 @@ class Loaded:
         truncate_direction: TruncateDirection = "right",
     ) -> Vectors:
         """Return our vectors of texts; long texts are truncated."""
-        tokenized = self.tokenizer.encode_texts(
-            texts, prompt_name=prompt_name, truncate=True, truncate_direction=truncate_direction
+        inputs = self.tokenizer.encode_texts(
+            texts,
+            prompt=self.tokenizer.find_prompt(prompt_name),
+            truncate=True,
+            truncate_direction=truncate_direction,
         )
-        encoded = self.encoder.encode([tokenized.inputs])
+        encoded = self.encoder.encode([inputs])
         assert encoded.failures == ()
         return encoded.vectors
 

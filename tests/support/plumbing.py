@@ -13,9 +13,9 @@ from ray.serve import Application
 from serve_app.app import compose
 from serve_app.config.models import ServerConfig
 from serve_app.deployments.replica import EmbeddingReplica
-from serve_app.encoder import Encoded, EncoderBrokenError
+from serve_app.encoder import EncoderBrokenError
 from serve_app.errors import ModelLoadError
-from serve_app.messages import Failure, TokenizedInputs
+from serve_app.messages import EmbedCall, EmbedResult, Failure
 
 # Token ids, in the default model's vocabulary, of the words that control the encoder: "slow", "poison" and so on.
 SLOW, POISON, DEATH, WEDGE, BROKEN = 4030, 9947, 2331, 17632, 3714
@@ -51,18 +51,17 @@ class ObedientEncoder:
 
     def encode(
         self,
-        inputs: Sequence[TokenizedInputs],
+        inputs: Sequence[EmbedCall],
         *,
         max_batch_tokens: int | None = None,  # noqa: ARG002
-    ) -> Encoded:
+    ) -> EmbedResult:
         """Compute the vectors, or delay, fail or exit if an input has a control word.
 
         Raises:
             EncoderBrokenError: An input has the word "broken".
         """
-        rows = [
-            ids for chunk in inputs for ids in np.split(chunk.ids, np.cumsum(chunk.lengths)[:-1])
-        ]
+        started = time.perf_counter()
+        rows = [ids for call in inputs for ids in np.split(call.ids, np.cumsum(call.lengths)[:-1])]
         words: set[int] = set() if self._batch_s else set(np.concatenate(rows).tolist())
         if DEATH in words:
             os._exit(1)
@@ -78,7 +77,13 @@ class ObedientEncoder:
         vectors[:, 0] = [ids.sum() for ids in rows]
         vectors[:, 1] = [len(ids) for ids in rows]
         failures = [Failure(i, "inference_failed") for i, ids in enumerate(rows) if POISON in ids]
-        return Encoded(vectors, tuple(failures), np.array([len(ids) for ids in rows], np.int64))
+        return EmbedResult(
+            vectors,
+            tuple(failures),
+            np.array([len(ids) for ids in rows], np.int64),
+            time.perf_counter() - started,
+            len(rows),
+        )
 
 
 class PlumbingReplica(EmbeddingReplica):

@@ -11,7 +11,7 @@ from typing import Final
 
 from pydantic import BaseModel
 
-from serve_app.config.deployments import DeploymentOptions, IngressOptions, is_undocumented
+from serve_app.config.deployments import ModelOptions, is_undocumented
 from serve_app.config.http import HttpConfig
 from serve_app.config.models import ModelConfig, ServerConfig
 from serve_app.messages import ReplicaState
@@ -26,11 +26,10 @@ Tables = Mapping[str, Callable[[], str]]
 
 def settings_table(prefix: str, model: type[BaseModel]) -> str:
     """Return every documented setting of a section with its default and meaning, required ones first."""
-    # The ingress has all options of a deployment; only those that differ are repeated.
-    names = IngressOptions.__annotations__ if model is IngressOptions else model.model_fields
     rows, as_in_serve = [], []
-    for name in sorted(names, key=lambda name: not model.model_fields[name].is_required()):
-        field = model.model_fields[name]
+    for name, field in sorted(
+        model.model_fields.items(), key=lambda item: not item[1].is_required()
+    ):
         if name == "deployment" or is_undocumented(field):
             continue
         if field.description is None:
@@ -53,7 +52,7 @@ def _yaml(value: object) -> str:
 
 def metrics_table() -> str:
     """Return every metric with its type and meaning, from a scrape that has a sample of each."""
-    state = ReplicaState("r", 0, 0, 0.0, 0, 0, 0, 0)
+    state = ReplicaState("r", 0, 0, 0.0, 0, 0, 0)
     text = exposition({"r": Metrics().snapshot()}, {"m": [state]}).decode()
     helps = dict(re.findall(r"^# HELP (\S+) (.*)$", text, re.MULTILINE))
     kinds = dict(re.findall(r"^# TYPE (\S+) (.*)$", text, re.MULTILINE))
@@ -87,14 +86,14 @@ def _place(path: Path) -> tuple[tuple[str, ...], str]:
 PAGES: Final[Mapping[Path, Tables]] = {
     DOCS / "configuration.md": {
         "settings-models": lambda: settings_table("models[].", ModelConfig),
-        "settings-deployments": lambda: settings_table("models[].deployment.", DeploymentOptions),
+        "settings-deployments": lambda: settings_table("models[].deployment.", ModelOptions),
         "settings-http": lambda: settings_table("http.", HttpConfig),
-        "settings-ingress": lambda: settings_table("ingress.", IngressOptions),
     },
     DOCS / "operations.md": {"metrics": metrics_table},
     DOCS / "architecture.md": {"modules": modules_table},
     DOCS / "clients.md": {"clients": compatibility_table},
 }
+# The ingress has no documented setting of its own. It takes the options of a model's deployment.
 assert set(ServerConfig.model_fields) == {"models", "http", "ingress"}, "a section has no table"
 
 

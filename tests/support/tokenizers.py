@@ -34,14 +34,16 @@ def encode(
     truncate_direction: TruncateDirection = "right",
 ) -> list[list[int]]:
     """Tokenize texts, and truncate those that are too long."""
-    result = tokenizer.encode_texts(
-        texts, prompt_name=prompt_name, truncate=True, truncate_direction=truncate_direction
+    prompt = tokenizer.find_prompt(prompt_name)
+    return rows(
+        tokenizer.encode_texts(
+            texts, prompt=prompt, truncate=True, truncate_direction=truncate_direction
+        )
     )
-    return rows(result.inputs)
 
 
 def refuse(tokenizer: Tokenizer, *texts: str) -> TokenizationError:
     """Return the error that tokenizing the texts without truncation raises."""
     with pytest.raises(TokenizationError) as caught:
-        tokenizer.encode_texts(texts, prompt_name=None, truncate=False, truncate_direction="right")
+        tokenizer.encode_texts(texts)
     return caught.value

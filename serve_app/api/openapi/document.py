@@ -1,30 +1,31 @@
 """The API documentation: `/openapi.json`, and a page at `/docs` that renders it without internet access.
 
-The document is generated from the pydantic models. It lists every error and every header that a route can return. The
-page uses Swagger UI 5, whose files are in the package fastapi-offline. The package's files are served, but its code is
-never imported. This module does not depend on Ray.
+The document is generated from the table of operations and its pydantic models. It lists every error and every header
+that an operation can return. The page uses Swagger UI 5, whose files are in the package fastapi-offline. The package's
+files are served, but its code is never imported. This module does not depend on Ray.
 """
 
 import importlib.util
+import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
 import orjson
+from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
-from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 
 from serve_app import __version__, errors
-from serve_app.api.openapi.headers import RATE_LIMITS, REQUEST_ID, TIMINGS, failure_headers
+from serve_app.api.openapi.headers import REQUEST_ID, TIMINGS, failure_headers
 from serve_app.api.openapi.request_schema import names, request_schema
+from serve_app.api.operations import Operation
+from serve_app.api.request import ApiRequest
 from serve_app.config.http import HttpConfig
 from serve_app.errors import NotFoundError, ServiceError
-from serve_app.schemas.embeddings import EmbeddingResponse
 from serve_app.schemas.errors import ErrorBody, OpenAIErrorBody
-from serve_app.schemas.models import Health, ModelCard, ModelList, TeiInfo
-from serve_app.service.registry import ServedModel
+from serve_app.service.registry import EmbeddingModel, ModelRegistry
 
 ASSETS: Final = {"swagger-ui-bundle.js": "text/javascript", "swagger-ui.css": "text/css"}
 
@@ -43,51 +44,23 @@ _PAGE = """<!doctype html>
 </html>
 """
 
-_RESPONSE_MODELS = (
-    EmbeddingResponse,
-    ModelCard,
-    ModelList,
-    Health,
-    TeiInfo,
-    ErrorBody,
-    OpenAIErrorBody,
-)
-
 Json = dict[str, Any]
 
-_PATHS = ("/v1/embeddings", "/embeddings", "/openai/v1/embeddings", "/openai/embeddings")
-_MODEL_PATHS = ("/openai/deployments/{model}/embeddings", "/v1/engines/{model}/embeddings")
-_LISTS = ("/v1/models", "/models", "/openai/v1/models", "/openai/models")
-
-# The errors that every route can return, and the additional errors of the embedding routes.
+# The errors that every operation can return.
 _COMMON_ERRORS: tuple[type[ServiceError], ...] = (
     errors.MethodNotAllowedError,
+    errors.UriTooLongError,
+    errors.HeadersTooLargeError,
     errors.InternalError,
 )
-_EMBEDDING_ERRORS: tuple[type[ServiceError], ...] = (
-    errors.UnauthorizedError,
-    errors.InvalidRequestError,
-    errors.ModelNotFoundError,
-    errors.RequestTimeoutError,
-    errors.BatchSizeError,
-    errors.PayloadTooLargeError,
-    errors.TokenizationError,
-    errors.InferenceError,
-    errors.NotAnEmbeddingModelError,
-    errors.OverloadedError,
-    errors.UnavailableError,
-    errors.DeadlineError,
-)
 
+# The parameters in an operation's path.
+_PARAMETER = re.compile(r"{(\w+)(?::\w+)?}")
 
 _SCHEMES: Json = {
     "bearer": {"type": "http", "scheme": "bearer"},
     "api-key": {"type": "apiKey", "in": "header", "name": "api-key"},
     "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
-}
-_VECTORS: Json = {
-    "type": "array",
-    "items": {"anyOf": [{"type": "array", "items": {"type": "number"}}, {"type": "string"}]},
 }
 
 
@@ -97,31 +70,35 @@ class Documentation:
     Args:
         models: the served models, whose names and prompts the document lists.
         settings: the limits that the document states.
+
+    Attributes:
+        operations: the operations that the document describes. Set them before the first request.
     """
 
-    def __init__(self, models: Iterable[ServedModel], settings: HttpConfig) -> None:
-        self._models = [*models]
+    def __init__(self, models: ModelRegistry, settings: HttpConfig) -> None:
+        self.operations: Sequence[Operation] = ()
+        self._models = models.embedding
         self._settings = settings
         self._assets = _assets_directory()
 
     @cached_property
     def _schema(self) -> Json:
         # Built on first use: it takes 35 ms, which would delay startup.
-        return build_schema(self._models, self._settings)
+        return build_schema(self.operations, self._models, self._settings)
 
-    async def schema(self, request: Request) -> Response:
+    async def schema(self, request: ApiRequest) -> Response:
         """`GET /openapi.json`."""
         # The path at which the operator mounted the application.
         servers = [{"url": request.scope.get("root_path") or "/"}]
         content = orjson.dumps({**self._schema, "servers": servers})
         return Response(content, media_type="application/json")
 
-    async def page(self, request: Request) -> Response:
+    async def page(self, request: ApiRequest) -> Response:
         """`GET /docs`."""
         root = request.scope.get("root_path", "")
         return Response(_PAGE.format(root=root), media_type="text/html")
 
-    async def asset(self, request: Request) -> Response:
+    async def asset(self, request: ApiRequest) -> Response:
         """`GET /docs/{asset}`: the page's script and stylesheet."""
         name = request.path_params["asset"]
         if name not in ASSETS:
@@ -136,85 +113,79 @@ def _assets_directory() -> Path:
     return Path(spec.origin).parent / "static"
 
 
-def build_schema(models: Sequence[ServedModel], settings: HttpConfig) -> Json:
-    """Return the OpenAPI 3.1 document of all routes."""
+def build_schema(
+    operations: Iterable[Operation], models: Sequence[EmbeddingModel], settings: HttpConfig
+) -> Json:
+    """Return the OpenAPI 3.1 document of the operations that have a tag."""
+    described = [operation for operation in operations if operation.tag]
+    responses = {operation.response for operation in described if operation.response}
+    described_models: list[type[BaseModel]] = [*responses, ErrorBody, OpenAIErrorBody]
     _, definitions = models_json_schema(
-        [(model, "serialization") for model in _RESPONSE_MODELS],
+        [(model, "serialization") for model in described_models],
         ref_template="#/components/schemas/{model}",
     )
     request = request_schema(models, most_inputs=settings.max_client_batch_size)
-    embeddings = _operation(
-        "embeddings",
-        "Embed one or more inputs",
-        EmbeddingResponse,
-        _EMBEDDING_ERRORS,
-        headers=TIMINGS | RATE_LIMITS,
-    )
-    embeddings["description"] = _limits(models, settings)
-    embeddings["requestBody"] = {"required": True, "content": _json_content("EmbeddingRequest")}
-    embed = _operation(
-        "embed",
-        "Embed inputs, in the format of text-embeddings-inference",
-        None,
-        _EMBEDDING_ERRORS,
-        headers=TIMINGS | RATE_LIMITS,
-    )
-    embed["requestBody"] = embeddings["requestBody"]
-    embed["responses"]["200"]["content"] = {"application/json": {"schema": _VECTORS}}
-    auth_errors = [errors.UnauthorizedError]
-    card = _operation(
-        "model", "Describe a model", ModelCard, [*auth_errors, errors.ModelNotFoundError]
-    )
-    card["parameters"] = [_name_in_path("id", models)]
-    listing = _operation("models", "List the models", ModelList, auth_errors)
-    of_model = {
-        **embeddings,
-        "operationId": "embeddings_of_model",
-        "parameters": [_name_in_path("model", models)],
-    }
-    schemas = {**definitions["$defs"], "EmbeddingRequest": request}
+    paths: Json = {}
+    for operation in described:
+        path = operation.path.replace(":path}", "}")
+        paths.setdefault(path, {})[operation.method.lower()] = _describe(
+            operation, models, settings
+        )
     return {
         "openapi": "3.1.0",
         "info": {"title": "Embeddings API", "version": __version__},
-        "paths": {
-            **_paths("post", embeddings, *_PATHS),
-            **_paths("post", of_model, *_MODEL_PATHS),
-            **_paths("post", embed, "/embed", "/"),
-            **_paths("get", listing, *_LISTS),
-            **_paths("get", card, *(f"{path}/{{id}}" for path in _LISTS)),
-            "/info": {
-                "get": _operation("info", "Describe the default model", TeiInfo, auth_errors)
-            },
-            "/health": {"get": _operation("health", "Check that this process responds", Health)},
-            "/ready": {
-                "get": _operation(
-                    "ready", "Check that every model can embed", Health, [errors.UnavailableError]
-                )
-            },
-            "/metrics": {
-                "get": _operation(
-                    "metrics",
-                    "Return the metrics of all replicas, in Prometheus format",
-                    None,
-                    auth_errors if settings.metrics_need_key else [],
-                )
-            },
+        "tags": [{"name": tag} for tag in dict.fromkeys(row.tag for row in described)],
+        "paths": paths,
+        "components": {
+            "schemas": {**definitions["$defs"], "EmbeddingRequest": request},
+            "securitySchemes": _SCHEMES,
         },
-        "components": {"schemas": schemas, "securitySchemes": _SCHEMES},
-        "security": [{}, *({name: []} for name in _SCHEMES)],  # `{}`: no API key is needed
     }
 
 
-def _paths(method: str, operation: Json, path: str, *aliases: str) -> Json:
-    """Describe an operation at several paths, each with an operation id of its own."""
-    aliased = {
-        alias: {method: {**operation, "operationId": f"{operation['operationId']}_{number}"}}
-        for number, alias in enumerate(aliases, 2)
+def _describe(operation: Operation, models: Sequence[EmbeddingModel], settings: HttpConfig) -> Json:
+    content: Json = {"text/plain": {"schema": {"type": "string"}}}
+    if operation.response:
+        content = _json_content(operation.response.__name__)
+    headers = REQUEST_ID | (TIMINGS if operation.request else {})
+    description: Json = {
+        "operationId": operation.name,
+        "tags": [operation.tag],
+        "summary": operation.summary,
+        "description": _description(operation, models, settings),
+        "parameters": [_name_in_path(name, models) for name in _PARAMETER.findall(operation.path)],
+        "responses": {
+            "200": {"description": "OK", "headers": headers, "content": content},
+            **_failures(operation),
+        },
     }
-    return {path: {method: operation}, **aliased}
+    if operation.request:
+        description["requestBody"] = {
+            "required": True,
+            "content": _json_content(operation.request.__name__),
+        }
+    if operation.needs_key:  # `{}`: no key is needed, because none is configured
+        description["security"] = [{}, *({name: []} for name in _SCHEMES)]
+    return description
 
 
-def _name_in_path(name: str, models: Sequence[ServedModel]) -> Json:
+def _description(
+    operation: Operation, models: Sequence[EmbeddingModel], settings: HttpConfig
+) -> str:
+    sentences = []
+    if operation.request:
+        sentences += [
+            f"Models: {', '.join(model.name for model in models)}.",
+            f"At most {settings.max_client_batch_size} inputs, {settings.max_request_tokens} tokens and "
+            f"{settings.max_body_bytes} bytes per request.",
+        ]
+    if operation.aliases:
+        aliases = (f"`{alias.replace(':path}', '}')}`" for alias in operation.aliases)
+        sentences.append(f"Other paths with the same behavior: {', '.join(aliases)}.")
+    return " ".join(sentences)
+
+
+def _name_in_path(name: str, models: Sequence[EmbeddingModel]) -> Json:
     return {
         "name": name,
         "in": "path",
@@ -224,34 +195,13 @@ def _name_in_path(name: str, models: Sequence[ServedModel]) -> Json:
     }
 
 
-def _limits(models: Sequence[ServedModel], settings: HttpConfig) -> str:
-    return (
-        f"Models: {', '.join(model.name for model in models)}. At most {settings.max_client_batch_size} inputs, "
-        f"{settings.max_request_tokens} tokens and {settings.max_body_bytes} bytes per request."
-    )
-
-
-def _operation(
-    name: str,
-    summary: str,
-    response_model: type | None,
-    failures: Sequence[type[ServiceError]] = (),
-    *,
-    headers: Json | None = None,
-) -> Json:
-    content: Json = {"text/plain": {"schema": {"type": "string"}}}
-    if response_model:
-        content = _json_content(response_model.__name__)
-    ok = {
-        "description": "OK",
-        "headers": REQUEST_ID | (headers or {}),
-        "content": content,
-    }
+def _failures(operation: Operation) -> Json:
+    """Describe the responses to errors, by status."""
+    auth = (errors.UnauthorizedError,) if operation.needs_key else ()
     by_status: dict[int, list[type[ServiceError]]] = {}
-    for failure in (*failures, *_COMMON_ERRORS):
+    for failure in (*auth, *operation.errors, *_COMMON_ERRORS):
         by_status.setdefault(failure.status, []).append(failure)
-    errors_by_status = {str(status): _failure(kinds) for status, kinds in sorted(by_status.items())}
-    return {"operationId": name, "summary": summary, "responses": {"200": ok, **errors_by_status}}
+    return {str(status): _failure(kinds) for status, kinds in sorted(by_status.items())}
 
 
 def _failure(failures: Sequence[type[ServiceError]]) -> Json:

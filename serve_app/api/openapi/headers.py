@@ -47,19 +47,6 @@ _RETRY_AFTER = {
     ),
     "retry-after-ms": _header("Milliseconds to wait before a retry.", type="integer", minimum=1000),
 }
-RATE_LIMITS = {
-    f"x-ratelimit-{quantity}-{unit}": _header(text.format(unit=unit), type=kind)
-    for unit in ("requests", "tokens")
-    for quantity, text, kind in (
-        ("limit", "Maximum number of pending {unit} (accepted and not finished).", "integer"),
-        (
-            "remaining",
-            "Number of {unit} that are accepted now in addition to the pending {unit}.",
-            "integer",
-        ),
-        ("reset", "Time until all pending {unit} are finished, such as `120ms`.", "string"),
-    )
-}
 _SHOULD_RETRY = {
     "x-should-retry": _header(
         "`false` if a retry would fail again.", type="string", enum=["false"]

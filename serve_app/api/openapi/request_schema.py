@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from serve_app.schemas.embeddings import EmbeddingRequest
-from serve_app.service.registry import ServedModel
+from serve_app.service.registry import EmbeddingModel
 from serve_app.tokenization.openai_token_ids import LAST_ORDINARY_ID
 
 Json = dict[str, Any]
@@ -19,11 +19,11 @@ _TEXT: Json = {"type": "string", "minLength": 1}
 _NULL: Json = {"type": "null"}
 
 
-def request_schema(models: Sequence[ServedModel], *, most_inputs: int) -> Json:
+def request_schema(models: Sequence[EmbeddingModel], *, most_inputs: int) -> Json:
     """Return the JSON schema of `EmbeddingRequest` for the served models.
 
     Args:
-        models: the served models.
+        models: the served embedding models.
         most_inputs: the maximum number of inputs per request.
     """
     schema = EmbeddingRequest.model_json_schema()
@@ -31,9 +31,9 @@ def request_schema(models: Sequence[ServedModel], *, most_inputs: int) -> Json:
     for name in _INPUTS:
         fields[name]["anyOf"] = [*_inputs(models, most_inputs), _NULL]
     fields["model"]["examples"] = names(models)
-    native = [model.dimensions for model in models if model.dimensions]
+    native = [model.dimensions for model in models]
     fields["dimensions"]["anyOf"][0]["maximum"] = max(native, default=1)
-    prompts = sorted({name for m in models if m.tokenizer for name in m.tokenizer.prompts})
+    prompts = sorted({name for m in models for name in m.tokenizer.prompts})
     fields["prompt_name"]["anyOf"] = [{"enum": prompts}, _NULL] if prompts else [_NULL]
     # A request contains `input` or `inputs`, not both, and at most one of the two direction fields.
     schema["oneOf"] = [_exactly_one("input", "inputs"), _exactly_one("inputs", "input")]
@@ -41,13 +41,12 @@ def request_schema(models: Sequence[ServedModel], *, most_inputs: int) -> Json:
     return schema
 
 
-def names(models: Sequence[ServedModel]) -> list[str]:
-    """Return the names and aliases of the embedding models."""
-    embedding = [model for model in models if model.embedder is not None]
-    return [name for model in embedding for name in (model.name, *model.config.aliases)]
+def names(models: Sequence[EmbeddingModel]) -> list[str]:
+    """Return the names and aliases of the models."""
+    return [name for model in models for name in (model.name, *model.config.aliases)]
 
 
-def _inputs(models: Sequence[ServedModel], most: int) -> list[Json]:
+def _inputs(models: Sequence[EmbeddingModel], most: int) -> list[Json]:
     kinds = [_TEXT, {**_list_of(_TEXT), "maxItems": most}]
     last = max((_last_id(model) for model in models), default=-1)
     if last >= 0:
@@ -56,9 +55,9 @@ def _inputs(models: Sequence[ServedModel], most: int) -> list[Json]:
     return kinds
 
 
-def _last_id(model: ServedModel) -> int:
+def _last_id(model: EmbeddingModel) -> int:
     """Return the largest token id that a model accepts; -1 if the model accepts no token ids."""
-    if model.tokenizer is None or model.config.token_ids == "reject":
+    if model.config.token_ids == "reject":
         return -1
     if model.config.token_ids == "cl100k":
         return LAST_ORDINARY_ID

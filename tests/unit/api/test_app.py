@@ -283,7 +283,7 @@ async def test_a_configured_origin_may_call(tokenizer: Tokenizer, origins: list[
             "/v1/embeddings", json={"input": "a"}, headers={"origin": ORIGIN}
         )
 
-    assert preflight.status_code == 200
+    assert preflight.status_code == 204
     assert "authorization" in preflight.headers["access-control-allow-headers"]
     assert refused.status_code == 401
     for response in (preflight, refused):

@@ -1,63 +1,101 @@
 import re
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 import httpx
 import pytest
-from starlette.requests import Request
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
 
-from serve_app.api.middleware import AccessLogMiddleware, ErrorMiddleware, record_of
-from serve_app.observability.access_log import AccessLog
+from serve_app.api.auth import VARIABLE, ApiKeys
+from serve_app.api.middleware import RequestMiddleware
+from serve_app.api.operations import Operation, OperationTable
+from serve_app.api.request import ApiRequest
+from serve_app.config.http import HttpConfig
 from serve_app.observability.metrics import Metrics
+from serve_app.service.requests import Requests
 from tests.support.fakes import counted
 
 pytestmark = pytest.mark.anyio
 
 MARKER = "xyzzy"
+ORIGIN = "https://example.org"
+
+Handler = Callable[[ApiRequest], Awaitable[Response]]
 
 
-async def answering(scope: Scope, _receive: Receive, send: Send) -> None:
-    """Respond with 200 and record the route."""
-    record_of(scope).route = "/here"
-    await send({"type": "http.response.start", "status": 200, "headers": []})
-    await send({"type": "http.response.body", "body": b"done"})
+async def answering(_request: ApiRequest) -> Response:
+    return Response(b"{}", media_type="application/json")
 
 
-async def failing(_scope: Scope, _receive: Receive, _send: Send) -> None:
-    """Raise before the response starts."""
+async def failing(_request: ApiRequest) -> Response:
     raise ZeroDivisionError(MARKER)
 
 
-async def failing_late(_scope: Scope, _receive: Receive, send: Send) -> None:
-    """Raise after the response started."""
-    await send({"type": "http.response.start", "status": 200, "headers": []})
-    raise ZeroDivisionError
+class FailingLate(Response):
+    """A response that fails after it has started."""
+
+    async def __call__(self, _scope: Scope, _receive: Receive, send: Send) -> None:
+        """Send only the head."""
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise ZeroDivisionError
 
 
-def wrapped(app: ASGIApp, metrics: Metrics, *, adds_request_id: bool = True) -> ASGIApp:
-    """Wrap an app in both middlewares, as the server does."""
-    log = AccessLog(metrics)
-    inner = ErrorMiddleware(app, log=log, error_format="auto")
-    return AccessLogMiddleware(inner, log=log, adds_request_id=adds_request_id)
+async def failing_late(_request: ApiRequest) -> Response:
+    return FailingLate()
 
 
-async def get(app: ASGIApp, **headers: str) -> httpx.Response:
-    """Send a GET request."""
+async def reading(request: ApiRequest) -> Response:
+    return Response(await request.body())
+
+
+def build(
+    handler: Handler,
+    metrics: Metrics | None = None,
+    *,
+    keys: str = "",
+    adds_request_id: bool = True,
+    **http: Any,
+) -> RequestMiddleware:
+    """Build the application with one operation that needs a key, and one that does not."""
+    settings = HttpConfig.model_validate(http)
+    rows = [
+        Operation("here", "t", "Answer", "POST", "/here", handler, needs_key=True),
+        Operation("open", "t", "Answer", "GET", "/open", handler, aliases=("/free",)),
+    ]
+    return RequestMiddleware(
+        OperationTable(rows),
+        Requests(settings, metrics=metrics or Metrics()),
+        settings=settings,
+        keys=ApiKeys(None, {VARIABLE: keys}),
+        adds_request_id=adds_request_id,
+    )
+
+
+async def send(
+    app: RequestMiddleware, method: str = "GET", path: str = "/open", **headers: str
+) -> httpx.Response:
+    """Send a request. Underscores in names of headers stand for hyphens."""
     transport = httpx.ASGITransport(app)
+    sent = {name.replace("_", "-"): value for name, value in headers.items()}
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-        return await client.get("/", headers={k.replace("_", "-"): v for k, v in headers.items()})
+        return await client.request(method, path, headers=sent)
+
+
+# The request id.
 
 
 async def test_a_valid_request_id_of_the_client_is_kept() -> None:
-    response = await get(wrapped(answering, Metrics()), x_request_id="an-id")
+    response = await send(build(answering), x_request_id="an-id")
 
     assert response.headers.get_list("x-request-id") == ["an-id"]
 
 
 @pytest.mark.parametrize("sent", ["", "a b", "a" * 200])
 async def test_any_other_request_gets_a_generated_id(sent: str) -> None:
-    app = wrapped(answering, Metrics())
+    app = build(answering)
 
-    ids = [(await get(app, x_request_id=sent)).headers["x-request-id"] for _ in range(2)]
+    ids = [(await send(app, x_request_id=sent)).headers["x-request-id"] for _ in range(2)]
 
     assert ids[0] != ids[1]
     assert all(re.fullmatch("[0-9a-f]{32}", value) for value in ids)
@@ -65,16 +103,46 @@ async def test_any_other_request_gets_a_generated_id(sent: str) -> None:
 
 async def test_the_request_id_header_can_be_left_to_ray_serve() -> None:
     """Ray Serve adds the same header, and a response must not have two."""
-    response = await get(wrapped(answering, Metrics(), adds_request_id=False))
+    response = await send(build(answering, adds_request_id=False))
 
     assert "x-request-id" not in response.headers
 
 
 async def test_an_error_response_has_the_request_id() -> None:
-    response = await get(wrapped(failing, Metrics()), x_request_id="an-id")
+    response = await send(build(failing), x_request_id="an-id")
 
     assert response.status_code == 500
     assert response.headers["x-request-id"] == "an-id"
+
+
+# Operations.
+
+
+@pytest.mark.parametrize("path", ["/open", "/free", "/open/", "/free//"])
+async def test_aliases_and_extra_slashes_count_under_the_operation_s_path(path: str) -> None:
+    metrics = Metrics()
+
+    response = await send(build(answering, metrics), path=path)
+
+    labels = {"model": "", "route": "/open", "status": "200", "key": ""}
+    assert response.status_code == 200
+    assert counted(metrics, "embeddings_requests_total", **labels) == 1
+
+
+async def test_a_key_is_required_before_the_handler_runs() -> None:
+    metrics = Metrics()
+    app = build(failing, metrics, keys="me secret")
+
+    without = await send(app, "POST", "/here")
+    with_key = await send(app, "POST", "/here", api_key="secret")
+    public = await send(app)
+
+    assert [r.status_code for r in (without, with_key, public)] == [401, 500, 500]
+    labels = {"model": "", "route": "/here", "status": "500", "key": "me"}
+    assert counted(metrics, "embeddings_requests_total", **labels) == 1
+
+
+# Errors.
 
 
 async def test_an_unexpected_error_reveals_nothing_to_the_client(
@@ -82,12 +150,12 @@ async def test_an_unexpected_error_reveals_nothing_to_the_client(
 ) -> None:
     metrics = Metrics()
 
-    response = await get(wrapped(failing, metrics))
+    response = await send(build(failing, metrics))
 
     assert response.json()["code"] == "internal_error"
     assert MARKER not in response.text
     assert MARKER not in log.text
-    assert counted(metrics, "embeddings_errors_total", route="other", code="internal_error") == 1
+    assert counted(metrics, "embeddings_errors_total", route="/open", code="internal_error") == 1
 
 
 async def test_an_error_after_the_response_started_is_raised() -> None:
@@ -95,7 +163,7 @@ async def test_an_error_after_the_response_started_is_raised() -> None:
     metrics = Metrics()
 
     with pytest.raises(ZeroDivisionError):
-        await get(wrapped(failing_late, metrics))
+        await send(build(failing_late, metrics))
 
     assert counted(metrics, "embeddings_requests_in_flight") == 0
 
@@ -103,37 +171,90 @@ async def test_an_error_after_the_response_started_is_raised() -> None:
 async def test_a_client_that_disconnects_is_logged_as_499(log: pytest.LogCaptureFixture) -> None:
     metrics, sent = Metrics(), []
 
-    async def send(message: Message) -> None:
+    async def record(message: Message) -> None:
         sent.append(message)
 
     async def receive() -> Message:
         return {"type": "http.disconnect"}
 
-    async def reading(scope: Scope, receive: Receive, _send: Send) -> None:
-        await Request(scope, receive).body()
+    scope = {"type": "http", "method": "POST", "path": "/here", "headers": []}
+    await build(reading, metrics)(scope, receive, record)
 
-    scope = {"type": "http", "method": "POST", "path": "/", "headers": []}
-    await wrapped(reading, metrics)(scope, receive, send)
-
-    labels = {"model": "", "route": "other", "status": "499", "key": ""}
+    labels = {"model": "", "route": "/here", "status": "499", "key": ""}
     assert sent == []
     assert counted(metrics, "embeddings_requests_total", **labels) == 1
     assert counted(metrics, "embeddings_requests_in_flight") == 0
-    assert log.records[-1].getMessage().startswith("POST other 499 ")
+    assert log.records[-1].getMessage().startswith("POST /here 499 ")
 
 
-async def test_lifespan_events_pass_through() -> None:
-    seen = []
+# CORS.
 
-    async def app(scope: Scope, _receive: Receive, _send: Send) -> None:
-        seen.append(scope["type"])
+PREFLIGHT = {
+    "origin": ORIGIN,
+    "access-control-request-method": "POST",
+    "access-control-request-headers": "authorization",
+}
+
+
+async def test_a_preflight_request_needs_no_key() -> None:
+    app = build(answering, keys="secret", cors_origins=[ORIGIN])
+
+    response = await send(app, "OPTIONS", "/here", **PREFLIGHT)
+
+    assert (response.status_code, response.content) == (204, b"")
+    assert response.headers["access-control-allow-origin"] == ORIGIN
+    assert response.headers["access-control-allow-headers"] == "authorization"
+    assert "access-control-allow-private-network" not in response.headers
+
+
+async def test_a_public_page_may_call_a_private_server_if_its_origin_is_configured() -> None:
+    """Chrome asks before a page of a public site calls an address in a private network."""
+    private = {**PREFLIGHT, "access-control-request-private-network": "true"}
+    app = build(answering, cors_origins=[ORIGIN])
+
+    allowed = await send(app, "OPTIONS", "/here", **private)
+    refused = await send(app, "OPTIONS", "/here", **private | {"origin": "https://other.org"})
+    off = await send(build(answering), "OPTIONS", "/here", **private)
+
+    assert allowed.status_code == 204
+    assert allowed.headers["access-control-allow-private-network"] == "true"
+    assert (refused.status_code, refused.json()["code"]) == (400, "cors_not_allowed")
+    assert "access-control-allow-origin" not in refused.headers
+    assert off.status_code == 405
+    assert not any(name.startswith("access-control") for name in off.headers)
+
+
+async def test_an_error_has_cors_headers_too() -> None:
+    response = await send(build(failing, cors_origins=[ORIGIN]), origin=ORIGIN)
+
+    assert response.status_code == 500
+    assert response.headers["access-control-allow-origin"] == ORIGIN
+    assert "retry-after" in response.headers["access-control-expose-headers"]
+
+
+# Scopes that are not HTTP.
+
+
+async def exchange(scope_type: str, *received: str) -> list[str]:
+    """Return the types of the messages that the application sends."""
+    messages, sent = iter(received), []
 
     async def receive() -> Message:
-        return {"type": "lifespan.startup"}
+        return {"type": next(messages)}
 
-    async def send(message: Message) -> None:
-        seen.append(message["type"])
+    async def record(message: Message) -> None:
+        sent.append(message["type"])
 
-    await wrapped(app, Metrics())({"type": "lifespan"}, receive, send)
+    scope = {"type": scope_type, "path": "/", "headers": []}
+    await build(answering)(scope, receive, record)
+    return sent
 
-    assert seen == ["lifespan"]
+
+async def test_the_lifespan_starts_and_ends() -> None:
+    sent = await exchange("lifespan", "lifespan.startup", "lifespan.shutdown")
+
+    assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+
+
+async def test_a_websocket_is_closed() -> None:
+    assert await exchange("websocket", "websocket.connect") == ["websocket.close"]

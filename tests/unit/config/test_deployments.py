@@ -8,6 +8,7 @@ from pydantic.fields import FieldInfo
 from serve_app.config.deployments import (
     DeploymentOptions,
     IngressOptions,
+    ModelOptions,
     Settings,
     is_undocumented,
 )
@@ -19,7 +20,7 @@ def test_settings_are_frozen() -> None:
     options = DeploymentOptions()
 
     with pytest.raises(ValidationError, match="frozen"):
-        options.max_ongoing_requests = 1  # type: ignore[misc]
+        options.num_replicas = 1  # type: ignore[misc]
 
 
 def test_an_unknown_setting_is_named() -> None:
@@ -86,8 +87,6 @@ def test_other_extras_of_a_setting_do_not_hide_it() -> None:
         ("name", ""),
         ("num_replicas", 0),
         ("num_replicas", "many"),
-        ("max_ongoing_requests", 0),
-        ("max_queued_requests", -2),
         ("max_surge_percent", -1),
         ("max_surge_percent", 101),
         ("max_replicas_per_node", 0),
@@ -109,8 +108,6 @@ def test_an_option_out_of_range_is_named(option: str, value: object) -> None:
     [
         ("num_replicas", 1),
         ("num_replicas", "auto"),
-        ("max_ongoing_requests", 1),
-        ("max_queued_requests", -1),
         ("max_surge_percent", 0),
         ("rolling_update_percentage", 100.0),
         ("ray_actor_options", {"num_gpus": 0.5}),
@@ -130,8 +127,6 @@ def test_ray_serve_gets_only_its_own_options() -> None:
 
     assert options.given() == {
         "num_replicas": 2,
-        "max_ongoing_requests": 512,
-        "max_queued_requests": 1024,
         "max_surge_percent": 100,
     }
 
@@ -167,6 +162,34 @@ def test_a_deployment_without_a_minimum_scales_to_zero(
     assert DeploymentOptions.model_validate(options).scales_to_zero is scales_to_zero
 
 
+# Ray Serve's limits.
+
+
+def test_a_model_has_ray_serve_s_limits() -> None:
+    limits = {"max_ongoing_requests": 7, "max_queued_requests": 9}
+
+    assert ModelOptions().given() == {
+        "max_surge_percent": 100,
+        "max_ongoing_requests": 2,
+        "max_queued_requests": -1,
+    }
+    assert ModelOptions.model_validate(limits).given().items() >= limits.items()
+
+
+@pytest.mark.parametrize("kind", [ModelOptions, IngressOptions])
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("max_ongoing_requests", 0), ("max_queued_requests", -2), ("max_queued_requests", 0)],
+)
+def test_a_limit_that_ray_serve_rejects_is_named(
+    kind: type[DeploymentOptions], option: str, value: int
+) -> None:
+    with pytest.raises(ValidationError) as error:
+        kind.model_validate({option: value})
+
+    assert {finding["loc"][0] for finding in error.value.errors()} == {option}
+
+
 # Options of the ingress.
 
 
@@ -176,19 +199,11 @@ def test_the_ingress_rejects_a_user_config(user_config: dict[str, int]) -> None:
         IngressOptions(user_config=user_config)
 
 
-@pytest.mark.parametrize(
-    ("options", "most"),
-    [
-        ({}, 2000),
-        ({"max_queued_requests": -1}, None),
-        ({"max_ongoing_requests": 5, "max_queued_requests": 0}, 5),
-        ({"max_ongoing_requests": 5, "max_queued_requests": 3}, 8),
-    ],
-)
-def test_the_ingress_limit_is_running_plus_waiting_requests(
-    options: dict[str, int], most: int | None
-) -> None:
-    assert IngressOptions.model_validate(options).max_requests == most
+def test_the_ingress_has_ray_serve_s_limits_only_if_they_are_set() -> None:
+    limits = {"max_ongoing_requests": 7, "max_queued_requests": 9}
+
+    assert not IngressOptions().given().keys() & limits.keys()
+    assert IngressOptions.model_validate(limits).given().items() >= limits.items()
 
 
 def test_the_ingress_has_the_checks_of_a_deployment() -> None:

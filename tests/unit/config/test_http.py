@@ -6,6 +6,7 @@ from pydantic import ValidationError
 from serve_app.config.http import HttpConfig
 
 POSITIVE = (
+    "max_concurrent_requests",
     "max_client_batch_size",
     "max_request_tokens",
     "max_body_bytes",
@@ -19,6 +20,7 @@ POSITIVE = (
 def test_every_setting_has_a_default() -> None:
     http = HttpConfig()
 
+    assert http.max_concurrent_requests == 2000
     assert http.max_client_batch_size == 2048
     assert http.max_request_tokens == 300_000
     assert http.max_body_bytes == 16 * 2**20
@@ -53,6 +55,7 @@ def test_an_invalid_setting_is_named(settings: dict[str, Any], key: str) -> None
     "settings",
     [
         {"retry_after_s": 60},
+        {"max_concurrent_requests": None},
         {"error_format": "flat"},
         {"error_format": "openai"},
         {"api_keys_file": "/run/secrets/keys"},

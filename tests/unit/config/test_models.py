@@ -4,8 +4,8 @@ import pytest
 from pydantic import ValidationError
 
 from serve_app.config.deployments import (
-    DeploymentOptions,
     IngressOptions,
+    ModelOptions,
     Settings,
     is_undocumented,
 )
@@ -38,7 +38,7 @@ def test_a_model_needs_only_a_name_and_a_source() -> None:
 
     assert config.http == HttpConfig()
     assert config.ingress == IngressOptions()
-    assert config.models[0].deployment == DeploymentOptions()
+    assert config.models[0].deployment == ModelOptions()
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ class Harness:
     """A gate and all calls that have arrived at it."""
 
     def __init__(self, *, budget: int = BUDGET) -> None:
-        self.gate = Gate(budget=budget)
+        self.gate = Gate(budget=budget, max_calls=1000)
         self.callers: list[Caller] = []
 
     def arrive(self, tokens: int) -> Caller:
@@ -187,7 +187,7 @@ async def test_a_call_cancelled_as_the_model_frees_is_not_admitted() -> None:
 
 
 async def test_an_error_inside_ends_the_admission() -> None:
-    gate = Gate(budget=BUDGET)
+    gate = Gate(budget=BUDGET, max_calls=1000)
     with pytest.raises(ZeroDivisionError):
         async with gate.enter(1):
             raise ZeroDivisionError
@@ -310,3 +310,19 @@ def test_invariants_hold_for_events_in_the_same_loop_turn(steps: list[tuple[str,
         assert harness.gate.queued_tokens == sum(c.tokens for c in waiting)
 
     walk(steps, is_calm=False, check=check)
+
+
+async def test_an_admission_has_at_most_max_calls() -> None:
+    """`@serve.batch` would cut a larger admission into several batches."""
+    harness = Harness()
+    harness.gate.max_calls = 2
+    first = harness.arrive(BUDGET)
+    await settle()
+    others = [harness.arrive(1) for _ in range(5)]
+    await settle()
+
+    first.may_leave.set()
+    await settle()
+
+    assert harness.inside() == others[:2]
+    await harness.drain()

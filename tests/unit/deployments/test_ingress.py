@@ -1,5 +1,7 @@
+import asyncio
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,7 +26,14 @@ from serve_app.errors import (
     ServiceError,
     UnavailableError,
 )
-from serve_app.messages import EmbedChunk, EmbedResult, ReplicaRejected, ReplicaState
+from serve_app.messages import (
+    EmbedCall,
+    EmbedResponse,
+    EmbedResult,
+    ReplicaRejected,
+    ReplicaState,
+    RunningReplica,
+)
 from serve_app.observability.metrics import Metrics, Snapshot
 from serve_app.schemas.embeddings import Priority
 from tests.support.fakes import (
@@ -33,6 +42,7 @@ from tests.support.fakes import (
     MODEL,
     RANKER,
     RANKER_REASON,
+    WORDS,
     FakeHandle,
     counted,
     result_of,
@@ -52,13 +62,12 @@ STATE = ReplicaState(
     memory_bytes=1000,
     max_batch_tokens=2048,
     max_queued_tokens=200_000,
-    others_waiting=0,
 )
 
 
-async def answer(chunk: EmbedChunk) -> EmbedResult:
-    """Answer a chunk without failures."""
-    return result_of(chunk)
+async def answer(call: EmbedCall) -> EmbedResult:
+    """Answer a call without failures."""
+    return result_of(call)
 
 
 class FakePeers:
@@ -104,7 +113,7 @@ class FakeServe:
 @pytest.fixture
 def handle() -> FakeHandle:
     """The handle of the model's deployment, which has one replica."""
-    return FakeHandle(answer, states=[STATE])
+    return FakeHandle(answer, RunningReplica(2, STATE))
 
 
 @pytest.fixture
@@ -127,6 +136,8 @@ def build(
 
     monkeypatch.setattr(module, "read_checkpoint", read_checkpoint)
     monkeypatch.setattr(module, "serve", FakeServe(peers))
+    monkeypatch.setattr(module, "running_replicas", lambda handle: handle.replicas)
+    monkeypatch.setattr(module, "connect", lambda handle: handle.connect())
     monkeypatch.delenv(VARIABLE, raising=False)
     logger = logging.getLogger("ray.serve")
     filters = list(logger.filters)
@@ -136,7 +147,7 @@ def build(
     ) -> Ingress:
         embeds = {"name": MODEL, "aliases": [ALIAS], "token_ids": "model"}
         embeds |= {"source": "embeds", "revision": "v2"}
-        ranks = {"name": RANKER, "source": "ranks", "token_ids": "model"}
+        ranks = {"name": RANKER, "source": "ranks"}
         config = ServerConfig.model_validate(
             {
                 "models": [embeds | dict(model or {}), ranks],
@@ -152,10 +163,19 @@ def build(
 Build = Callable[..., Ingress]
 
 
-def client_of(ingress: Ingress) -> httpx.AsyncClient:
-    """Return an HTTP client of the application that Ray Serve runs."""
-    transport = httpx.ASGITransport(ingress.__serve_build_asgi_app__())
-    return httpx.AsyncClient(transport=transport, base_url="http://test")
+@asynccontextmanager
+async def client_of(ingress: Ingress) -> AsyncIterator[httpx.AsyncClient]:
+    """An HTTP client of the application that Ray Serve runs."""
+    transport = httpx.ASGITransport(await ingress.__serve_build_asgi_app__())
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        yield client
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Run the event loop until the condition is true."""
+    async with asyncio.timeout(30):
+        while not condition():  # noqa: ASYNC110  # nothing sets an event
+            await asyncio.sleep(0)
 
 
 async def scrape(ingress: Ingress, name: str) -> list[Sample]:
@@ -236,7 +256,7 @@ async def test_a_python_call_fails_with_the_error_of_http(
 async def test_an_unexpected_error_of_a_call_does_not_leak(
     build: Build, log: pytest.LogCaptureFixture
 ) -> None:
-    async def fail(_chunk: EmbedChunk) -> EmbedResult:
+    async def fail(_call: EmbedCall) -> EmbedResult:
         raise ValueError(MARKER)
 
     ingress = build(other=FakeHandle(fail))
@@ -294,7 +314,7 @@ async def test_every_python_call_has_an_id_of_its_own(
         await ingress.embed("a")
 
     ids = [vars(line)["request_id"] for line in log.records]
-    assert ids == [chunk.request_id for chunk in handle.chunks]
+    assert ids == [call.request_id for call in handle.calls]
     assert len(set(ids)) == 2
 
 
@@ -310,16 +330,15 @@ async def test_an_unknown_priority_is_an_error_that_names_it(build: Build) -> No
 async def test_python_calls_and_requests_share_one_limit(build: Build) -> None:
     refused: list[int] = []
 
-    async def call_again(chunk: EmbedChunk) -> EmbedResult:
+    async def call_again(call: EmbedCall) -> EmbedResult:
         with pytest.raises(OverloadedError) as raised:
             await ingress.embed("b")
         async with client_of(ingress) as client:
             response = await client.post("/v1/embeddings", json={"input": "b"})
         refused.extend([raised.value.status, response.status_code])
-        return result_of(chunk)
+        return result_of(call)
 
-    limits = {"max_ongoing_requests": 1, "max_queued_requests": 0}
-    ingress = build(other=FakeHandle(call_again), ingress=limits)
+    ingress = build(other=FakeHandle(call_again), http={"max_concurrent_requests": 1})
 
     for _ in range(2):  # the slot is free again after the first call
         await ingress.embed("a")
@@ -347,7 +366,7 @@ async def test_only_http_requires_an_api_key(build: Build, tmp_path: Path) -> No
 
 
 async def test_a_model_that_does_not_embed_has_no_client(build: Build, handle: FakeHandle) -> None:
-    ingress = build()
+    ingress = build({"dtype": "float16"})
 
     with pytest.raises(NotAnEmbeddingModelError) as raised:
         await ingress.embed("a", model=RANKER)
@@ -356,11 +375,12 @@ async def test_a_model_that_does_not_embed_has_no_client(build: Build, handle: F
     served = await scrape(ingress, "embeddings_model_info")
 
     assert raised.value.message == f"{RANKER} is not an embedding model: {RANKER_REASON}."
-    assert handle.chunks == []
+    assert handle.calls == []
     assert ready.status_code == 200
-    assert [(s.labels["model"], s.labels["embeds"], s.labels["dimensions"]) for s in served] == [
-        (MODEL, "true", str(DIMENSIONS)),
-        (RANKER, "false", "0"),
+    names = ("model", "embeds", "dimensions", "dtype")
+    assert [tuple(sample.labels[name] for name in names) for sample in served] == [
+        (MODEL, "true", str(DIMENSIONS), "float16"),
+        (RANKER, "false", "0", "float32"),
     ]
 
 
@@ -378,30 +398,71 @@ async def test_a_model_has_the_input_limit_and_prompts_of_its_settings(build: Bu
     ("priority", "limit", "passes"),
     [("interactive", 9, True), ("interactive", 8, False), ("bulk", 12, True), ("bulk", 11, False)],
 )
-async def test_max_queued_tokens_limits_calls_by_priority(
+async def test_max_queued_tokens_limits_what_waits_by_priority(
     build: Build,
     priority: Priority,
     limit: int,
     passes: bool,  # noqa: FBT001
 ) -> None:
-    """Six tokens are pending, and a call has three. A bulk call fits below three quarters."""
-    outcomes: list[bool] = []
+    """One call is in flight, six tokens wait, and a request has three. Bulk fits below three quarters.
 
-    async def call_again(chunk: EmbedChunk) -> EmbedResult:
-        if len(handle.chunks) == 1:
-            try:
-                await ingress.embed("b", priority=priority)
-                outcomes.append(True)
-            except OverloadedError:
-                outcomes.append(False)
-        return result_of(chunk)
+    The replica has not reported its own limit yet.
+    """
+    released = asyncio.Event()
 
-    handle = FakeHandle(call_again)
-    ingress = build({"max_queued_tokens": limit}, handle)
+    async def wait(call: EmbedCall) -> EmbedResult:
+        await released.wait()
+        return result_of(call)
 
-    await ingress.embed("a b a b")
+    handle = FakeHandle(wait, RunningReplica(1, None))
+    ingress = build({"max_queued_tokens": limit}, handle, http={"retry_after_s": 9})
+    client = ingress._clients[MODEL]
+    running = [asyncio.create_task(ingress.embed("a")) for _ in range(3)]
+    await until(lambda: client.queued_tokens == 6)
 
-    assert outcomes == [passes]
+    asked = asyncio.create_task(ingress.embed("b", priority=priority))
+    await until(lambda: asked.done() or client.queued_tokens == 9)
+    is_refused = asked.done()
+    pending = await scrape(ingress, "embeddings_pending_tokens")
+    queued = await scrape(ingress, "embeddings_queued_tokens")
+    released.set()
+    answers = await asyncio.gather(asked, *running, return_exceptions=True)
+
+    assert is_refused is not passes
+    assert [sample.value for sample in queued] == [9 if passes else 6]
+    assert [sample.value for sample in pending] == [12 if passes else 9]
+    assert [type(answer) for answer in answers[1:]] == [EmbedResponse] * 3
+    if is_refused:
+        assert isinstance(answers[0], OverloadedError)
+        # No throughput has been measured yet, so it is `http.retry_after_s`, with jitter.
+        assert answers[0].retry_after_s == pytest.approx(9, rel=0.25)
+
+
+@pytest.mark.parametrize(("bulk_share", "last"), [(0.0, "2"), (0.75, "b")])
+async def test_bulk_share_lets_bulk_calls_go_before_others(
+    build: Build, bulk_share: float, last: str
+) -> None:
+    released = asyncio.Event()
+
+    async def wait(call: EmbedCall) -> EmbedResult:
+        await released.wait()
+        return result_of(call)
+
+    handle = FakeHandle(wait, RunningReplica(1, None))
+    ingress = build({"max_batch_tokens": 3, "bulk_share": bulk_share}, handle)
+    texts: list[tuple[str, Priority]] = [
+        ("a", "interactive"),
+        ("2", "bulk"),
+        ("b", "interactive"),
+        ("b", "interactive"),
+    ]
+    calls = [asyncio.create_task(ingress.embed(text, priority=kind)) for text, kind in texts]
+    await until(lambda: ingress._clients[MODEL].queued_tokens == 9)
+
+    released.set()
+    await asyncio.gather(*calls)
+
+    assert WORDS[handle.calls[-1].ids[1]] == last
 
 
 @pytest.mark.parametrize(("settings", "calls"), [({}, 1), ({"max_batch_tokens": 8}, 4)])
@@ -409,13 +470,15 @@ async def test_max_batch_tokens_limits_the_first_calls(
     build: Build, handle: FakeHandle, settings: dict[str, Any], calls: int
 ) -> None:
     """A chunk has at most half a budget, and each of these inputs has three tokens."""
+    handle.replicas = [RunningReplica(2, None)]  # it has not reported its budget yet
+
     await build(settings).embed(["a", "b", "a", "b"])
 
-    assert len(handle.chunks) == calls
+    assert len(handle.calls) == calls
 
 
 async def test_a_model_without_a_replica_is_not_ready(build: Build, handle: FakeHandle) -> None:
-    handle.states = ()
+    handle.replicas = []
     ingress = build(http={"retry_after_s": 9})
 
     async with client_of(ingress) as client:
@@ -428,7 +491,7 @@ async def test_a_model_without_a_replica_is_not_ready(build: Build, handle: Fake
 async def test_a_model_that_scales_to_zero_is_always_ready(
     build: Build, handle: FakeHandle
 ) -> None:
-    handle.states = ()
+    handle.replicas = []
     scaling = {"autoscaling_config": {"min_replicas": 0, "max_replicas": 2}}
     ingress = build({"deployment": scaling})
 
@@ -439,14 +502,15 @@ async def test_a_model_that_scales_to_zero_is_always_ready(
 
 
 async def test_a_call_that_replicas_reject_fails_after_a_while(build: Build) -> None:
-    async def reject(_chunk: EmbedChunk) -> ReplicaRejected:
+    async def reject(_call: EmbedCall) -> ReplicaRejected:
         return ReplicaRejected()
 
     http = {"replica_wait_timeout_s": 0.01, "retry_after_s": 9}
     ingress = build(other=FakeHandle(reject), http=http)
 
-    with pytest.raises(UnavailableError) as raised:
-        await ingress.embed("a")
+    async with asyncio.timeout(10):  # the default setting is 30 s
+        with pytest.raises(UnavailableError) as raised:
+            await ingress.embed("a")
 
     assert raised.value.retry_after_s == 9
 
@@ -459,7 +523,7 @@ async def test_cl100k_is_loaded_only_for_a_model_that_reads_it(
     loaded: list[object] = []
     monkeypatch.setattr(module, "Cl100k", lambda: loaded.append(object()))
 
-    build({"token_ids": token_ids})
+    build({"token_ids": token_ids})  # beside a model that does not embed
 
     assert len(loaded) == loads
 
@@ -519,6 +583,16 @@ async def test_a_scrape_has_this_replica_s_newest_metrics_once(
     requests = await scrape(ingress, "embeddings_requests_total")
 
     assert [(s.labels["replica"], s.value) for s in requests] == [(HERE, 1)]
+
+
+async def test_the_states_of_replicas_arrive_before_the_first_call(
+    build: Build, handle: FakeHandle
+) -> None:
+    async with client_of(build()) as client:
+        response = await client.get("/ready")
+
+    assert response.status_code == 200
+    assert handle.is_connected
 
 
 async def test_a_scrape_has_the_states_of_the_model_s_replicas(build: Build) -> None:

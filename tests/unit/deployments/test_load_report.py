@@ -33,26 +33,25 @@ def test_waiting_work_sums_all_backlogs_in_seconds(clock: Clock) -> None:
     assert report.report(0.5)[WAITING_S] == pytest.approx(5.0)
 
 
-def test_others_waiting_counts_recent_backlogs_above_0(clock: Clock) -> None:
+def test_waiting_callers_are_named_until_their_reports_expire(clock: Clock) -> None:
     report = LoadReport(clock=clock)
     report.record_backlog("one", 300)
-    clock.now += 4
+    clock.now += 6
     report.record_backlog("two", 200)
     report.record_backlog("three", 0)
 
-    assert report.others_waiting("two") == 1
-    assert report.others_waiting("three") == 2
-    clock.now += 4
-    assert report.others_waiting("three") == 1
+    assert report.waiting_callers() == ("one", "two")
+    clock.now += 6
+    assert report.waiting_callers() == ("two",)
 
 
 def test_a_backlog_expires_after_some_seconds(clock: Clock) -> None:
     report = LoadReport(clock=clock)
     report.computed(100, 1.0)
     report.record_backlog("one", 400)
-    clock.now += 5
+    clock.now += 8
     report.record_backlog("two", 100)
-    clock.now += 2
+    clock.now += 3
 
     assert report.report(1.0)[WAITING_S] == pytest.approx(1.0)
 

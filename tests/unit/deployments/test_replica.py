@@ -3,14 +3,11 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import accumulate
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from serve_app.config.models import ModelConfig
 from serve_app.deployments import replica as module
@@ -18,11 +15,12 @@ from serve_app.deployments.autoscaling import BUSY, WAITING_S
 from serve_app.deployments.load_report import LoadReport
 from serve_app.deployments.model_thread import ModelThreadError
 from serve_app.deployments.replica import EmbeddingReplica
-from serve_app.encoder import Encoded, EncoderBrokenError
+from serve_app.dispatch.chunks import EmbedChunk, pack
+from serve_app.encoder import EncoderBrokenError
 from serve_app.errors import ModelLoadError, UnavailableError
-from serve_app.messages import EmbedChunk, EmbedResult, Failure, ReplicaRejected, TokenizedInputs
+from serve_app.messages import EmbedCall, EmbedResult, Failure, ReplicaRejected, ReplicaState
 from tests.support.clock import Clock
-from tests.support.fakes import DIMENSIONS, tokenized, vectors_of
+from tests.support.fakes import tokenized, vectors_of
 
 pytestmark = pytest.mark.anyio
 
@@ -46,7 +44,7 @@ class FakeEncoder:
     device = "cpu"
 
     def __init__(self, clock: Clock, *, batch_s: float = 0.0) -> None:
-        self.batches: list[list[TokenizedInputs]] = []
+        self.batches: list[list[EmbedCall]] = []
         self.budgets: list[int | None] = []
         self.threads: list[str] = []
         self.failures: tuple[Failure, ...] = ()
@@ -56,8 +54,8 @@ class FakeEncoder:
         self.clock, self.batch_s = clock, batch_s
 
     def encode(
-        self, inputs: Sequence[TokenizedInputs], *, max_batch_tokens: int | None = None
-    ) -> Encoded:
+        self, inputs: Sequence[EmbedCall], *, max_batch_tokens: int | None = None
+    ) -> EmbedResult:
         """Return the vectors of all inputs."""
         self.batches.append(list(inputs))
         self.budgets.append(max_batch_tokens)
@@ -67,9 +65,9 @@ class FakeEncoder:
         self.clock.now += self.batch_s
         if self.error is not None:
             raise self.error
-        lengths = np.concatenate([chunk.lengths for chunk in inputs]).astype(np.int64)
-        vectors = np.concatenate([vectors_of(chunk) for chunk in inputs])
-        return Encoded(vectors, self.failures, padded_tokens=lengths + 1)
+        lengths = np.concatenate([call.lengths for call in inputs]).astype(np.int64)
+        vectors = np.concatenate([vectors_of(call) for call in inputs])
+        return EmbedResult(vectors, self.failures, lengths + 1, self.batch_s, len(vectors))
 
     async def begins(self) -> None:
         """Wait until a batch begins, and hold it until `may_end` is set."""
@@ -90,11 +88,10 @@ class Replica(EmbeddingReplica):
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """The clock of the model's thread, the inference times and the load report."""
+    """The clock of the model's thread and of the load report."""
     clock = Clock()
     thread = "serve_app.deployments.model_thread.time"
     monkeypatch.setattr(thread, SimpleNamespace(monotonic=clock))
-    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=clock))
     monkeypatch.setattr(module, "LoadReport", partial(LoadReport, clock=clock))
     return clock
 
@@ -145,15 +142,24 @@ def build(encoder: FakeEncoder, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cal
 Build = Callable[..., Replica]
 
 
-def chunk_of(*inputs: Sequence[int], is_retry: bool = False) -> EmbedChunk:
-    """Pack lists of token ids into a chunk."""
-    return EmbedChunk(tokenized(*inputs), "an-id", is_retry=is_retry)
+def call_of(
+    *inputs: Sequence[int], is_retry: bool = False, caller: str = "one", waiting_tokens: int = 0
+) -> EmbedCall:
+    """Pack lists of token ids into a call."""
+    chunk = EmbedChunk(tokenized(*inputs), "an-id")
+    return pack([chunk], is_retry=is_retry, caller=caller, waiting_tokens=waiting_tokens)
 
 
-def results(answer: Sequence[EmbedResult] | ReplicaRejected) -> Sequence[EmbedResult]:
-    """Return the results of a call that the replica must not reject."""
+def accepted(answer: EmbedResult | ReplicaRejected) -> EmbedResult:
+    """Return the result of a call that the replica must not reject."""
     assert not isinstance(answer, ReplicaRejected)
     return answer
+
+
+async def state_of(replica: Replica) -> ReplicaState | None:
+    """Return the state that Ray Serve gets from a replica."""
+    stats = await replica.record_routing_stats()
+    return ReplicaState(**stats) if stats else None
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -172,75 +178,36 @@ async def die(dying: Replica) -> None:
 # Batches.
 
 
-async def test_results_are_cut_back_to_chunks_and_calls(build: Build, encoder: FakeEncoder) -> None:
-    one, two, three = chunk_of([1], [2, 3]), chunk_of([4, 5, 6]), chunk_of([7], [8], [9])
-    replica = build()
+async def test_a_batch_is_cut_back_to_its_calls(build: Build, encoder: FakeEncoder) -> None:
+    one, two = call_of([1], [2, 3]), call_of([4, 5, 6])
+    encoder.failures = (Failure(1, "inference_failed"), Failure(2, "non_finite_embedding"))
+    encoder.batch_s = 1.5
+    replica = build(deployment={"max_ongoing_requests": 8})
+    replica.reconfigure({})
     encoder.may_end.clear()
-    first = asyncio.create_task(replica.embed([chunk_of([0])]))
+    first = asyncio.create_task(replica.embed(call_of([0], [0], [0])))
     await encoder.begins()
-    calls = [asyncio.create_task(replica.embed(chunks)) for chunks in ([one, two], [three])]
+    calls = [asyncio.create_task(replica.embed(call)) for call in (one, two)]
     await until(lambda: replica._gate.queued_calls == 2)
 
     encoder.may_end.set()
     await first
-    answers = [results(await call) for call in calls]
+    answers = [accepted(await call) for call in calls]
 
-    assert [len(batch) for batch in encoder.batches] == [1, 3]
-    assert [len(answer) for answer in answers] == [2, 1]
-    for chunk, result in zip([one, two, three], [*answers[0], *answers[1]], strict=True):
-        assert np.array_equal(result.vectors, vectors_of(chunk.inputs))
-        assert result.padded_tokens == chunk.inputs.tokens + len(chunk.inputs)
-        assert result.batch_inputs == 6
-
-
-async def test_failures_keep_their_index_within_the_chunk(
-    build: Build, encoder: FakeEncoder
-) -> None:
-    encoder.failures = (
-        Failure(1, "inference_failed"),
-        Failure(2, "non_finite_embedding"),
-        Failure(4, "inference_failed"),
-    )
-
-    answer = results(await build().embed([chunk_of([1], [2]), chunk_of([3], [4], [5])]))
-
-    assert [result.failures for result in answer] == [
+    assert [len(batch) for batch in encoder.batches] == [1, 2]
+    for call, answer in zip([one, two], answers, strict=True):
+        assert np.array_equal(answer.vectors, vectors_of(call))
+        assert answer.padded_tokens.tolist() == (call.lengths + 1).tolist()
+        assert (answer.batch_inputs, answer.inference_s) == (3, 1.5)
+    assert [answer.failures for answer in answers] == [
         (Failure(1, "inference_failed"),),
-        (Failure(0, "non_finite_embedding"), Failure(2, "inference_failed")),
+        (Failure(0, "non_finite_embedding"),),
     ]
-
-
-@given(st.lists(st.lists(st.booleans(), min_size=1, max_size=6), min_size=1, max_size=6))
-def test_any_batch_is_cut_into_the_rows_of_its_chunks(fails: list[list[bool]]) -> None:
-    """`fails` states of each input of each chunk whether it fails."""
-    inputs = [fail for chunk in fails for fail in chunk]
-    encoded = Encoded(
-        vectors=np.arange(len(inputs) * DIMENSIONS, dtype=np.float32).reshape(-1, DIMENSIONS),
-        failures=tuple(Failure(i, "inference_failed") for i, fail in enumerate(inputs) if fail),
-        padded_tokens=np.arange(len(inputs), dtype=np.int64),
-    )
-
-    cut = module._results([chunk_of(*([1] for _ in chunk)) for chunk in fails], encoded, 0.5)
-
-    starts = accumulate((len(chunk) for chunk in fails), initial=0)
-    assert np.array_equal(np.concatenate([result.vectors for result in cut]), encoded.vectors)
-    for chunk, start, result in zip(fails, starts, cut, strict=False):
-        assert [failure.index for failure in result.failures] == list(np.flatnonzero(chunk))
-        assert result.padded_tokens == sum(range(start, start + len(chunk)))
-        assert result.inference_s == 0.5
-
-
-async def test_the_inference_time_is_that_of_the_batch(build: Build, encoder: FakeEncoder) -> None:
-    encoder.batch_s = 1.5
-
-    answer = results(await build().embed([chunk_of([1]), chunk_of([2])]))
-
-    assert [result.inference_s for result in answer] == [1.5, 1.5]
 
 
 async def test_one_thread_loads_the_model_and_encodes(build: Build, encoder: FakeEncoder) -> None:
     """OpenMP and CUDA keep state per thread."""
-    await build().embed([chunk_of([1])])
+    await build().embed(call_of([1]))
 
     assert encoder.threads == ["model", "model"]
 
@@ -251,12 +218,12 @@ async def test_an_error_of_one_batch_does_not_end_the_replica(
     replica = build()
     encoder.error = ZeroDivisionError()
     with pytest.raises(ZeroDivisionError):
-        await replica.embed([chunk_of([1])])
+        await replica.embed(call_of([1]))
     encoder.error = None
 
-    answer = results(await replica.embed([chunk_of([1])]))
+    answer = accepted(await replica.embed(call_of([1])))
 
-    assert len(answer) == 1
+    assert len(answer.vectors) == 1
     assert exits == []
 
 
@@ -306,12 +273,26 @@ def test_a_replica_computes_with_the_threads_it_was_granted(
     monkeypatch.setattr(module, "load_encoder", load)
     monkeypatch.setattr(Replica, "_load", EmbeddingReplica._load)
 
-    build(source="someone/model", revision="v2", dtype="bfloat16", threads=setting)
+    build(
+        source="someone/model",
+        revision="v2",
+        dtype="bfloat16",
+        padding="always",
+        threads=setting,
+    )
 
     (options,) = loads
-    assert options["threads"] == expected
-    assert (options["source"], options["revision"]) == ("someone/model", "v2")
-    assert options["dtype"] == "bfloat16"
+    assert options == {
+        "source": "someone/model",
+        "revision": "v2",
+        "trust_remote_code": False,
+        "device": "auto",
+        "engine": "auto",
+        "dtype": "bfloat16",
+        "padding": "always",
+        "threads": expected,
+        "max_batch_tokens": None,
+    }
 
 
 # Retries.
@@ -323,30 +304,30 @@ async def test_a_second_retry_is_rejected_while_one_is_inside(
     """If the process died with both retries, either of them could be the cause."""
     replica = build()
     encoder.may_end.clear()
-    first = asyncio.create_task(replica.embed([chunk_of([1], is_retry=True)]))
+    first = asyncio.create_task(replica.embed(call_of([1], is_retry=True)))
     await encoder.begins()
 
-    second = await replica.embed([chunk_of([2]), chunk_of([3], is_retry=True)])
+    second = await replica.embed(call_of([2], is_retry=True))
     encoder.may_end.set()
     answer = await first
-    third = await replica.embed([chunk_of([4], is_retry=True)])
+    third = await replica.embed(call_of([4], is_retry=True))
 
     assert second == ReplicaRejected()
-    assert len(results(answer)) == len(results(third)) == 1
+    assert len(accepted(answer).vectors) == len(accepted(third).vectors) == 1
     assert [len(batch) for batch in encoder.batches] == [1, 1]
 
 
 async def test_other_calls_are_accepted_beside_a_retry(build: Build, encoder: FakeEncoder) -> None:
     replica = build()
     encoder.may_end.clear()
-    retry = asyncio.create_task(replica.embed([chunk_of([1], is_retry=True)]))
+    retry = asyncio.create_task(replica.embed(call_of([1], is_retry=True)))
     await encoder.begins()
-    other = asyncio.create_task(replica.embed([chunk_of([2])]))
+    other = asyncio.create_task(replica.embed(call_of([2])))
     await until(lambda: replica._gate.queued_calls == 1)
 
     encoder.may_end.set()
 
-    assert [len(results(await call)) for call in (retry, other)] == [1, 1]
+    assert [len(accepted(await call).vectors) for call in (retry, other)] == [1, 1]
 
 
 async def test_a_cancelled_retry_leaves_room_for_another(
@@ -354,16 +335,16 @@ async def test_a_cancelled_retry_leaves_room_for_another(
 ) -> None:
     replica = build()
     encoder.may_end.clear()
-    cancelled = asyncio.create_task(replica.embed([chunk_of([1], is_retry=True)]))
+    cancelled = asyncio.create_task(replica.embed(call_of([1], is_retry=True)))
     await encoder.begins()
 
     cancelled.cancel()
     await asyncio.wait([cancelled])
     encoder.may_end.set()
-    answer = await replica.embed([chunk_of([2], is_retry=True)])
+    answer = await replica.embed(call_of([2], is_retry=True))
 
     assert cancelled.cancelled()
-    assert len(results(answer)) == 1
+    assert len(accepted(answer).vectors) == 1
 
 
 # The end of a replica.
@@ -376,7 +357,7 @@ async def test_a_broken_encoder_ends_the_replica(
     encoder.error = EncoderBrokenError("the device is broken")
 
     with pytest.raises(UnavailableError) as raised:
-        await replica.embed([chunk_of([1])])
+        await replica.embed(call_of([1]))
     before_the_reply = list(exits)
     await until(lambda: bool(exits))
 
@@ -392,7 +373,7 @@ async def test_a_dead_thread_ends_the_replica(build: Build, exits: list[str]) ->
     await die(replica)
 
     with pytest.raises(UnavailableError):
-        await replica.embed([chunk_of([1])])
+        await replica.embed(call_of([1]))
 
     await until(lambda: bool(exits))
 
@@ -416,10 +397,10 @@ async def test_a_replica_that_is_ending_rejects_calls(build: Build, encoder: Fak
     replica = build()
     encoder.error = EncoderBrokenError()
     with pytest.raises(UnavailableError):
-        await replica.embed([chunk_of([1])])
+        await replica.embed(call_of([1]))
     encoder.error = None
 
-    answer = await replica.embed([chunk_of([2])])
+    answer = await replica.embed(call_of([2]))
 
     assert answer == ReplicaRejected()
     assert len(encoder.batches) == 1
@@ -429,7 +410,7 @@ async def test_a_replica_ends_once(build: Build, encoder: FakeEncoder, exits: li
     replica = build()
     encoder.error = EncoderBrokenError()
 
-    calls = [replica.embed([chunk_of([number])]) for number in range(3)]
+    calls = [replica.embed(call_of([number])) for number in range(3)]
     errors = await asyncio.gather(*calls, return_exceptions=True)
     with pytest.raises(ModelThreadError, match="shutting down"):
         await replica.check_health()
@@ -448,12 +429,12 @@ async def test_a_replica_is_healthy_while_a_batch_runs(
 ) -> None:
     replica = build(hang_timeout_s=10)
     encoder.may_end.clear()
-    running = asyncio.create_task(replica.embed([chunk_of([1])]))
+    running = asyncio.create_task(replica.embed(call_of([1])))
     await encoder.begins()
     clock.now += 9
 
     await replica.check_health()
-    state = await replica.state("one", 0)
+    state = await state_of(replica)
     encoder.may_end.set()
     await running
 
@@ -466,11 +447,11 @@ async def test_a_hanging_batch_fails_the_health_check(
 ) -> None:
     replica = build(hang_timeout_s=10)
     encoder.may_end.clear()
-    running = asyncio.create_task(replica.embed([chunk_of([1])]))
+    running = asyncio.create_task(replica.embed(call_of([1])))
     await encoder.begins()
     clock.now += 11
 
-    state = await replica.state("one", 0)
+    state = await state_of(replica)
     with pytest.raises(ModelThreadError, match="more than 10 s"):
         await replica.check_health()
     await until(lambda: bool(exits))
@@ -484,7 +465,7 @@ async def test_a_dead_thread_fails_the_health_check(build: Build, exits: list[st
     replica = build()
     await die(replica)
 
-    state = await replica.state("one", 0)
+    state = await state_of(replica)
     with pytest.raises(ModelThreadError, match="dead"):
         await replica.check_health()
     await until(lambda: bool(exits))
@@ -495,12 +476,12 @@ async def test_a_dead_thread_fails_the_health_check(build: Build, exits: list[st
 async def test_a_replica_that_is_ending_has_no_state(build: Build, encoder: FakeEncoder) -> None:
     replica = build()
     encoder.error = EncoderBrokenError()
-    before = await replica.state("one", 0)
+    before = await state_of(replica)
     with pytest.raises(UnavailableError):
-        await replica.embed([chunk_of([1])])
+        await replica.embed(call_of([1]))
 
     assert before is not None
-    assert await replica.state("one", 0) is None
+    assert await state_of(replica) is None
 
 
 # Settings that change while the replica runs.
@@ -513,11 +494,11 @@ async def test_valid_settings_apply_to_the_next_batch(
 
     replica.reconfigure({"max_batch_tokens": 7, "max_queued_tokens": 99, "hang_timeout_s": 5})
     encoder.may_end.clear()
-    running = asyncio.create_task(replica.embed([chunk_of([1])]))
+    running = asyncio.create_task(replica.embed(call_of([1])))
     await encoder.begins()
-    state = await replica.state("one", 0)
+    state = await state_of(replica)
     clock.now += 6
-    hanging = await replica.state("one", 0)
+    hanging = await state_of(replica)
     encoder.may_end.set()
     await running
 
@@ -535,7 +516,7 @@ async def test_settings_that_are_not_sent_are_those_of_the_model(build: Build) -
 
     replica.reconfigure({"max_queued_tokens": 5})
 
-    state = await replica.state("one", 0)
+    state = await state_of(replica)
     assert state is not None
     assert (state.max_batch_tokens, state.max_queued_tokens) == (64, 5)
 
@@ -545,7 +526,7 @@ async def test_without_a_token_budget_the_device_s_default_applies(
 ) -> None:
     replica = build()
 
-    await replica.embed([chunk_of([1])])
+    await replica.embed(call_of([1]))
 
     assert encoder.budgets == [2048]
 
@@ -555,13 +536,13 @@ async def test_a_smaller_budget_admits_a_call_that_waits(
 ) -> None:
     replica = build()
     encoder.may_end.clear()
-    running = asyncio.create_task(replica.embed([chunk_of([1])]))
+    running = asyncio.create_task(replica.embed(call_of([1])))
     await encoder.begins()
-    waiting = asyncio.create_task(replica.embed([chunk_of([1, 2, 3])]))
+    waiting = asyncio.create_task(replica.embed(call_of([1, 2, 3])))
     await until(lambda: replica._gate.queued_calls == 1)
 
     replica.reconfigure({"max_batch_tokens": 3})
-    state = await replica.state("one", 0)
+    state = await state_of(replica)
     encoder.may_end.set()
     await asyncio.gather(running, waiting)
 
@@ -580,7 +561,7 @@ async def test_two_batches_hold_no_more_calls_than_a_replica(
 
     replica.reconfigure({})
 
-    assert replica._encode._get_max_batch_size() == calls
+    assert replica._encode._get_max_batch_size() == replica._gate.max_calls == calls
 
 
 @pytest.mark.parametrize(
@@ -600,7 +581,7 @@ async def test_invalid_settings_are_logged_and_ignored(
 
     replica.reconfigure(settings)
 
-    state = await replica.state("one", 0)
+    state = await state_of(replica)
     assert state is not None
     assert state.max_batch_tokens == 32
     (line,) = log.records
@@ -617,13 +598,13 @@ async def test_the_state_describes_the_replica_and_its_queue(
 ) -> None:
     replica = build(max_queued_tokens=500)
     encoder.may_end.clear()
-    calls = [asyncio.create_task(replica.embed([chunk_of([1])]))]
+    calls = [asyncio.create_task(replica.embed(call_of([1])))]
     await encoder.begins()
-    calls += [asyncio.create_task(replica.embed([chunk_of([1, 2], [3])])) for _ in range(2)]
+    calls += [asyncio.create_task(replica.embed(call_of([1, 2], [3]))) for _ in range(2)]
     await until(lambda: replica._gate.queued_calls == 2)
     clock.now += 4
 
-    state = await replica.state("one", 0)
+    state = await state_of(replica)
     encoder.may_end.set()
     await asyncio.gather(*calls)
 
@@ -635,12 +616,27 @@ async def test_the_state_describes_the_replica_and_its_queue(
     assert state.memory_bytes > 1_000_000
 
 
-async def test_the_state_counts_the_other_callers_that_wait(build: Build) -> None:
+async def test_the_state_names_the_callers_whose_tokens_wait(build: Build) -> None:
     replica = build()
 
-    states = [await replica.state(*call) for call in (("one", 300), ("two", 0), ("one", 0))]
+    for caller, waiting_tokens in (("one", 300), ("two", 0), ("three", 7), ("three", 0)):
+        await replica.embed(call_of([1], caller=caller, waiting_tokens=waiting_tokens))
 
-    assert [state.others_waiting for state in states if state is not None] == [0, 1, 0]
+    state = await state_of(replica)
+    assert state is not None
+    assert state.waiting_callers == ("one",)
+
+
+async def test_the_state_has_only_built_in_types(build: Build) -> None:
+    """Ray Serve's controller handles it, and cannot import this project."""
+    replica = build()
+    await replica.embed(call_of([1], waiting_tokens=7))
+
+    stats = await replica.record_routing_stats()
+
+    callers = stats["waiting_callers"]
+    assert {type(value) for value in stats.values()} == {str, int, float, tuple}
+    assert [type(caller) for caller in callers] == [str]
 
 
 async def test_the_autoscaling_report_is_busy_time_and_waiting_work(
@@ -651,10 +647,9 @@ async def test_the_autoscaling_report_is_busy_time_and_waiting_work(
     encoder.batch_s = 2.0
     replica = build()
 
-    await replica.embed([chunk_of([1, 2, 3], [4])])
+    await replica.embed(call_of([1, 2, 3], [4], waiting_tokens=10))
     await until(lambda: replica._thread._busy[1] is None)  # the result arrives before that
     clock.now += 6
-    await replica.state("one", 10)
-    await replica.state("two", 2)
+    replica._load_report.record_backlog("two", 2)
 
     assert await replica.record_autoscaling_stats() == {BUSY: 0.25, WAITING_S: pytest.approx(6.0)}

@@ -10,7 +10,6 @@ from ray.exceptions import ActorDiedError
 from ray.serve.exceptions import DeploymentUnavailableError
 
 from serve_app.dispatch.broadcast import ask_all
-from tests.support.fakes import FakeHandle, result_of
 
 pytestmark = pytest.mark.anyio
 
@@ -171,10 +170,11 @@ async def test_list_and_answers_have_one_deadline(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("error", ERRORS[:3])
 async def test_a_failed_broadcast_returns_no_answers(error: Exception) -> None:
-    handle = FakeHandle(lambda chunk: asyncio.sleep(0, result_of(chunk)))
-    handle.broadcast_error = error
+    class FailingHandle(Handle):
+        async def fetch(self) -> list[SimpleNamespace] | None:
+            raise error
 
-    assert await ask_all(handle, "state", "me", 0, timeout_s=60) == []
+    assert await ask_all(FailingHandle(answering("a")), "status", timeout_s=60) == []
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=repr)

@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_app.dispatch.chunks import join, poison_pill, split
-from serve_app.dispatch.queue import Answered
-from serve_app.messages import EmbedChunk, Failure
+from serve_app.dispatch.chunks import EmbedChunk, join, pack, poison_pill, split
+from serve_app.messages import EmbedResult, Failure
 from tests.support.fakes import result_of, tokenized, vectors_of
 from tests.support.strategies import budgets
 
@@ -19,9 +18,9 @@ requests = st.lists(st.lists(st.integers(0, 99), max_size=12), min_size=1, max_s
 spans = st.lists(st.tuples(st.integers(1, 30), st.integers(0, 60)), min_size=1, max_size=12)
 
 
-def answered(chunk: EmbedChunk, *, at: float = 0.0, inference_s: float = 0.0) -> Answered:
-    """Answer a chunk without failures."""
-    return Answered(replace(result_of(chunk), inference_s=inference_s), at=at, queue_s=0)
+def answered(chunk: EmbedChunk, *, start: float = 0.0, end: float = 0.0) -> EmbedResult:
+    """Answer a chunk whose batch was computed between two times, in seconds from its arrival."""
+    return replace(result_of(chunk.inputs), inference_s=end - start, queue_s=start)
 
 
 def chunks_of(count: int) -> list[EmbedChunk]:
@@ -30,15 +29,15 @@ def chunks_of(count: int) -> list[EmbedChunk]:
     return split(inputs, chunk_tokens=1, request_id="an-id")
 
 
-def times(batches: Sequence[tuple[float, float]], *, started: float = 0.0) -> tuple[float, float]:
+def times(batches: Sequence[tuple[float, float]]) -> tuple[float, float]:
     """Return inference and queue seconds of a request with one chunk in each (start, end)."""
     chunks = chunks_of(len(batches))
-    answers = [
-        answered(chunk, at=end, inference_s=end - start)
+    results = [
+        answered(chunk, start=start, end=end)
         for chunk, (start, end) in zip(chunks, batches, strict=True)
     ]
-    answer = join(chunks, answers, started)
-    return answer.inference_s, answer.queue_s
+    result = join(chunks, results)
+    return result.inference_s, result.queue_s
 
 
 # Splitting.
@@ -50,7 +49,7 @@ def test_a_request_that_fits_is_not_copied() -> None:
     (chunk,) = split(inputs, chunk_tokens=3, request_id="an-id")
 
     assert chunk.inputs is inputs
-    assert (chunk.request_id, chunk.first_input, chunk.is_retry) == ("an-id", 0, False)
+    assert (chunk.request_id, chunk.first_input) == ("an-id", 0)
 
 
 def test_chunks_are_filled_in_input_order() -> None:
@@ -89,7 +88,7 @@ def test_joining_returns_each_input_its_own_vector(
     packed = tokenized(*inputs)
     chunks = split(packed, chunk_tokens=chunk_tokens, request_id="an-id")
 
-    answer = join(chunks, [answered(chunk) for chunk in chunks], 0)
+    answer = join(chunks, [answered(chunk) for chunk in chunks])
 
     assert np.array_equal(answer.vectors, vectors_of(packed))
     assert answer.failures == ()
@@ -103,24 +102,16 @@ def test_failures_are_indexed_within_the_request() -> None:
         (Failure(0, "inference_failed"), Failure(1, "non_finite_embedding")),
     ]
     results = [
-        replace(result_of(chunk), failures=failed)
-        for chunk, failed in zip(chunks, failures, strict=True)
+        result_of(chunk.inputs, *failed) for chunk, failed in zip(chunks, failures, strict=True)
     ]
 
-    answer = join(chunks, [Answered(result, at=1, queue_s=0) for result in results], 0)
+    answer = join(chunks, results)
 
     assert answer.failures == (
         Failure(0, "inference_failed"),
         Failure(2, "inference_failed"),
         Failure(3, "non_finite_embedding"),
     )
-
-
-def test_a_chunk_without_an_answer_is_an_error() -> None:
-    chunks = chunks_of(2)
-
-    with pytest.raises(ValueError, match="shorter"):
-        join(chunks, [answered(chunks[0])], 0)
 
 
 # Times.
@@ -144,30 +135,36 @@ def test_inference_time_is_the_time_covered_by_batches(
     assert times(batches)[0] == inference_s
 
 
-def test_a_batch_with_several_chunks_of_a_request_counts_once() -> None:
-    chunks = chunks_of(6)
-    answers = [answered(chunk, at=1000 + number, inference_s=1000)
-               for number, chunk in enumerate(chunks)]  # fmt: skip
-
-    answer = join(chunks, answers, 0)
-
-    assert answer.inference_s == pytest.approx(1000, abs=10)
-    assert answer.queue_s == 0
-
-
-@given(spans, st.integers(0, 60))
-def test_inference_and_queue_time_add_up_to_the_whole_time(
-    steps: list[tuple[int, int]], started: int
-) -> None:
+@given(spans)
+def test_inference_and_queue_time_add_up_to_the_whole_time(steps: list[tuple[int, int]]) -> None:
     ends = list(accumulate(gap for gap, _ in steps))
-    starts = [end - length for end, (_, length) in zip(ends, steps, strict=True)]
+    starts = [max(end - length, 0) for end, (_, length) in zip(ends, steps, strict=True)]
     batches = list(zip(starts, ends, strict=True))
 
-    inference_s, queue_s = times(batches, started=started)
+    inference_s, queue_s = times(batches)
 
     covered = {second for start, end in batches for second in range(start, end)}
     assert inference_s == len(covered)
-    assert queue_s == max(max(ends) - started - len(covered), 0)
+    assert queue_s == max(ends) - len(covered)
+
+
+# Packing.
+
+
+def test_a_call_has_the_inputs_of_all_chunks_in_order() -> None:
+    chunks = [
+        EmbedChunk(tokenized([1, 2], [3], prompt_length=1), "first-id"),
+        EmbedChunk(tokenized([4]), "second-id"),
+    ]
+
+    call = pack(chunks, is_retry=True, caller="me", waiting_tokens=7)
+
+    assert call.ids.tolist() == [1, 2, 3, 4]
+    assert call.lengths.tolist() == [2, 1, 1]
+    assert call.prompt_lengths.tolist() == [1, 1, 0]
+    assert (call.request_id, call.is_retry) == ("first-id", True)
+    assert (call.caller, call.waiting_tokens) == ("me", 7)
+    assert (call.tokens, len(call)) == (4, 3)
 
 
 # Poison pills.

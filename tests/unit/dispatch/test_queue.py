@@ -1,355 +1,496 @@
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+import random
+from collections.abc import Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_app.dispatch.queue import Answered, CallQueue, ReplicaDiedError, ReplicaRejectedError
-from serve_app.messages import EmbedChunk, EmbedResult
-from tests.support.fakes import result_of, tokenized
+from serve_app.dispatch.admission import Admission
+from serve_app.dispatch.chunks import EmbedChunk, split
+from serve_app.dispatch.drain_rate import DrainRate
+from serve_app.dispatch.queue import CallQueue, ReplicaDiedError, ReplicaRejectedError
+from serve_app.errors import InferenceError, UnavailableError
+from serve_app.messages import EmbedCall, EmbedResult
+from tests.support.fakes import FakeCaller, result_of, tokenized
 
 pytestmark = pytest.mark.anyio
 
+BUDGET = 10
+Sending = asyncio.Task[Sequence[EmbedResult]]
+UNAVAILABLE = UnavailableError("no replica", "model_unavailable")
 
-class Replicas:
-    """Replicas that answer a call when the test ends it, and record the chunks of each call."""
 
-    def __init__(self) -> None:
-        self.calls: list[list[int]] = []
-        self._ends: list[asyncio.Future[None]] = []
+class Bench:
+    """A queue with a budget of ten tokens and one call in flight. The test ends the calls."""
 
-    async def call(self, chunks: Sequence[EmbedChunk]) -> Sequence[EmbedResult]:
-        """Answer once the test ends the call."""
+    def __init__(self, *, max_in_flight: int = 1, **settings: Any) -> None:
+        self.caller = FakeCaller(self._answer)
+        self.admission = Admission(limit=None)
+        self.drain_rate = DrainRate(unknown_s=1)
+        defaults = {"budget": BUDGET, "bulk_share": 0.25, "wait_timeout_s": 60}
+        self.queue = CallQueue(
+            self.caller,
+            admission=self.admission,
+            drain_rate=self.drain_rate,
+            **{**defaults, **settings},
+        )
+        self.queue.max_in_flight = self.queue.eager_calls = max_in_flight
+        self.ends: list[asyncio.Future[None]] = []
+
+    async def _answer(self, call: EmbedCall) -> EmbedResult:
         end = asyncio.get_running_loop().create_future()
-        self.calls.append([number_of(chunk) for chunk in chunks])
-        self._ends.append(end)
+        self.ends.append(end)
         await end
-        return [result_of(chunk) for chunk in chunks]
+        return result_of(call)
+
+    @property
+    def calls(self) -> list[list[int]]:
+        """The first id of each input in each call."""
+        starts = [call.lengths.cumsum() - call.lengths for call in self.caller.calls]
+        return [
+            call.ids[start].tolist() for call, start in zip(self.caller.calls, starts, strict=True)
+        ]
 
     @property
     def in_flight(self) -> list[int]:
         """The numbers of the calls in flight."""
-        return [number for number, end in enumerate(self._ends) if not end.done()]
+        return [number for number, end in enumerate(self.ends) if not end.done()]
+
+    async def send(self, *numbers: int, tokens: int = 2, is_bulk: bool = False) -> Sending:
+        """Send a request with a chunk of one input for each number, whose ids all equal the number."""
+        chunks = [EmbedChunk(tokenized([n] * tokens), "an-id", i) for i, n in enumerate(numbers)]
+        task = asyncio.create_task(self.queue.send(chunks, is_bulk=is_bulk))
+        await settle()
+        return task
 
     async def end(self, number: int, error: Exception | None = None) -> None:
         """End one call with its results, or with an error."""
         if error is None:
-            self._ends[number].set_result(None)
+            self.ends[number].set_result(None)
         else:
-            self._ends[number].set_exception(error)
+            self.ends[number].set_exception(error)
         await settle()
 
+    async def end_all(self) -> None:
+        """End all calls until none is in flight."""
+        while self.in_flight:
+            await self.end(self.in_flight[0])
 
-async def no_pause() -> None:
-    """Do not wait before sending again."""
-
-
-def queue_of(
-    call: Callable[[Sequence[EmbedChunk]], Awaitable[Sequence[EmbedResult]]], **settings: Any
-) -> CallQueue:
-    """Make a queue with a budget of ten tokens and one call in flight."""
-    defaults = {
-        "budget": 10,
-        "max_in_flight": 1,
-        "bulk_share": 0.25,
-        "max_attempts": 3,
-        "wait_timeout_s": 60,
-        "on_retry": lambda: None,
-        "pause": no_pause,
-    }
-    return CallQueue(call, **{**defaults, **settings})
-
-
-def chunk(number: int, tokens: int = 2) -> EmbedChunk:
-    """Make a chunk of one input whose ids all equal `number`."""
-    return EmbedChunk(tokenized([number] * tokens), f"id-{number}")
-
-
-def number_of(chunk: EmbedChunk) -> int:
-    """Return the `number` that the chunk was made with."""
-    return int(chunk.inputs.ids[0])
+    def assert_empty(self) -> None:
+        """Check that nothing is left of any request."""
+        assert self.in_flight == []
+        assert self.admission.units == self.admission._bulk_units == 0
+        assert self.drain_rate.pending == 0
 
 
 async def settle() -> None:
     """Run the event loop until no task is ready."""
-    for _ in range(12):
+    for _ in range(16):
         await asyncio.sleep(0)
 
 
-async def send_all(queue: CallQueue, chunks: Sequence[EmbedChunk]) -> list[asyncio.Task[Answered]]:
-    """Send chunks one after the other, without waiting for their results."""
-    tasks = []
-    for each in chunks:
-        tasks.append(asyncio.create_task(queue.send(each)))
-        await settle()
-    return tasks
+# Calls.
 
 
 async def test_a_chunk_is_sent_at_once_if_no_call_is_in_flight() -> None:
-    replicas = Replicas()
+    bench = Bench()
 
-    await send_all(queue_of(replicas.call), [chunk(1)])
+    await bench.send(1)
 
-    assert replicas.calls == [[1]]
-
-
-async def test_waiting_chunks_share_the_next_call_within_its_budget() -> None:
-    replicas = Replicas()
-    await send_all(queue_of(replicas.call), [chunk(n) for n in range(1, 9)])
-
-    await replicas.end(0)
-
-    assert replicas.calls == [[1], [2, 3, 4, 5, 6]]
+    assert bench.calls == [[1]]
 
 
-async def test_each_chunk_gets_its_own_result() -> None:
-    replicas = Replicas()
-    tasks = await send_all(queue_of(replicas.call), [chunk(1), chunk(2), chunk(3, tokens=5)])
+async def test_waiting_requests_share_the_next_call_within_its_budget() -> None:
+    bench = Bench()
+    for number in range(1, 9):
+        await bench.send(number)
 
-    await replicas.end(0)
-    await replicas.end(1)
+    await bench.end(0)
 
-    results = [(await task).result for task in tasks]
-    assert [result.vectors.tolist() for result in results] == [
-        result_of(each).vectors.tolist() for each in (chunk(1), chunk(2), chunk(3, tokens=5))
+    assert bench.calls == [[1], [2, 3, 4, 5, 6]]
+
+
+async def test_a_larger_chunk_is_a_call_of_its_own() -> None:
+    bench = Bench()
+    await bench.send(1)
+    await bench.send(2, tokens=3 * BUDGET)
+    await bench.send(3)
+
+    await bench.end_all()
+
+    assert bench.calls == [[1], [2], [3]]
+
+
+async def test_each_request_gets_its_own_results() -> None:
+    bench = Bench()
+    sent = [await bench.send(1), await bench.send(2, 3), await bench.send(4, tokens=5)]
+
+    await bench.end_all()
+
+    results = [[result.vectors.tolist() for result in await task] for task in sent]
+    assert results == [
+        [result_of(tokenized(ids)).vectors.tolist() for ids in request]
+        for request in ([[1, 1]], [[2, 2], [3, 3]], [[4] * 5])
     ]
+    bench.assert_empty()
 
 
-async def test_a_cancelled_chunk_is_not_sent() -> None:
-    replicas = Replicas()
-    tasks = await send_all(queue_of(replicas.call), [chunk(1), chunk(2, tokens=9), chunk(3)])
+async def test_a_call_reports_the_tokens_that_wait_behind_it() -> None:
+    bench = Bench()
+    await bench.send(1)
+    await bench.send(2, tokens=9)
+    await bench.send(3, tokens=4)
 
-    tasks[1].cancel()
-    await settle()
-    await replicas.end(0)
+    await bench.end(0)
 
-    assert replicas.calls == [[1], [3]]
-
-
-async def test_a_call_without_waiting_callers_is_cancelled() -> None:
-    replicas = Replicas()
-    tasks = await send_all(queue_of(replicas.call), [chunk(1), chunk(2)])
-
-    tasks[0].cancel()
-    await settle()
-
-    assert replicas.calls == [[1], [2]]
+    assert [call.waiting_tokens for call in bench.caller.calls] == [0, 4]
+    assert {call.caller for call in bench.caller.calls} == {bench.queue.name}
+    assert bench.admission.units == 4
+    assert bench.drain_rate.pending == 9 + 4
 
 
-async def test_a_call_goes_on_while_one_caller_waits_for_it() -> None:
-    replicas = Replicas()
-    tasks = await send_all(queue_of(replicas.call), [chunk(1), chunk(2), chunk(3)])
-    await replicas.end(0)
+async def test_calls_run_in_an_empty_context() -> None:
+    """Ray Serve cancels everything that was started in a request's context when that request ends."""
+    variable: ContextVar[str] = ContextVar("variable", default="")
+    seen = []
 
-    tasks[1].cancel()
-    await settle()
-    await replicas.end(1)
+    async def answer(call: EmbedCall) -> EmbedResult:
+        seen.append(variable.get())
+        return result_of(call)
 
-    assert (await tasks[2]).result.vectors.tolist() == result_of(chunk(3)).vectors.tolist()
+    bench = Bench()
+    bench.caller._answer = answer
+    variable.set("request")
 
+    await bench.send(1)
 
-async def test_an_error_reaches_exactly_the_callers_of_its_call() -> None:
-    replicas = Replicas()
-    tasks = await send_all(
-        queue_of(replicas.call), [chunk(1), chunk(2), chunk(3), chunk(4, tokens=9)]
-    )
-    await replicas.end(0)
-
-    await replicas.end(1, ValueError("an error"))
-    await replicas.end(2)
-
-    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
-    assert [type(outcome) for outcome in outcomes] == [Answered, ValueError, ValueError, Answered]
+    assert seen == [""]
 
 
-async def test_chunks_whose_replica_died_are_sent_again_alone() -> None:
-    replicas = Replicas()
-    await send_all(queue_of(replicas.call), [chunk(n) for n in range(1, 4)] + [chunk(4, tokens=8)])
-    await replicas.end(0)
-
-    await replicas.end(1, ReplicaDiedError())
-    await replicas.end(2)
-    await replicas.end(3)
-
-    assert replicas.calls == [[1], [2, 3], [2], [3], [4]]
-
-
-async def test_a_chunk_fails_after_max_attempts_deaths() -> None:
-    retries: list[None] = []
-    replicas = Replicas()
-    tasks = await send_all(
-        queue_of(replicas.call, on_retry=lambda: retries.append(None)), [chunk(1), chunk(2)]
-    )
-
-    for number in range(3):
-        await replicas.end(number, ReplicaDiedError())
-
-    assert replicas.calls == [[1], [1], [1], [2]]
-    assert len(retries) == 2
-    with pytest.raises(ReplicaDiedError):
-        await tasks[0]
-
-
-@given(
-    sizes=st.lists(st.integers(1, 12), min_size=1, max_size=30),
-    max_in_flight=st.integers(1, 4),
-    order=st.randoms(use_true_random=False),
-)
-def test_all_chunks_are_sent_in_order_and_within_the_budget(
-    sizes: list[int], max_in_flight: int, order: Any
+@given(st.lists(st.integers(1, 15), min_size=1, max_size=30), st.integers(1, 4))
+def test_all_requests_are_sent_in_order_and_within_the_budget(
+    lengths: list[int], max_in_flight: int
 ) -> None:
-    async def run() -> tuple[Replicas, list[Answered]]:
-        replicas = Replicas()
-        queue = queue_of(replicas.call, max_in_flight=max_in_flight)
-        chunks = [chunk(number, tokens=size) for number, size in enumerate(sizes)]
-        tasks = [asyncio.create_task(queue.send(each)) for each in chunks]
-        await settle()
-        while replicas.in_flight:
-            assert len(replicas.in_flight) <= max_in_flight
-            await replicas.end(order.choice(replicas.in_flight))
-        return replicas, await asyncio.gather(*tasks)
+    async def run() -> Bench:
+        bench = Bench(max_in_flight=max_in_flight)
+        for number, tokens in enumerate(lengths, 1):
+            await bench.send(number, tokens=tokens)
+        assert len(bench.in_flight) == min(max_in_flight, len(lengths))
+        await bench.end_all()
+        return bench
 
-    replicas, answers = asyncio.run(run())
+    bench = asyncio.run(run())
 
-    assert [n for call in replicas.calls for n in call] == list(range(len(sizes)))
-    assert all(len(call) == 1 or sum(sizes[n] for n in call) <= 10 for call in replicas.calls)
-    assert len(answers) == len(sizes)
+    assert [n for call in bench.calls for n in call] == list(range(1, len(lengths) + 1))
+    assert all(call.tokens <= BUDGET or len(call) == 1 for call in bench.caller.calls)
+    bench.assert_empty()
+
+
+# Fair queueing.
+
+
+async def test_a_large_request_sends_one_chunk_in_a_call() -> None:
+    """A call of half a budget ends sooner, so a request that arrives later waits less."""
+    bench = Bench(max_in_flight=2)
+
+    await bench.send(1, 2, 3, tokens=BUDGET // 2)
+
+    assert bench.calls == [[1], [2]]
+
+
+async def test_a_later_request_goes_before_the_next_chunks_of_a_large_one() -> None:
+    bench = Bench()
+    await bench.send(*range(10, 16), tokens=5)
+    await bench.end(0)
+    await bench.send(1, tokens=5)
+
+    await bench.end(1)
+
+    assert bench.calls == [[10], [11], [1, 12]]
+
+
+@pytest.mark.parametrize(("arriving", "share"), [(1, 1 / 2), (2, 1 / 3)])
+async def test_a_large_request_shares_with_those_that_keep_arriving(
+    arriving: int, share: float
+) -> None:
+    """A call has room for two chunks, so two arrivals a call would fill all calls."""
+    bench = Bench()
+    await bench.send(*[100] * 60, tokens=5)
+    for number in range(40):
+        for _ in range(arriving):
+            await bench.send(number, tokens=5)
+        await bench.end(number)
+
+    sent = [n for call in bench.calls for n in call]
+    assert sent.count(100) == pytest.approx(len(sent) * share, abs=3)
+
+
+async def test_a_steady_stream_of_requests_does_not_starve_a_large_one() -> None:
+    bench = Bench()
+    large = await bench.send(*[100] * 10, tokens=5)
+
+    number = 0
+    while not large.done():
+        await bench.send(number % 50, tokens=5)
+        await bench.send(number % 50, tokens=5)
+        await bench.end(number)
+        number += 1
+        assert number < 60
+
+
+# Classes.
 
 
 async def test_interactive_chunks_go_before_bulk() -> None:
-    replicas = Replicas()
-    queue = queue_of(replicas.call)
-    await send_all(queue, [chunk(1)])
-    for number in (2, 3, 4):
-        asyncio.create_task(queue.send(chunk(number, 4), is_bulk=True))  # noqa: RUF006
-    await send_all(queue, [chunk(5), chunk(6)])
+    bench = Bench()
+    await bench.send(1)
+    await bench.send(2, is_bulk=True)
+    await bench.send(3)
 
-    for number in range(3):
-        await replicas.end(number)
+    await bench.end(0)
 
-    assert replicas.calls == [[1], [5, 6, 2], [3, 4]]
+    assert bench.calls == [[1], [3]]
+
+
+async def test_a_call_carries_chunks_of_one_class() -> None:
+    """A bulk chunk would make interactive ones wait."""
+    bench = Bench()
+    await bench.send(1)
+    for number in (2, 3):
+        await bench.send(number)
+        await bench.send(10 * number, is_bulk=True)
+
+    await bench.end_all()
+
+    assert bench.calls == [[1], [2, 3], [20, 30]]
 
 
 async def test_bulk_gets_its_share_of_tokens_while_both_wait() -> None:
-    replicas = Replicas()
-    queue = queue_of(replicas.call)
-    await send_all(queue, [chunk(0)])
-    for number in range(1, 5):
-        asyncio.create_task(queue.send(chunk(number, 10), is_bulk=True))  # noqa: RUF006
-    await send_all(queue, [chunk(number, 10) for number in range(11, 20)])
+    bench = Bench(bulk_share=0.25)
+    for _ in range(60):
+        await bench.send(1, tokens=10)
+        await bench.send(2, tokens=10, is_bulk=True)
 
-    for number in range(10):
-        await replicas.end(number)
+    for number in range(40):
+        await bench.end(number)
 
-    order = [11, 1, 12, 13, 14, 2, 15, 16, 17, 3]
-    assert replicas.calls == [[0], *([number] for number in order)]
+    assert [n for call in bench.calls[:40] for n in call].count(2) == pytest.approx(10, abs=1)
 
 
-async def test_bulk_sent_alone_does_not_count_against_its_share() -> None:
-    replicas = Replicas()
-    queue = queue_of(replicas.call)
-    for number in range(4):
-        asyncio.create_task(queue.send(chunk(number, 10), is_bulk=True))  # noqa: RUF006
-    await settle()
-    await replicas.end(0)
-    await replicas.end(1)
-    await send_all(queue, [chunk(11, 10), chunk(12, 10)])
+@pytest.mark.parametrize("has_bulk_share", [True, False])
+async def test_a_class_with_little_traffic_builds_up_no_large_claim(has_bulk_share: bool) -> None:  # noqa: FBT001
+    """After many calls of one class, the other class is owed at most one call."""
+    bench = Bench(bulk_share=0.5 if has_bulk_share else 0.0)
+    await bench.send(2, tokens=10, is_bulk=True)
+    for _ in range(30):
+        await bench.send(1, tokens=10)
+    await bench.send(2, tokens=10, is_bulk=True)
+    for number in range(3):
+        await bench.end(number)
 
-    await replicas.end(2)
-    await replicas.end(3)
-
-    assert replicas.calls == [[0], [1], [2], [11], [3]]
+    assert [n for call in bench.calls for n in call].count(2) <= 2
 
 
-@pytest.mark.parametrize("bulk_is_light", [False, True])
-async def test_a_class_with_little_traffic_builds_up_no_large_claim(
-    bulk_is_light: bool,  # noqa: FBT001
-) -> None:
-    replicas = Replicas()
-    queue = queue_of(replicas.call)
-    await send_all(queue, [chunk(0)])
-    ends = 0
-    for _ in range(200):
-        for is_bulk in (False, True):
-            tokens = 1 if is_bulk is bulk_is_light else 4
-            for _ in range(2):
-                asyncio.create_task(queue.send(chunk(1, tokens), is_bulk=is_bulk))  # noqa: RUF006
-        await settle()
-        await replicas.end(ends)
-        ends += 1
-    for number in range(20):
-        asyncio.create_task(queue.send(chunk(100 + number, 10), virtual_start=0.0))  # noqa: RUF006
-        asyncio.create_task(queue.send(chunk(200 + number, 10), is_bulk=True, virtual_start=0.0))  # noqa: RUF006
-    await settle()
-    first = len(replicas.calls)
+async def test_without_a_share_bulk_waits_for_all_interactive_chunks() -> None:
+    bench = Bench(bulk_share=0.0)
+    await bench.send(1)
+    await bench.send(2, is_bulk=True)
+    for _ in range(3):
+        await bench.send(3, tokens=10)
 
-    for number in range(16):
-        await replicas.end(ends + number)
+    await bench.end_all()
 
-    bulk_calls = [call for call in replicas.calls[first:] if call[0] >= 200]
-    assert 3 <= len(bulk_calls) <= 6
+    assert bench.calls == [[1], [3], [3], [3], [2]]
 
 
-async def test_waiting_chunks_are_sorted_by_virtual_start_time() -> None:
-    replicas = Replicas()
-    queue = queue_of(replicas.call)
-    await send_all(queue, [chunk(1)])
-    asyncio.create_task(queue.send(chunk(2, 9)))  # noqa: RUF006
-    await settle()
-    asyncio.create_task(queue.send(chunk(3, 9), virtual_start=0.0))  # noqa: RUF006
+# Endings.
+
+
+async def test_a_cancelled_request_leaves_the_queue_at_once() -> None:
+    bench = Bench()
+    await bench.send(1)
+    waiting = await bench.send(2, 3, is_bulk=True)
+
+    waiting.cancel()
     await settle()
 
-    for number in range(2):
-        await replicas.end(number)
+    assert bench.admission.units == 0
+    assert bench.drain_rate.pending == 2
+    await bench.end_all()
+    assert bench.calls == [[1]]
+    bench.assert_empty()
 
-    assert replicas.calls == [[1], [3], [2]]
+
+async def test_a_call_is_cancelled_once_nobody_waits_for_it() -> None:
+    bench = Bench()
+    await bench.send(1)
+    first, second = await bench.send(2), await bench.send(3)
+    await bench.end(0)
+
+    first.cancel()
+    await settle()
+    assert bench.in_flight == [1]
+    second.cancel()
+    await settle()
+
+    assert bench.ends[1].cancelled()
+    bench.assert_empty()
+
+
+async def test_an_error_reaches_exactly_the_requests_of_its_call() -> None:
+    bench = Bench(max_in_flight=2)
+    failed, answered = await bench.send(1), await bench.send(2)
+
+    await bench.end(0, ZeroDivisionError())
+    await bench.end(1)
+
+    with pytest.raises(ZeroDivisionError):
+        await failed
+    assert len(await answered) == 1
+    bench.assert_empty()
+
+
+async def test_the_first_failure_ends_a_request() -> None:
+    bench = Bench(max_in_flight=2)
+    large = await bench.send(1, 2, 3, 4)
+
+    await bench.end(0, ZeroDivisionError())
+
+    with pytest.raises(ZeroDivisionError):
+        await large
+    assert [4] not in bench.calls
+    bench.assert_empty()
 
 
 async def test_fail_waiting_fails_old_chunks_and_spares_new_ones() -> None:
-    replicas = Replicas()
-    queue = queue_of(replicas.call)
-    early = await send_all(queue, [chunk(1), chunk(2, 9)])
-    await asyncio.sleep(0.3)
-    await send_all(queue, [chunk(3, 9)])
+    bench = Bench()
+    in_flight, waiting = await bench.send(1), await bench.send(2, 3)
 
-    queue.fail_waiting(ReplicaRejectedError(), after_s=0.2)
+    bench.queue.fail_waiting(UNAVAILABLE, after_s=1000)
+    await settle()
+    assert not waiting.done()
+    bench.queue.fail_waiting(UNAVAILABLE, after_s=0)
     await settle()
 
-    for task in early:
-        with pytest.raises(ReplicaRejectedError):
+    for task in (in_flight, waiting):
+        with pytest.raises(UnavailableError):
             await task
-    assert replicas.calls == [[1], [3]]
+    bench.assert_empty()
 
 
-async def test_a_cancelled_bulk_chunk_is_not_sent() -> None:
-    replicas = Replicas()
-    queue = queue_of(replicas.call)
-    await send_all(queue, [chunk(1)])
-    cancelled = asyncio.create_task(queue.send(chunk(2), is_bulk=True))
-    await send_all(queue, [chunk(3)])
-    cancelled.cancel()
-    await settle()
+# Deaths and rejections.
 
-    await replicas.end(0)
 
-    assert replicas.calls == [[1], [3]]
+async def test_chunks_whose_replica_died_are_sent_again_alone() -> None:
+    bench = Bench()
+    await bench.send(9)
+    sent = [await bench.send(1), await bench.send(2)]
+    await bench.end(0)
+
+    await bench.end(1, ReplicaDiedError())
+    await bench.send(3)
+    await bench.end_all()
+
+    assert bench.calls == [[9], [1, 2], [1], [2], [3]]
+    assert [call.is_retry for call in bench.caller.calls] == [False, False, True, True, False]
+    assert bench.caller.retries == [2]
+    assert all(task.done() for task in sent)
+    bench.assert_empty()
+
+
+async def test_a_chunk_that_two_replicas_held_when_they_died_is_the_cause() -> None:
+    bench = Bench()
+    poison = await bench.send(1)
+
+    await bench.end(0, ReplicaDiedError())
+    await bench.end(1, ReplicaDiedError())
+
+    with pytest.raises(InferenceError) as error:
+        await poison
+    assert error.value.param == "input[0]"
+    assert bench.caller.retries == [1]
+    bench.assert_empty()
 
 
 async def test_a_rejected_chunk_is_sent_again_until_its_timeout() -> None:
-    """The timeout starts when this chunk was first rejected, not when any other chunk was."""
-    replicas = Replicas()
-    queue = queue_of(replicas.call, wait_timeout_s=0.02)
-    early, *_ = await send_all(queue, [chunk(1)])
-    await replicas.end(0, ReplicaRejectedError())
-    await asyncio.sleep(0.03)
-    await replicas.end(1, ReplicaRejectedError())
-    late, *_ = await send_all(queue, [chunk(2)])
-    await replicas.end(2, ReplicaRejectedError())
-    await replicas.end(3)
+    bench = Bench(wait_timeout_s=60)
+    patient = await bench.send(1)
+    await bench.end(0, ReplicaRejectedError())
+    assert bench.calls == [[1], [1]]
+    assert not bench.caller.calls[1].is_retry
+    await bench.end(1)
+    assert len(await patient) == 1
 
+    impatient = Bench(wait_timeout_s=-1)
+    task = await impatient.send(1)
+    await impatient.end(0, ReplicaRejectedError())
     with pytest.raises(ReplicaRejectedError):
-        await early
-    assert (await late).result.batch_inputs == 1
-    assert replicas.calls == [[1], [1], [2], [2]]
+        await task
+    assert impatient.caller.retries == []
+    impatient.assert_empty()
+
+
+async def test_a_request_that_is_cancelled_while_its_retry_pauses_is_not_sent_again() -> None:
+    bench = Bench()
+    pausing = asyncio.Event()
+
+    async def pause(*, retries: int) -> None:
+        assert retries == 1
+        pausing.set()
+        await asyncio.Event().wait()
+
+    bench.caller.pause = pause  # type: ignore[method-assign]
+    task = await bench.send(1)
+    await bench.end(0, ReplicaDiedError())
+    await pausing.wait()
+
+    task.cancel()
+    await settle()
+
+    assert bench.calls == [[1]]
+    bench.assert_empty()
+
+
+# Everything together.
+
+
+@pytest.mark.parametrize("seed", range(30))
+async def test_nothing_is_lost_and_nothing_is_left(seed: int) -> None:
+    """Random requests, ends, deaths, rejections and cancellations: each request gets one outcome."""
+    chance = random.Random(seed)
+    bench = Bench(max_in_flight=chance.randint(1, 4))
+    sent: list[tuple[Sending, list[list[int]]]] = []
+    for _ in range(120):
+        step = chance.random()
+        if step < 0.5:
+            inputs = [
+                [chance.randint(1, 99)] * chance.randint(1, 6) for _ in range(chance.randint(1, 8))
+            ]
+            chunks = split(tokenized(*inputs), chunk_tokens=BUDGET // 2, request_id="an-id")
+            task = asyncio.create_task(bench.queue.send(chunks, is_bulk=chance.random() < 0.4))
+            sent.append((task, inputs))
+            await settle()
+        elif step < 0.6 and sent:
+            chance.choice(sent)[0].cancel()
+            await settle()
+        elif bench.in_flight:
+            errors: list[Exception | None] = [
+                ReplicaDiedError(), ReplicaRejectedError(), ZeroDivisionError(), *[None] * 7
+            ]  # fmt: skip
+            await bench.end(chance.choice(bench.in_flight), chance.choice(errors))
+    await bench.end_all()
+
+    assert all(task.done() for task, _ in sent)
+    for task, inputs in sent:
+        if task.cancelled():
+            continue
+        error = task.exception()
+        if error is None:
+            rows = [row for result in task.result() for row in result.vectors.tolist()]
+            assert rows == result_of(tokenized(*inputs)).vectors.tolist()
+        else:
+            assert isinstance(error, InferenceError | ZeroDivisionError)
+    bench.assert_empty()

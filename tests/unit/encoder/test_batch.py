@@ -35,7 +35,7 @@ def test_chunks_are_joined_in_order() -> None:
 def test_an_empty_batch_has_no_results() -> None:
     batch = Batch([], dimensions=2)
 
-    encoded = batch.encoded()
+    encoded = batch.result(inference_s=0.5)
 
     assert passes(batch, budget=10) == []
     assert encoded.vectors.shape == (0, 2)
@@ -91,7 +91,7 @@ def test_results_are_stored_in_input_order() -> None:
     batch.keep(np.array([2, 0]), vectors, np.array([True, False]))
     batch.fail(np.array([1]), "inference_failed")
 
-    encoded = batch.encoded()
+    encoded = batch.result(inference_s=0.5)
     assert encoded.vectors.tolist() == [[0, 0], [0, 0], [3, 3]]
     assert encoded.failures == (Failure(0, "non_finite_embedding"), Failure(1, "inference_failed"))
     assert encoded.padded_tokens.tolist() == [3, 0, 3]
@@ -126,4 +126,4 @@ def test_unpadded_inputs_are_cut_by_their_own_tokens() -> None:
         batch.keep(run, np.ones((len(run), 1), np.float32), np.ones(len(run), np.bool_))
 
     assert [run.tolist() for run in runs] == [[0, 1, 2], [3, 4]]
-    assert batch.encoded().padded_tokens.tolist() == [9, 1, 1, 9, 1]
+    assert batch.result(inference_s=0.5).padded_tokens.tolist() == [9, 1, 1, 9, 1]

@@ -19,8 +19,9 @@ def test_a_request_is_logged_as_one_line_with_fields(log: pytest.LogCaptureFixtu
     requests = AccessLog(Metrics())
     record = requests.begin("an-id", method="POST", route="/v1/embeddings")
     record.model, record.inputs, record.tokens = "acme/tiny", 2, 9
+    record.status = 200
 
-    requests.end(record, status=200)
+    requests.end(record)
 
     (line,) = log.records
     assert line.getMessage().startswith("POST /v1/embeddings 200 ")
@@ -38,8 +39,8 @@ def test_a_request_is_counted_in_flight_and_when_it_ends() -> None:
 
     record = requests.begin("an-id", method="POST", route="/v1/embeddings")
     while_running = counted(metrics, "embeddings_requests_in_flight")
-    record.model = "acme/tiny"
-    requests.end(record, status=200)
+    record.model, record.status = "acme/tiny", 200
+    requests.end(record)
 
     labels = {"model": "acme/tiny", "route": "/v1/embeddings", "status": "200", "key": ""}
     assert while_running == 1
@@ -54,10 +55,11 @@ def test_a_service_error_is_counted_and_passed_unchanged(log: pytest.LogCaptureF
     error = InvalidRequestError("No.", "a_code")
 
     returned = requests.fail(record, error)
-    requests.end(record, status=returned.status)
+    requests.end(record)
 
     (line,) = log.records
     assert returned is error
+    assert record.status == 400
     assert line.getMessage().endswith(" code=a_code")
     assert counted(metrics, "embeddings_errors_total", route="other", code="a_code") == 1
 

@@ -4,7 +4,7 @@ from typing import get_args
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from serve_app.messages import EmbedChunk, ReplicaState
+from serve_app.messages import ReplicaState
 from serve_app.observability.metrics import Metrics, Reason, Snapshot, exposition
 from tests.support.fakes import counted, result_of, tokenized
 
@@ -16,22 +16,21 @@ STATE = ReplicaState(
     memory_bytes=1000,
     max_batch_tokens=10,
     max_queued_tokens=100,
-    others_waiting=0,
 )
 
 
 def used() -> Metrics:
     """Count one event of each kind."""
     metrics = Metrics()
-    chunk = EmbedChunk(tokenized([1, 2], [3]), "an-id")
     metrics.model_served(model="m", embeds=True, dtype="float32", dimensions=8)
     metrics.request_started()
     metrics.request_started()
     metrics.inputs_tokenized(model="m", truncated=1, seconds=0.001)
-    metrics.pending_changed(model="m", tokens=3)
-    metrics.chunk_finished(model="m", tokens=3, result=result_of(chunk), queue_s=0.02)
-    metrics.chunk_retried(model="m")
-    metrics.overloaded(reason="pending_tokens")
+    metrics.watch_queue(model="m", pending=lambda: 3, queued=lambda: 2)
+    metrics.request_queued(model="m", seconds=0.02)
+    metrics.call_finished(model="m", tokens=3, result=result_of(tokenized([1, 2], [3])))
+    metrics.chunks_retried(model="m", chunks=1)
+    metrics.overloaded(reason="queued_tokens")
     metrics.request_failed(route="/v1/embeddings", code="overloaded")
     metrics.request_finished(model="m", route="/v1/embeddings", status=429, key="ada", seconds=0.03)
     return metrics
@@ -51,7 +50,7 @@ def test_each_event_is_counted_under_its_labels() -> None:
             {"model": "m", "route": "/v1/embeddings", "status": "429", "key": "ada"}, 1),
         "embeddings_request_seconds_count": ({"route": "/v1/embeddings"}, 1),
         "embeddings_errors_total": ({"route": "/v1/embeddings", "code": "overloaded"}, 1),
-        "embeddings_overload_refusals_total": ({"reason": "pending_tokens"}, 1),
+        "embeddings_overload_refusals_total": ({"reason": "queued_tokens"}, 1),
         "embeddings_tokenize_seconds_sum": ({"model": "m"}, 0.001),
         "embeddings_truncated_inputs_total": ({"model": "m"}, 1),
         "embeddings_queue_seconds_sum": ({"model": "m"}, 0.02),
@@ -61,6 +60,7 @@ def test_each_event_is_counted_under_its_labels() -> None:
         "embeddings_tokens_total": ({"model": "m"}, 3),
         "embeddings_padded_tokens_total": ({"model": "m"}, 3),
         "embeddings_pending_tokens": ({"model": "m"}, 3),
+        "embeddings_queued_tokens": ({"model": "m"}, 2),
         "embeddings_chunk_retries_total": ({"model": "m"}, 1),
         "embeddings_model_info": (
             {"model": "m", "embeds": "true", "dtype": "float32", "dimensions": "8"}, 1),
@@ -99,7 +99,6 @@ def test_a_scrape_contains_the_series_of_all_replicas() -> None:
         memory_bytes=2000,
         max_batch_tokens=10,
         max_queued_tokens=100,
-        others_waiting=0,
     )
 
     families = parsed(exposition({"i1": busy, "i2": quiet, "i3": busy}, {"m": [STATE, other]}))

@@ -177,6 +177,102 @@ def test_truncate_direction_defaults_to_right() -> None:
     assert build_request(input="a").direction == "right"
 
 
+# Words and texts of other dialects.
+
+
+@pytest.mark.parametrize(
+    ("sent", "truncates", "direction"),
+    [
+        (None, None, "right"),
+        (True, True, "right"),
+        (False, False, "right"),
+        ("NONE", False, "right"),
+        ("END", True, "right"),
+        ("START", True, "left"),
+        ("start", True, "left"),
+        ("End", True, "right"),
+    ],
+)
+def test_truncate_may_be_a_word(sent: object, truncates: bool | None, direction: str) -> None:  # noqa: FBT001
+    """NVIDIA's and Cohere's clients send one, with an `input_type`, in every request."""
+    body = json.dumps({"input": ["hello"], "input_type": "query", "truncate": sent}).encode()
+
+    request = parse_request(body)
+
+    assert (request.truncates, request.direction) == (truncates, direction)
+
+
+@pytest.mark.parametrize("sent", ["middle", "", "NONE ", 0, 1, ["END"], 1.0])
+def test_another_word_is_rejected_with_the_words_there_are(sent: object) -> None:
+    result = outcome(json.dumps({"input": "a", "truncate": sent}).encode())
+
+    assert isinstance(result, InvalidRequestError)
+    assert (result.code, result.param) == ("invalid_truncate", "truncate")
+    assert result.message == "truncate must be true, false, or one of NONE, END, START."
+
+
+@pytest.mark.parametrize("field", ["truncate_direction", "truncation_direction"])
+@pytest.mark.parametrize(
+    ("word", "direction", "passes"),
+    [
+        ("END", "right", True),
+        ("START", "left", True),
+        ("NONE", "left", True),
+        ("END", "left", False),
+        ("START", "Right", False),
+    ],
+)
+def test_a_direction_must_not_contradict_the_word(
+    field: str,
+    word: str,
+    direction: str,
+    passes: bool,  # noqa: FBT001
+) -> None:
+    result = outcome(json.dumps({"input": "a", "truncate": word, field: direction}).encode())
+
+    if passes:
+        assert isinstance(result, EmbeddingRequest)
+        assert result.direction == direction
+    else:
+        assert isinstance(result, InvalidRequestError)
+        assert (result.code, result.param) == ("ambiguous", field)
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "param"),
+    [
+        (rb'{"input": ["fine", "cut \ud83d", "fine"]}', "invalid_input", "input[1]"),
+        (rb'{"inputs": "\uDE00 cut"}', "invalid_inputs", "inputs"),
+        (rb'{"input": ["\ud83d\ud83d"]}', "invalid_input", "input[0]"),
+        (rb'{"input": "a", "model": "\ud83d"}', "invalid_model", "model"),
+        (rb'{"input": "a", "user": "\ud83d"}', "invalid_user", "user"),
+        (rb'{"input": "a", "other": "\ud83d"}', "invalid_json", None),
+        (rb'{"input": ["\ud83d", }', "invalid_json", None),
+        (rb'["\ud83d"]', "invalid_json", None),
+        (b"[" * 100_000 + rb'"\ud83d"', "invalid_json", None),
+    ],
+)
+def test_half_of_a_character_is_rejected_by_name(body: bytes, code: str, param: str | None) -> None:
+    result = outcome(body)
+
+    assert isinstance(result, InvalidRequestError)
+    assert (result.code, result.param) == (code, param)
+    if param:
+        assert result.message.startswith(f"{param} contains half of a character")
+
+
+def test_a_python_caller_s_half_of_a_character_is_rejected_by_name() -> None:
+    with pytest.raises(InvalidRequestError) as error:
+        build_request(input=["fine", "cut \ud83d"])
+
+    assert (error.value.code, error.value.param) == ("invalid_input", "input[1]")
+
+
+@pytest.mark.parametrize("escaped", [rb"\ud83d\ude00", rb"\u00e9", rb"\\ud83d"])
+def test_whole_characters_may_be_escaped(escaped: bytes) -> None:
+    assert parse_request(b'{"input": "%b"}' % escaped).items
+
+
 def test_python_callers_get_the_same_errors_as_http_clients() -> None:
     with pytest.raises(InvalidRequestError) as error:
         build_request(input="a", dimensions="8")

@@ -12,13 +12,13 @@ from serve_app.errors import (
     DeadlineError,
     InferenceError,
     InvalidRequestError,
-    OverloadedError,
     TokenizationError,
 )
 from serve_app.messages import EmbedResponse, Failure
+from serve_app.observability.access_log import RequestRecord
 from serve_app.observability.metrics import Metrics
 from serve_app.schemas.embeddings import build_request
-from serve_app.service.embeddings import Service
+from serve_app.service.embeddings import EmbeddingService
 from serve_app.service.postprocess import finish
 from serve_app.tokenization.openai_token_ids import Cl100k
 from serve_app.tokenization.tokenizer import Tokenizer
@@ -35,7 +35,7 @@ from tests.support.fakes import (
 
 pytestmark = pytest.mark.anyio
 
-Build = Callable[..., Service]
+Build = Callable[..., EmbeddingService]
 
 
 @pytest.fixture
@@ -54,17 +54,16 @@ def metrics() -> Metrics:
 def build(tokenizer: Tokenizer, embedder: FakeEmbedder, metrics: Metrics) -> Build:
     """Return a function that builds a service with both models. Its keywords are limits."""
 
-    def build(max_requests: int | None = None, **limits: Any) -> Service:
+    def build(**limits: Any) -> EmbeddingService:
         models = served_models(tokenizer, embedder)
-        settings = HttpConfig(**limits)
-        return Service(models, limits=settings, metrics=metrics, max_requests=max_requests)
+        return EmbeddingService(models, limits=HttpConfig(**limits), metrics=metrics)
 
     return build
 
 
-async def embed(service: Service, **fields: Any) -> EmbedResponse:
+async def embed(service: EmbeddingService, **fields: Any) -> EmbedResponse:
     """Embed a request with these fields."""
-    return await service.embed(build_request(**fields), request_id="an-id")
+    return await service.embed(build_request(**fields), RequestRecord("an-id", "CALL"))
 
 
 async def test_vectors_are_in_input_order_and_have_unit_length(
@@ -218,45 +217,28 @@ async def test_a_model_that_cannot_embed_now_is_not_ready(
 ) -> None:
     """A model that never embeds does not count."""
     service = build()
-    ready = await service.not_ready()
+    ready = service.not_ready()
 
-    embedder.is_up = False
+    embedder.is_ready = False
 
     assert ready == []
-    assert await service.not_ready() == [MODEL]
-    assert service.models.get(RANKER).embedder is None
+    assert service.not_ready() == [MODEL]
+    assert service.models.get(RANKER).task == "none"
 
 
-async def test_a_rejected_request_does_not_leak_a_slot(build: Build, metrics: Metrics) -> None:
-    service = build(max_requests=1, retry_after_s=5)
-
-    with pytest.raises(OverloadedError) as rejection, service.admit(), service.admit():
-        pytest.fail("both requests got a slot")
-    with service.admit():
-        entered = True
-
-    assert entered
-    assert rejection.value.retry_after_s == pytest.approx(5, rel=0.25)
-    assert counted(metrics, "embeddings_overload_refusals_total", reason="ingress_requests") == 1
-
-
-async def test_large_bodies_are_rejected_when_memory_is_full(
-    build: Build, metrics: Metrics
+async def test_the_record_gets_the_model_and_the_numbers_of_inputs_and_tokens(
+    build: Build, embedder: FakeEmbedder
 ) -> None:
-    service = build(max_body_bytes=100_000, max_held_body_bytes=200_000)
+    answered, failed = RequestRecord("an-id", "CALL"), RequestRecord("an-id", "CALL")
+    service = build()
 
-    with service.admit() as first, service.admit() as second, service.admit() as third:
-        first(100_000)
-        second(100_000)
-        third(60_000)
-        with pytest.raises(OverloadedError):
-            third(10_000)
-        first(-70_000)
-        third(10_000)
-    with service.admit() as first:
-        first(200_000)
+    await service.embed(build_request(input=["a", "b"], model=ALIAS), answered)
+    embedder.failures = (Failure(0, "inference_failed"),)
+    with pytest.raises(InferenceError):
+        await service.embed(build_request(input="a"), failed)
 
-    assert counted(metrics, "embeddings_overload_refusals_total", reason="body_bytes") == 1
+    assert (answered.model, answered.inputs, answered.tokens) == (MODEL, 2, 6)
+    assert (failed.model, failed.inputs, failed.tokens) == (MODEL, 1, 0)
 
 
 # Input types.
@@ -324,7 +306,9 @@ async def test_openai_token_ids_are_embedded_as_their_text(
 ) -> None:
     models = served_models(tokenizer, embedder, {"token_ids": "cl100k"})
     encoding = SimpleNamespace(decode_bytes=bytes)
-    service = Service(models, limits=HttpConfig(), metrics=metrics, cl100k=Cl100k(lambda: encoding))
+    service = EmbeddingService(
+        models, limits=HttpConfig(), metrics=metrics, cl100k=Cl100k(lambda: encoding)
+    )
 
     await embed(service, input=list(b"a b"))
     await embed(service, input=[list(b"a b"), list(b"test")])

@@ -9,7 +9,8 @@ from serve_app.config.models import ModelConfig
 from serve_app.errors import ModelNotFoundError
 from serve_app.schemas.embeddings import InputType
 from serve_app.service.registry import ModelRegistry, ServedModel
-from tests.support.fakes import ALIAS, MODEL, RANKER
+from serve_app.tokenization.tokenizer import Tokenizer
+from tests.support.fakes import ALIAS, MODEL, RANKER, FakeEmbedder, served_models
 
 MARKER = "xyzzy"
 TAGGED = "tiny:latest"
@@ -21,11 +22,7 @@ def registry(*models: tuple[str, Sequence[str]]) -> ModelRegistry:
     return ModelRegistry(
         [
             ServedModel(
-                config=ModelConfig(name=name, source="-", aliases=tuple(aliases)),
-                dimensions=None,
-                tokenizer=None,
-                embedder=None,
-                reason="a test says so",
+                ModelConfig(name=name, source="-", aliases=tuple(aliases)), "a test says so"
             )
             for name, aliases in models
         ]
@@ -42,6 +39,13 @@ def refuse(name: str) -> ModelNotFoundError:
     return caught.value
 
 
+def test_only_embedding_models_have_that_task(tokenizer: Tokenizer) -> None:
+    models = ModelRegistry(served_models(tokenizer, FakeEmbedder()))
+
+    assert [model.name for model in models.embedding] == [MODEL]
+    assert [model.task for model in models] == ["embed", "none"]
+
+
 def test_models_are_listed_in_the_order_of_the_config() -> None:
     assert [model.name for model in MODELS] == [MODEL, RANKER]
     assert MODELS.first.name == MODEL
@@ -49,7 +53,9 @@ def test_models_are_listed_in_the_order_of_the_config() -> None:
 
 @pytest.mark.parametrize("name", [None, "", "null", MODEL, ALIAS])
 def test_the_default_model_has_names_and_needs_none(name: str | None) -> None:
-    assert MODELS.resolve(name).name == MODEL
+    model, input_type = MODELS.resolve(name)
+
+    assert (model.name, input_type) == (MODEL, None)
 
 
 @pytest.mark.parametrize("name", ["null", "", "acme", "ACME/TINY"])
@@ -62,7 +68,7 @@ def test_get_accepts_only_names_and_aliases(name: str) -> None:
     ("name", "expected"), [(MODEL, MODEL), (ALIAS, MODEL), (TAGGED, MODEL), (RANKER, RANKER)]
 )
 def test_a_name_or_an_alias_selects_its_model(name: str, expected: str) -> None:
-    assert MODELS.resolve(name) is MODELS.get(name)
+    assert MODELS.resolve(name) == (MODELS.get(name), None)
     assert MODELS.get(name).name == expected
 
 
@@ -85,7 +91,7 @@ def test_the_error_for_an_unknown_suffix_lists_the_input_types() -> None:
 
     assert error.message == (
         "The suffix of a model name must be an input type: one of "
-        "query, document, search_query, search_document, passage."
+        "query, document, search_query, search_document, passage, classification, clustering."
     )
     assert (error.code, error.param) == ("model_not_found", "model")
 
@@ -99,23 +105,17 @@ names = st.sampled_from([MODEL, ALIAS, TAGGED, RANKER])
 def test_every_name_takes_every_input_type_as_a_suffix(name: str, input_type: InputType) -> None:
     sent = f"{name}:{input_type}"
 
-    assert MODELS.get(sent) is MODELS.resolve(sent) is MODELS.get(name)
-    assert MODELS.input_type(sent) == input_type
-
-
-@pytest.mark.parametrize("name", [None, "", "null", MODEL, ALIAS, TAGGED, f"{MODEL}:other"])
-def test_a_name_without_an_input_type_has_none(name: str | None) -> None:
-    assert MODELS.input_type(name) is None
+    assert MODELS.get(sent) is MODELS.get(name)
+    assert MODELS.resolve(sent) == (MODELS.get(name), input_type)
 
 
 def test_a_model_s_whole_name_precedes_a_suffix() -> None:
     models = registry((MODEL, []), (f"{MODEL}:query", ["b:document"]))
 
     for name in (f"{MODEL}:query", "b:document"):
-        assert models.get(name).name == f"{MODEL}:query"
-        assert models.input_type(name) is None
+        assert models.resolve(name) == (models.get(f"{MODEL}:query"), None)
     assert models.get(f"{MODEL}:document").name == MODEL
-    assert models.input_type(f"{MODEL}:query:query") == "query"
+    assert models.resolve(f"{MODEL}:query:query")[1] == "query"
 
 
 parts = st.sampled_from(["", "query", "passage", "latest", "nobody", "tiny", MODEL, RANKER])

@@ -122,7 +122,6 @@ def test_tokenization_stops_when_nobody_waits_for_it(tmp_path: Path) -> None:
     with pytest.raises(CancelledError):
         tokenizer.encode_texts(
             ["a" * PART_CHARACTERS] * 9,
-            prompt_name=None,
             truncate=True,
             truncate_direction="right",
             is_wanted=is_wanted,

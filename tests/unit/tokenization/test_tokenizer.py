@@ -62,12 +62,12 @@ def test_truncated_inputs_are_counted(tmp_path: Path) -> None:
     tokenizer = make(tmp_path)
 
     result = tokenizer.encode_texts(
-        [LONG_TEXT, "a fox", LONG_TEXT], prompt_name=None, truncate=True, truncate_direction="right"
+        [LONG_TEXT, "a fox", LONG_TEXT], truncate=True, truncate_direction="right"
     )
 
     assert result.truncated == 2
-    assert result.inputs.lengths.tolist() == [32, 4, 32]
-    assert result.inputs.ids.dtype == result.inputs.lengths.dtype == np.int32
+    assert result.lengths.tolist() == [32, 4, 32]
+    assert result.ids.dtype == result.lengths.dtype == np.int32
 
 
 def test_a_prompt_is_prepended_to_the_text(tmp_path: Path) -> None:
@@ -127,10 +127,10 @@ def test_prompt_length_excludes_the_special_token_after_it(tmp_path: Path, name:
     tokenizer = make(tmp_path, raw)
 
     result = tokenizer.encode_texts(
-        ["fox"], prompt_name="query", truncate=False, truncate_direction="right"
+        ["fox"], prompt=tokenizer.find_prompt("query"), truncate=False, truncate_direction="right"
     )
 
-    assert result.inputs.prompt_length == len(raw.encode("query: ").ids) - 1
+    assert result.prompt_length == len(raw.encode("query: ").ids) - 1
 
 
 def test_prompt_length_is_whole_without_a_special_token(tmp_path: Path) -> None:
@@ -141,20 +141,20 @@ def test_prompt_length_is_whole_without_a_special_token(tmp_path: Path) -> None:
     tokenizer = make(tmp_path, raw)
 
     result = tokenizer.encode_texts(
-        ["fox"], prompt_name="query", truncate=False, truncate_direction="right"
+        ["fox"], prompt=tokenizer.find_prompt("query"), truncate=False, truncate_direction="right"
     )
 
-    assert result.inputs.prompt_length == 3
+    assert result.prompt_length == 3
 
 
 def test_a_truncated_prompt_counts_all_but_its_last_token(tmp_path: Path) -> None:
     tokenizer = make(tmp_path, max_input_tokens=4)
 
     result = tokenizer.encode_texts(
-        ["fox"], prompt_name="passage", truncate=True, truncate_direction="right"
+        ["fox"], prompt=tokenizer.find_prompt("passage"), truncate=True, truncate_direction="right"
     )
 
-    assert result.inputs.prompt_length == 3
+    assert result.prompt_length == 3
 
 
 def test_the_error_for_a_too_long_input_has_openais_words(tmp_path: Path) -> None:
@@ -188,11 +188,9 @@ def test_an_input_may_have_no_tokens(tmp_path: Path) -> None:
 
 
 def test_an_empty_list_gives_empty_buffers(tmp_path: Path) -> None:
-    result = make(tmp_path).encode_texts(
-        [], prompt_name=None, truncate=False, truncate_direction="right"
-    )
+    result = make(tmp_path).encode_texts([])
 
-    assert len(result.inputs) == result.inputs.tokens == 0
+    assert len(result) == result.tokens == 0
 
 
 def test_the_error_for_an_unknown_prompt_lists_the_prompts(tmp_path: Path) -> None:
@@ -240,11 +238,11 @@ def test_model_ids_get_special_tokens_and_prompt(tmp_path: Path) -> None:
     inputs = [raw.encode(text, add_special_tokens=False).ids for text in ("the fox", "a dog")]
 
     result = tokenizer.encode_ids(
-        inputs, prompt_name="query", truncate=False, truncate_direction="right"
+        inputs, prompt=tokenizer.find_prompt("query"), truncate=False, truncate_direction="right"
     )
 
-    assert rows(result.inputs) == encode(tokenizer, "the fox", "a dog", prompt_name="query")
-    assert result.inputs.prompt_length == 3
+    assert rows(result) == encode(tokenizer, "the fox", "a dog", prompt_name="query")
+    assert result.prompt_length == 3
 
 
 @pytest.mark.parametrize("direction", ["right", "left"])
@@ -254,11 +252,11 @@ def test_model_ids_are_truncated_like_text(tmp_path: Path, direction: TruncateDi
     ids = raw.encode(LONG_TEXT, add_special_tokens=False).ids
 
     result = tokenizer.encode_ids(
-        [ids], prompt_name="query", truncate=True, truncate_direction=direction
+        [ids], prompt=tokenizer.find_prompt("query"), truncate=True, truncate_direction=direction
     )
 
     assert result.truncated == 1
-    assert rows(result.inputs) == encode(
+    assert rows(result) == encode(
         tokenizer, LONG_TEXT, prompt_name="query", truncate_direction=direction
     )
 
@@ -267,9 +265,7 @@ def test_model_ids_that_are_too_long_are_rejected(tmp_path: Path) -> None:
     tokenizer = make(tmp_path)
 
     with pytest.raises(TokenizationError, match=r"33 tokens in input\[0\]"):
-        tokenizer.encode_ids(
-            [[5] * 31], prompt_name=None, truncate=False, truncate_direction="right"
-        )
+        tokenizer.encode_ids([[5] * 31], truncate=False, truncate_direction="right")
 
 
 @pytest.mark.parametrize("bad", [-1, 323, 2**31, 2**80])
@@ -278,9 +274,7 @@ def test_an_id_outside_the_vocabulary_is_rejected(tmp_path: Path, bad: int) -> N
     assert tokenizer.vocabulary_size == 323
 
     with pytest.raises(InvalidRequestError, match="0 to 322") as caught:
-        tokenizer.encode_ids(
-            [[0, 322], [7, bad]], prompt_name=None, truncate=True, truncate_direction="right"
-        )
+        tokenizer.encode_ids([[0, 322], [7, bad]], truncate=True, truncate_direction="right")
 
     assert (caught.value.code, caught.value.param) == ("invalid_token_id", "input[1]")
 
@@ -317,10 +311,13 @@ def test_a_truncated_input_has_full_length_and_keeps_one_side(
     room = limit - 4  # [CLS] query : [SEP]
 
     result = tokenizer.encode_ids(
-        [ids], prompt_name="query", truncate=True, truncate_direction="left" if left else "right"
+        [ids],
+        prompt=tokenizer.find_prompt("query"),
+        truncate=True,
+        truncate_direction="left" if left else "right",
     )
 
-    (row,) = rows(result.inputs)
+    (row,) = rows(result)
     assert row[3:-1] == (ids[max(length - room, 0) :] if left else ids[:room])
     assert result.truncated == (1 if length > room else 0)
 

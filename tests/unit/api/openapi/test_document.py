@@ -5,16 +5,15 @@ from typing import Any
 
 import httpx
 import pytest
-from starlette.routing import Route
 
 from serve_app.api.openapi.document import ASSETS, build_schema
 from serve_app.config.http import HttpConfig
 from serve_app.errors import NotFoundError
 from serve_app.schemas.embeddings import EmbeddingRequest
+from serve_app.service.registry import ModelRegistry
 from serve_app.tokenization.tokenizer import Tokenizer
 from tests.support.fakes import (
     MODEL,
-    RANKER,
     Application,
     FakeEmbedder,
     build_application,
@@ -27,6 +26,14 @@ pytestmark = pytest.mark.anyio
 Json = dict[str, Any]
 
 
+def build(tokenizer: Tokenizer, **http: Any) -> Json:
+    """Build the document with these settings under `http:`."""
+    settings = HttpConfig.model_validate(http)
+    app = build_application(tokenizer, http=http)
+    models = ModelRegistry(served_models(tokenizer, FakeEmbedder())).embedding
+    return build_schema(app.asgi.operations, models, settings)
+
+
 @pytest.fixture
 def app(tokenizer: Tokenizer) -> Application:
     return build_application(tokenizer)
@@ -34,7 +41,7 @@ def app(tokenizer: Tokenizer) -> Application:
 
 @pytest.fixture
 def schema(tokenizer: Tokenizer) -> Json:
-    return build_schema(served_models(tokenizer, FakeEmbedder()), HttpConfig())
+    return build(tokenizer)
 
 
 def operations(schema: Json) -> Iterator[tuple[str, str, Json]]:
@@ -78,9 +85,9 @@ def test_the_document_is_well_formed(schema: Json) -> None:
 
 def test_metrics_document_401_only_if_they_require_a_key(tokenizer: Tokenizer) -> None:
     answers = {
-        needs_key: build_schema(
-            served_models(tokenizer, FakeEmbedder()), HttpConfig(metrics_need_key=needs_key)
-        )["paths"]["/metrics"]["get"]["responses"]
+        needs_key: build(tokenizer, metrics_need_key=needs_key)["paths"]["/metrics"]["get"][
+            "responses"
+        ]
         for needs_key in (True, False)
     }
 
@@ -96,17 +103,26 @@ def test_every_reference_resolves_to_a_schema(schema: Json) -> None:
     assert names <= schema["components"]["schemas"].keys()
 
 
-def test_every_route_is_documented(app: Application, schema: Json) -> None:
-    routes = {
-        (route.path.replace(":path", ""), method.lower())
-        for route in app.asgi.routes
-        if isinstance(route, Route)
-        for method in (route.methods or set()) - {"HEAD"}
-    }
+def test_every_operation_is_documented_once_with_its_aliases(
+    app: Application, schema: Json
+) -> None:
+    rows = {row.name: row for row in app.asgi.operations if row.tag}
 
-    described = {(path, method) for path, method, _ in operations(schema)}
-    documentation = {("/docs", "get"), ("/docs/{asset}", "get"), ("/openapi.json", "get")}
-    assert routes - documentation == described
+    described = {o["operationId"]: (path, method, o) for path, method, o in operations(schema)}
+
+    assert described.keys() == rows.keys()
+    for name, (path, method, operation) in described.items():
+        row = rows[name]
+        assert (path, method.upper()) == (row.path.replace(":path", ""), row.method)
+        assert all(alias.replace(":path", "") in operation["description"] for alias in row.aliases)
+        assert ("security" in operation, "401" in operation["responses"]) == (row.needs_key,) * 2
+
+
+def test_operations_are_grouped_by_tags(schema: Json) -> None:
+    used = [tag for _, _, operation in operations(schema) for tag in operation["tags"]]
+
+    assert [tag["name"] for tag in schema["tags"]] == list(dict.fromkeys(used))
+    assert len(set(used)) > 1
 
 
 def test_the_embeddings_route_documents_every_error(schema: Json) -> None:
@@ -140,12 +156,11 @@ def test_every_request_field_is_documented(schema: Json) -> None:
 
 
 def test_the_document_lists_the_models_and_the_set_limits(tokenizer: Tokenizer) -> None:
-    models = served_models(tokenizer, FakeEmbedder())
-    schema = build_schema(models, HttpConfig(max_client_batch_size=7))
+    schema = build(tokenizer, max_client_batch_size=7)
 
     description = schema["paths"]["/v1/embeddings"]["post"]["description"]
 
-    assert f"{MODEL}, {RANKER}" in description
+    assert f"Models: {MODEL}." in description
     assert "At most 7 inputs" in description
 
 

@@ -1,9 +1,11 @@
+from collections.abc import Sequence
 from typing import Any
 
 import jsonschema_rs
 import pytest
 
 from serve_app.api.openapi.request_schema import request_schema
+from serve_app.service.registry import EmbeddingModel, ModelRegistry
 from serve_app.tokenization.tokenizer import Tokenizer
 from tests.support.fakes import (
     ALIAS,
@@ -18,6 +20,13 @@ from tests.support.fakes import (
 pytestmark = pytest.mark.anyio
 
 LIMIT = 3
+
+
+def embedding(tokenizer: Tokenizer, **model: Any) -> Sequence[EmbeddingModel]:
+    """Return the embedding model with these settings."""
+    return ModelRegistry(served_models(tokenizer, FakeEmbedder(), model)).embedding
+
+
 ACCEPTED: tuple[dict[str, Any], ...] = (
     {"input": "a"},
     {"inputs": ["a", "b"]},
@@ -63,7 +72,7 @@ REJECTED: tuple[Any, ...] = (
 async def test_the_schema_and_the_server_agree_on_valid_bodies(
     tokenizer: Tokenizer, body: Any
 ) -> None:
-    schema = request_schema(served_models(tokenizer, FakeEmbedder()), most_inputs=LIMIT)
+    schema = request_schema(embedding(tokenizer), most_inputs=LIMIT)
     app = build_application(tokenizer, http={"max_client_batch_size": LIMIT})
 
     async with app.client() as client:
@@ -79,8 +88,8 @@ async def test_the_schema_and_the_server_agree_on_valid_bodies(
 def test_the_schema_limits_token_ids_by_the_setting(
     tokenizer: Tokenizer, token_ids: str, largest: int | None
 ) -> None:
-    models = served_models(tokenizer, FakeEmbedder(), {"token_ids": token_ids})
-    schema = request_schema(models[:1], most_inputs=LIMIT)
+    models = embedding(tokenizer, token_ids=token_ids)
+    schema = request_schema(models, most_inputs=LIMIT)
 
     def allows(number: int) -> bool:
         return jsonschema_rs.is_valid(schema, {"input": [number]})
@@ -91,9 +100,8 @@ def test_the_schema_limits_token_ids_by_the_setting(
         assert not allows(largest + 1)
 
 
-def test_without_prompts_the_schema_allows_no_prompt_name(tokenizer: Tokenizer) -> None:
-    ranker = served_models(tokenizer, FakeEmbedder())[1:]
-    schema = request_schema(ranker, most_inputs=LIMIT)
+def test_without_prompts_the_schema_allows_no_prompt_name() -> None:
+    schema = request_schema([], most_inputs=LIMIT)
 
     assert jsonschema_rs.is_valid(schema, {"input": "a", "prompt_name": None})
     assert not jsonschema_rs.is_valid(schema, {"input": "a", "prompt_name": "query"})
@@ -101,7 +109,7 @@ def test_without_prompts_the_schema_allows_no_prompt_name(tokenizer: Tokenizer) 
 
 def test_model_names_are_examples_and_not_an_enum(tokenizer: Tokenizer) -> None:
     """A client generated from one server's document can call another server."""
-    schema = request_schema(served_models(tokenizer, FakeEmbedder()), most_inputs=LIMIT)
+    schema = request_schema(embedding(tokenizer), most_inputs=LIMIT)
 
     assert schema["properties"]["model"]["examples"] == [MODEL, ALIAS]  # without the ranker
     assert jsonschema_rs.is_valid(schema, {"input": "a", "model": "another/model"})

@@ -61,7 +61,9 @@ async def test_the_headers_report_tokens_and_stage_times(app: Application) -> No
 async def test_requests_above_the_limit_are_429_until_a_slot_is_free(
     tokenizer: Tokenizer,
 ) -> None:
-    app = build_application(tokenizer, embedder=FakeEmbedder(waits=True), max_requests=1)
+    app = build_application(
+        tokenizer, embedder=FakeEmbedder(waits=True), http={"max_concurrent_requests": 1}
+    )
     async with app.client() as client:
         holding = asyncio.create_task(client.post("/v1/embeddings", content=BODY))
         await app.embedder.called.wait()

@@ -1,21 +1,27 @@
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from starlette.requests import Request
+from starlette.types import Receive
 
+from serve_app.api.request import ApiRequest
 from serve_app.api.routes.health import HealthRoutes
 from serve_app.config.http import HttpConfig
 from serve_app.errors import UnavailableError
 from serve_app.observability.metrics import Metrics
-from serve_app.service.embeddings import Service
+from serve_app.service.embeddings import EmbeddingService
+from serve_app.service.requests import Requests
 from serve_app.tokenization.tokenizer import Tokenizer
 from tests.support.fakes import MODEL, FakeEmbedder, build_application, served_models
 
 pytestmark = pytest.mark.anyio
 
-REQUEST = Request({"type": "http"})
+REQUEST = ApiRequest(
+    {"type": "http"},
+    receive=cast("Receive", None),
+    in_progress=Requests(HttpConfig(), metrics=Metrics()).begin("an-id", method="GET"),
+)
 OTHER, LAST = "acme/other", "acme/last"
 
 
@@ -44,7 +50,7 @@ def build(tokenizer: Tokenizer, scrape: FakeMetrics) -> Callable[..., HealthRout
         for name, embedder in zip((MODEL, OTHER, LAST), embedders, strict=False):
             models += served_models(tokenizer, embedder, {"name": name, "aliases": []})[:1]
         limits = HttpConfig(**settings)
-        service = Service(models, limits=limits, metrics=Metrics())
+        service = EmbeddingService(models, limits=limits, metrics=Metrics())
         return HealthRoutes(service, settings=limits, scrape=scrape)
 
     return build
@@ -55,7 +61,7 @@ Build = Callable[..., HealthRoutes]
 
 async def test_health_does_not_depend_on_the_models(build: Build, scrape: FakeMetrics) -> None:
     """A load balancer would restart an ingress whose models are still loading."""
-    routes = build(FakeEmbedder(is_up=False))
+    routes = build(FakeEmbedder(is_ready=False))
 
     response = await routes.health(REQUEST)
 
@@ -64,7 +70,7 @@ async def test_health_does_not_depend_on_the_models(build: Build, scrape: FakeMe
 
 
 async def test_ready_lists_every_model_without_a_replica(build: Build) -> None:
-    routes = build(FakeEmbedder(is_up=False), FakeEmbedder(), FakeEmbedder(is_up=False))
+    routes = build(FakeEmbedder(is_ready=False), FakeEmbedder(), FakeEmbedder(is_ready=False))
 
     with pytest.raises(UnavailableError) as raised:
         await routes.ready(REQUEST)
@@ -74,12 +80,12 @@ async def test_ready_lists_every_model_without_a_replica(build: Build) -> None:
 
 
 async def test_ready_follows_the_replicas(build: Build) -> None:
-    embedder = FakeEmbedder(is_up=False)
+    embedder = FakeEmbedder(is_ready=False)
     routes = build(embedder, FakeEmbedder())
     with pytest.raises(UnavailableError):
         await routes.ready(REQUEST)
 
-    embedder.is_up = True
+    embedder.is_ready = True
     response = await routes.ready(REQUEST)
 
     assert (response.status_code, response.body) == (200, b'{"status":"ok"}')
@@ -92,7 +98,7 @@ async def test_a_model_that_never_embeds_does_not_delay_ready(build: Build) -> N
 
 
 async def test_an_unready_server_says_when_to_retry(build: Build) -> None:
-    routes = build(FakeEmbedder(is_up=False), retry_after_s=9)
+    routes = build(FakeEmbedder(is_ready=False), retry_after_s=9)
 
     with pytest.raises(UnavailableError) as raised:
         await routes.ready(REQUEST)
