@@ -24,6 +24,8 @@ This module does not depend on the application.
 """
 
 import asyncio
+import os
+import uuid
 
 import httptools
 from uvicorn._types import ASGI3Application
@@ -34,12 +36,29 @@ from uvicorn.protocols.http.httptools_impl import (
     RequestResponseCycle,
 )
 
+from serve_app.api.error_responses import error_reply
+from serve_app.errors import (
+    HeadersTooLargeError,
+    InvalidRequestError,
+    RequestTimeoutError,
+    ServiceError,
+)
+from serve_app.proxy.environment import proxy_error_format
+
 _OFFERS = (b"upgrade", b"http2-settings")
 # Time limit for a head, in seconds.
 _HEAD_TIMEOUT_S = 30.0
 # Limit on the number of bytes outside bodies. The limit is checked after each read, so the data of
 # one read can exceed it.
 _MAX_HEAD_BYTES = 65_536
+
+_INVALID = InvalidRequestError("The request is not valid HTTP.", "invalid_http")
+_TOO_LATE = RequestTimeoutError(
+    f"The request head did not arrive within {_HEAD_TIMEOUT_S:g} s.", "request_timeout"
+)
+_TOO_LARGE = HeadersTooLargeError(
+    f"The request head is larger than {_MAX_HEAD_BYTES} bytes.", "headers_too_large"
+)
 
 
 def use() -> None:
@@ -84,7 +103,7 @@ class StayingProtocol(HttpToolsProtocol):
             self._reject()
             return
         if self._bytes_outside_body > _MAX_HEAD_BYTES:
-            self._abort(431)
+            self._abort(_TOO_LARGE)
         elif self._timer is None and getattr(self.cycle, "response_complete", False):
             self._start_timer()  # the data has ended uvicorn's own keep-alive timeout
 
@@ -124,15 +143,30 @@ class StayingProtocol(HttpToolsProtocol):
         if not getattr(self.cycle, "response_complete", True):
             self._start_timer()  # no data is read while a request is in progress
         else:
-            self._abort(408)
+            self._abort(_TOO_LATE)
 
-    def _abort(self, status: int) -> None:
-        """Close the connection. If a request head is incomplete, send the status first."""
+    def _abort(self, error: ServiceError) -> None:
+        """Close the connection. If a request head is incomplete, send an error first."""
         self._stop_timer()
         if self._in_head:
-            self.transport.write(
-                STATUS_LINE[status] + b"content-length: 0\r\nconnection: close\r\n\r\n"
-            )
+            self._write(error)
+        self.transport.close()
+
+    def _write(self, error: ServiceError) -> None:
+        status, headers, body = error_reply(
+            error, error_format=proxy_error_format(os.environ), request_headers=()
+        )
+        headers = [
+            *(header for header in headers if header[0] != b"connection"),
+            (b"connection", b"close"),
+            (b"x-request-id", uuid.uuid4().hex.encode()),
+        ]
+        head = b"".join(b"%b: %b\r\n" % header for header in headers)
+        self.transport.write(b"%b%b\r\n%b" % (STATUS_LINE[status], head, body))
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002  # uvicorn's signature
+        """Send an error for malformed data, and close the connection."""
+        self._write(_INVALID)
         self.transport.close()
 
     def _reject(self) -> None:

@@ -1,54 +1,70 @@
-"""Tests of the patched HAProxy config. Some run HAProxy's own check of it."""
+"""Tests of the patched HAProxy config: the one that the installed Ray writes, run by a real HAProxy."""
 
 import json
+import socket
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig, ServerConfig
 
 from serve_app.proxy.environment import haproxy_binary
-from serve_app.proxy.haproxy import patch_config, write_answers
+from serve_app.proxy.haproxy import UnsupportedConfigError, patch_config, write_answers
+from tests.support.http import FLAT_ERROR_KEYS
+from tests.support.server import free_port
 
-# The config that Ray Serve writes, shortened.
-STARTING = """global
-    maxconn 100
-defaults
-    mode http
-    timeout connect 5s
-    timeout client 60s
-    timeout server 60s
-    retry-on conn-failure
-    errorfile 502 /no/such/500.http
-    errorfile 503 /no/such/500.http
-    errorfile 504 /no/such/500.http
-frontend prometheus
-    bind :19101
-    mode http
-    no log
-frontend http_frontend
-    bind 127.0.0.1:18000
-    default_backend default_backend
-backend default_backend
-    http-request return status 404 content-type text/plain lf-string "Path not found."
-"""
-RUNNING = f"""{STARTING}backend http-embeddings
-    http-reuse always
-    server replica 127.0.0.1:30000 check
-listen stats
-  bind *:18404
-  stats enable
-"""
 needs_haproxy = pytest.mark.skipif(
     haproxy_binary({}) is None, reason="no HAProxy binary runs on this machine"
 )
 
 
+def render(folder: Path, *, port: int = 18000, replica: int | None = None) -> str:
+    """Return the config that the installed Ray writes, for one application with one replica or for none."""
+    settings = HAProxyConfig(
+        socket_path=str(folder / "admin.sock"),
+        server_state_base=str(folder),
+        server_state_file=str(folder / "state"),
+        stats_port=free_port(),
+        metrics_port=free_port(),
+    )
+    settings.http_options.host = "127.0.0.1"
+    settings.http_options.port = port
+    backends = {}
+    if replica is not None:
+        servers = [ServerConfig("replica", "127.0.0.1", replica)]
+        backends["http-embeddings"] = BackendConfig(
+            name="http-embeddings", path_prefix="/", servers=servers, app_name="embeddings"
+        )
+    path = folder / "haproxy.cfg"
+    HAProxyApi(settings, backends, str(path))._generate_config_file_internal()
+    return path.read_text()
+
+
+@pytest.fixture
+def starting(tmp_path: Path) -> str:
+    """The config while no application is deployed."""
+    return render(tmp_path)
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> str:
+    """The config with an application."""
+    return render(tmp_path, replica=30000)
+
+
 @needs_haproxy
-@pytest.mark.parametrize("config", [STARTING, RUNNING])
-def test_haproxy_accepts_the_patched_config(tmp_path: Path, config: str) -> None:
+@pytest.mark.parametrize("name", ["starting", "running"])
+def test_haproxy_accepts_the_patched_config(
+    tmp_path: Path, name: str, request: pytest.FixtureRequest
+) -> None:
     write_answers(tmp_path)
-    (tmp_path / "haproxy.cfg").write_text(patch_config(config, tmp_path))
+    (tmp_path / "haproxy.cfg").write_text(patch_config(request.getfixturevalue(name), tmp_path))
 
     done = subprocess.run(
         [haproxy_binary({}) or "", "-c", "-f", tmp_path / "haproxy.cfg"],
@@ -58,6 +74,43 @@ def test_haproxy_accepts_the_patched_config(tmp_path: Path, config: str) -> None
     )
 
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "defaults",
+        "frontend http_frontend",
+        "retry-on",
+        "tune.bufsize",
+        "http-request return status 404 content-type text/plain",
+    ],
+)
+def test_a_config_of_another_ray_is_an_error_that_names_version_and_line(
+    tmp_path: Path, running: str, line: str
+) -> None:
+    other = "\n".join(one for one in running.splitlines() if not one.strip().startswith(line))
+
+    with pytest.raises(
+        UnsupportedConfigError, match=r"Ray [\d.]+ is not supported .*no line"
+    ) as error:
+        patch_config(other, tmp_path)
+
+    assert repr(line) in str(error.value)
+
+
+@pytest.mark.parametrize("section", ["frontend prometheus", "listen stats"])
+def test_a_config_without_the_operators_pages_is_an_error(
+    tmp_path: Path, running: str, section: str
+) -> None:
+    with pytest.raises(UnsupportedConfigError, match=section):
+        patch_config(running.replace(section, "listen others"), tmp_path)
+
+
+def test_a_patched_config_is_left_as_it_is(tmp_path: Path, running: str) -> None:
+    patched = patch_config(running, tmp_path)
+
+    assert patch_config(patched, tmp_path) == patched
 
 
 def test_responses_have_the_configured_error_format(tmp_path: Path) -> None:
@@ -71,19 +124,18 @@ def test_responses_have_the_configured_error_format(tmp_path: Path) -> None:
     assert "error_type" in json.loads((tmp_path / "503.json").read_bytes())
 
 
-@pytest.mark.parametrize(("config", "status"), [(STARTING, 503), (RUNNING, 404)])
+@pytest.mark.parametrize(("name", "status"), [("starting", 503), ("running", 404)])
 def test_unknown_paths_are_404_once_an_application_runs(
-    tmp_path: Path, config: str, status: int
+    tmp_path: Path, name: str, status: int, request: pytest.FixtureRequest
 ) -> None:
     write_answers(tmp_path)
 
-    patched = patch_config(config, tmp_path)
+    patched = patch_config(request.getfixturevalue(name), tmp_path)
 
-    (line,) = (line for line in patched.splitlines() if "http-request return" in line)
-    assert f"status {status} content-type application/json" in line
-    assert ("hdr retry-after 1" in line) == (status == 503)
+    backend = patched.partition("\nbackend default_backend\n")[2].splitlines()[0]
+    assert f"status {status} content-type application/json" in backend
+    assert ("hdr retry-after 1" in backend) == (status == 503)
     assert json.loads((tmp_path / f"{status}.json").read_text())["error_type"]
-    assert "text/plain" not in patched
 
 
 def test_a_dead_replica_is_503_with_retry_after(tmp_path: Path) -> None:
@@ -98,40 +150,31 @@ def test_a_dead_replica_is_503_with_retry_after(tmp_path: Path) -> None:
     assert json.loads(body)["error"] == "Model is unavailable"
 
 
-def test_the_rest_of_the_config_is_unchanged(tmp_path: Path) -> None:
-    patched = patch_config(RUNNING, tmp_path).splitlines()
+def test_the_rest_of_the_config_is_unchanged(tmp_path: Path, running: str) -> None:
+    patched = patch_config(running, tmp_path).splitlines()
 
-    replaced = ("errorfile", "retry-on", "http-request return", "bind :", "bind *")
-    kept = [n for n in RUNNING.splitlines() if not n.strip().startswith(replaced)]
-    assert [line for line in patched if line in kept] == kept
-
-
-def test_stats_pages_listen_on_localhost_by_default(tmp_path: Path) -> None:
-    binds = {
-        inside: [
-            line.strip()
-            for line in patch_config(RUNNING, tmp_path, inside=inside).splitlines()
-            if "bind" in line
-        ]
-        for inside in ("127.0.0.1", "10.0.0.5")
-    }
-
-    assert binds["127.0.0.1"] == [
-        "bind 127.0.0.1:19101",
-        "bind 127.0.0.1:18000",
-        "bind 127.0.0.1:18404",
+    replaced = ("errorfile", "retry-on", "tune.bufsize", "bind :", "bind *")
+    kept = [
+        line
+        for line in running.splitlines()
+        if not line.strip().startswith(replaced) and "text/plain lf-string" not in line
     ]
-    assert binds["10.0.0.5"] == [
-        "bind 10.0.0.5:19101",
-        "bind 127.0.0.1:18000",
-        "bind 10.0.0.5:18404",
-    ]
+    lines = iter(patched)
+    assert all(line in lines for line in kept)  # in this order
+
+
+@pytest.mark.parametrize("inside", ["127.0.0.1", "10.0.0.5"])
+def test_operators_pages_listen_on_one_address(tmp_path: Path, running: str, inside: str) -> None:
+    patched = patch_config(running, tmp_path, inside=inside)
+
+    binds = [line.split()[1] for line in patched.splitlines() if line.strip().startswith("bind")]
+    assert [bind.rpartition(":")[0] for bind in binds] == [inside, "127.0.0.1", inside]
 
 
 @needs_haproxy
+@pytest.mark.usefixtures("starting")
 def test_the_command_patches_the_config_and_execs_haproxy(tmp_path: Path) -> None:
     config = tmp_path / "haproxy.cfg"
-    config.write_text(STARTING)
 
     done = subprocess.run(
         [sys.executable, "-m", "serve_app.proxy.haproxy", "-c", "-f", config],
@@ -142,3 +185,179 @@ def test_the_command_patches_the_config_and_execs_haproxy(tmp_path: Path) -> Non
 
     assert done.returncode == 0, done.stderr
     assert f"errorfile 503 {tmp_path}/503.http" in config.read_text()
+
+
+def test_the_command_fails_on_a_config_of_another_ray(tmp_path: Path, running: str) -> None:
+    config = tmp_path / "haproxy.cfg"
+    config.write_text(running.replace("retry-on", "retry-when"))
+
+    done = subprocess.run(
+        [sys.executable, "-m", "serve_app.proxy.haproxy", "-c", "-f", config],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 1
+    assert "has no line 'retry-on'" in done.stderr or "no HAProxy binary" in done.stderr
+
+
+# A real HAProxy.
+
+
+class Replica(BaseHTTPRequestHandler):
+    """Answers every request, after a pause if the path is `/slow`."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        """Answer with the size of the request's head."""
+        if self.path == "/slow":
+            time.sleep(1)
+        body = b'{"headers": %d}' % len(self.headers)
+        self.send_response(200)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_POST = do_GET  # noqa: N815  # the base class names it
+
+    def log_message(self, *_: object) -> None:
+        """Log nothing."""
+
+
+@dataclass
+class Response:
+    """A response, read from a socket."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes = field(repr=False)
+
+
+def exchange(port: int, request: bytes, *, half_close: bool = False) -> Response:
+    """Send bytes to HAProxy, and read the response until the connection ends or is idle."""
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        connection.sendall(request)
+        if half_close:
+            connection.shutdown(socket.SHUT_WR)
+        received = b""
+        while b"\r\n\r\n" not in received or len(received) < _length(received):
+            chunk = connection.recv(65_536)
+            if not chunk:
+                break
+            received += chunk
+    head, _, body = received.partition(b"\r\n\r\n")
+    status, *lines = head.decode().split("\r\n")
+    headers = dict(line.lower().split(": ", 1) for line in lines)
+    return Response(int(status.split()[1]), headers, body)
+
+
+def _length(received: bytes) -> int:
+    head, _, _ = received.partition(b"\r\n\r\n")
+    for line in head.lower().split(b"\r\n"):
+        if line.startswith(b"content-length:"):
+            return len(head) + 4 + int(line.split(b":")[1])
+    return 0
+
+
+@pytest.fixture(scope="module")
+def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """The port of an HAProxy with the patched config, in front of one replica."""
+    binary = haproxy_binary({})
+    if binary is None:
+        pytest.skip("no HAProxy binary runs on this machine")
+    folder, port = tmp_path_factory.mktemp("haproxy"), free_port()
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.setattr("http.client._MAXHEADERS", 1000)  # of the replica's server
+    replica = ThreadingHTTPServer(("127.0.0.1", 0), Replica)
+    threading.Thread(target=replica.serve_forever, daemon=True).start()
+    write_answers(folder)
+    config = patch_config(render(folder, port=port, replica=replica.server_port), folder)
+    (folder / "haproxy.cfg").write_text(config)
+    process = subprocess.Popen(
+        [binary, "-f", str(folder / "haproxy.cfg")], stderr=subprocess.DEVNULL
+    )
+    try:
+        _wait_until_up(port)
+        yield port
+    finally:
+        process.terminate()
+        process.wait(10)
+        replica.shutdown()
+        replica.server_close()
+        monkeypatch.undo()
+
+
+def _wait_until_up(port: int) -> None:
+    end = time.monotonic() + 20
+    while time.monotonic() < end:
+        try:
+            if exchange(port, b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").status == 200:
+                return
+        except OSError:
+            pass
+        time.sleep(0.05)
+    raise AssertionError("HAProxy does not answer")
+
+
+def request(method: str = "GET", target: str = "/", **headers: str) -> bytes:
+    """Return the bytes of a request without a body."""
+    lines = [f"{method} {target} HTTP/1.1", "host: a", "connection: close"]
+    lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
+def assert_error(response: Response, status: int, code: str) -> None:
+    """Check that a response is an error in the flat format, with a request id."""
+    assert (response.status, response.headers["content-type"]) == (status, "application/json")
+    error = json.loads(response.body)
+    assert error.keys() == FLAT_ERROR_KEYS
+    assert error["code"] == code
+    assert response.headers["x-request-id"]
+
+
+@pytest.mark.parametrize("size", [100, 15_000, 20_000, 32_000])
+def test_headers_of_32_kb_are_accepted(proxy: int, size: int) -> None:
+    """Tokens of Azure AD and Keycloak with many groups are that large."""
+    response = exchange(proxy, request(authorization="Bearer " + "a" * size))
+
+    assert response.status == 200
+
+
+def test_a_head_of_500_headers_is_accepted(proxy: int) -> None:
+    response = exchange(proxy, request(**{f"x-{number}": "1" for number in range(490)}))
+
+    assert response.status == 200
+    assert json.loads(response.body)["headers"] >= 490
+
+
+@pytest.mark.parametrize("size", [33_000, 50_000])
+def test_larger_headers_are_431(proxy: int, size: int) -> None:
+    response = exchange(proxy, request(authorization="Bearer " + "a" * size, x_request_id="an-id"))
+
+    assert_error(response, 431, "headers_too_large")
+    assert response.headers["x-request-id"] == "an-id"
+
+
+def test_a_target_of_20_kb_is_accepted_and_a_longer_one_is_414(proxy: int) -> None:
+    accepted = exchange(proxy, request(target="/?q=" + "a" * 20_000))
+    rejected = exchange(proxy, request(target="/?q=" + "a" * 33_000))
+
+    assert accepted.status == 200
+    assert_error(rejected, 414, "uri_too_long")
+
+
+@pytest.mark.parametrize("method", ["BREW", "post", "get"])
+def test_an_unknown_method_is_405_with_the_known_ones(proxy: int, method: str) -> None:
+    response = exchange(proxy, request(method))
+
+    assert_error(response, 405, "method_not_allowed")
+    assert response.headers["allow"] == "get, head, options, post"
+
+
+def test_a_client_that_closes_its_sending_side_gets_an_error_in_json(proxy: int) -> None:
+    response = exchange(proxy, request(target="/slow"), half_close=True)
+
+    assert_error(response, 400, "invalid_http")
