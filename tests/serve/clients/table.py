@@ -50,6 +50,7 @@ class Client:
 
 _OPENAI = "sync, 64 at once, Azure, raw responses, errors"
 _LISTS = "documents, queries"
+_NVIDIA = "documents, queries, async, without a model, each `truncate`, the error of a long text"
 
 CLIENTS = (
     Client("openai-python", "openai_python.py", ("openai",), "frameworks", _OPENAI),
@@ -82,11 +83,27 @@ CLIENTS = (
         ("texts",),
     ),
     Client(
+        "LangChain, `NVIDIAEmbeddings`",
+        "langchain_nvidia.py",
+        ("langchain-nvidia-ai-endpoints",),
+        "frameworks",
+        _NVIDIA,
+    ),
+    Client(
         "LlamaIndex, `OpenAILikeEmbedding`",
         "llama_index.py",
         ("llama-index-embeddings-openai-like",),
         "frameworks",
         _LISTS,
+    ),
+    Client(
+        "LlamaIndex, `NVIDIAEmbedding`",
+        "llama_index_nvidia.py",
+        ("llama-index-embeddings-nvidia",),
+        "frameworks",
+        _NVIDIA,
+        "nothing; for models with a prompt for queries, `aget_query_embedding`, because `get_query_embedding` sends "
+        "`input_type: passage`",
     ),
     Client(
         "Haystack, `OpenAITextEmbedder`, `OpenAIDocumentEmbedder`",

@@ -43,6 +43,12 @@ GUARDED_ERRORS = {
     "wrong key": ("AuthenticationError", 401, "invalid_api_key", None, "A valid API key"),
     "no replica": ("InternalServerError", 503, "model_unavailable", None, "no replica"),
 }
+# What each client raises for an input that is too long: the class, and the start of the message.
+TOO_LONG = {
+    "langchain_nvidia.py": "Exception: [422] ",
+    "litellm.py": "ContextWindowExceededError: ",
+    "llama_index_nvidia.py": "UnprocessableEntityError: Error code: 422 ",
+}
 # Classes that have a different name in openai-node.
 NODE_CLASSES = {"APIStatusError": "APIError"}
 
@@ -98,7 +104,11 @@ def check(
     if "errors" in result:
         check_errors(result["errors"], client, is_guarded=is_guarded)
     if "too_long" in result:
-        assert result["too_long"] == "ContextWindowExceededError"
+        assert result["too_long"].startswith(TOO_LONG[client.script])
+        assert "maximum context length is 256" in result["too_long"]
+    if "truncated" in result:  # an input of both halves, cut at the end and at the start
+        halves = reference.encode(["first " * 300, "last " * 300])
+        np.testing.assert_allclose(np.array(result["truncated"]), halves, atol=1e-5)
     if "ai_sdk_error" in result:  # the AI SDK only reads messages from OpenAI's envelope
         words = "does not exist" if is_guarded else "Not Found"
         assert words in result["ai_sdk_error"]

@@ -15,7 +15,7 @@ TEXTS = json.loads(sys.argv[4])
 
 
 def main() -> None:
-    """Print the vectors and the exception class for an input that is too long, as JSON."""
+    """Print the vectors and the error for an input that is too long, as JSON."""
     vectors = {}
     for provider in ("openai", "hosted_vllm", "infinity"):
         answer = litellm.embedding(
@@ -31,7 +31,7 @@ def main() -> None:
             api_key="sk-any",
         )
     except Exception as error:
-        too_long = type(error).__name__
+        too_long = f"{type(error).__name__}: {error}"
     print(json.dumps({"version": version("litellm"), "vectors": vectors, "too_long": too_long}))
 
 
