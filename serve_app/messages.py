@@ -148,7 +148,7 @@ class ReplicaState:
         max_batch_tokens: the replica's current token budget, in tokens.
         max_queued_tokens: the replica's current `max_queued_tokens` setting. The limit of the model is the sum over its
             replicas.
-        waiting_callers: the ids of the ingress replicas in which tokens wait.
+        callers: the ids of the ingress replicas that have sent calls recently.
     """
 
     replica: str
@@ -158,7 +158,7 @@ class ReplicaState:
     memory_bytes: int
     max_batch_tokens: int
     max_queued_tokens: int
-    waiting_callers: tuple[str, ...] = ()
+    callers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

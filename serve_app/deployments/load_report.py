@@ -50,10 +50,10 @@ class LoadReport:
         """Record how many tokens wait in an ingress replica."""
         self._backlogs[caller] = (self._clock(), tokens)
 
-    def waiting_callers(self) -> tuple[str, ...]:
-        """Return the ids of the ingress replicas in which tokens wait."""
+    def callers(self) -> tuple[str, ...]:
+        """Return the ids of the ingress replicas that have reported recently."""
         self._drop_expired()
-        return tuple(name for name, (_, tokens) in self._backlogs.items() if tokens)
+        return tuple(self._backlogs)
 
     def _drop_expired(self) -> None:
         now = self._clock()

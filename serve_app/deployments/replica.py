@@ -160,7 +160,7 @@ class EmbeddingReplica:
             memory_bytes=psutil.Process().memory_info().rss,
             max_batch_tokens=self._gate.budget,
             max_queued_tokens=self._settings.max_queued_tokens,
-            waiting_callers=self._load_report.waiting_callers(),
+            callers=self._load_report.callers(),
         )
         return asdict(state)
 

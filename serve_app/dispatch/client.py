@@ -128,7 +128,7 @@ class ModelClient:
             # they run, and the default token budget depends on their device.
             self._queue.budget = min(state.max_batch_tokens for state in states)
             self._admission.limit = sum(state.max_queued_tokens for state in states)
-        callers = {caller for state in states for caller in state.waiting_callers}
+        callers = {caller for state in states for caller in state.callers}
         self._admission.sharers = len(callers | {self._queue.name})
         calls = sum(replica.max_ongoing_requests for replica in replicas)
         # Ray Serve makes calls wait that exceed its limit. It polls on their behalf, so the ingress

@@ -98,10 +98,14 @@ def test_a_server_whose_replicas_are_full_is_ready(server: Server) -> None:
 
 
 def test_a_refusal_of_ray_serve_is_the_same_429(server: Server) -> None:
+    if server.mode == "default":
+        pytest.skip(
+            "Ray Serve counts a call as queued only until it is assigned, which takes too short a time"
+        )
     start(server, BOUNDED)
     before = refusals(server, "serve_queue")
 
-    # Two ingress replicas send two calls each. Two are accepted, and of the others, one may wait in each replica.
+    # Each ingress replica sends a second call while the first one is in flight. Ray Serve counts that one as queued.
     outcome = crowd(server, BOUNDED, "slow", 60)
 
     assert outcome.count(200) + outcome.count(429) == 60

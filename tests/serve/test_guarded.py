@@ -107,7 +107,7 @@ def test_a_page_of_an_allowed_origin_may_call(guarded_url: str) -> None:
     )
     refused = post(guarded_url, {"input": "a"}, headers={"origin": ORIGIN})
 
-    assert preflight.status_code == 200
+    assert preflight.status_code == 204
     assert preflight.headers["access-control-allow-origin"] == ORIGIN
     assert "authorization" in preflight.headers["access-control-allow-headers"]
     assert refused.status_code == 401

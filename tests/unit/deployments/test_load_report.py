@@ -33,16 +33,16 @@ def test_waiting_work_sums_all_backlogs_in_seconds(clock: Clock) -> None:
     assert report.report(0.5)[WAITING_S] == pytest.approx(5.0)
 
 
-def test_waiting_callers_are_named_until_their_reports_expire(clock: Clock) -> None:
+def test_callers_are_named_until_their_reports_expire(clock: Clock) -> None:
     report = LoadReport(clock=clock)
     report.record_backlog("one", 300)
     clock.now += 6
     report.record_backlog("two", 200)
     report.record_backlog("three", 0)
 
-    assert report.waiting_callers() == ("one", "two")
+    assert report.callers() == ("one", "two", "three")
     clock.now += 6
-    assert report.waiting_callers() == ("two",)
+    assert report.callers() == ("two", "three")
 
 
 def test_a_backlog_expires_after_some_seconds(clock: Clock) -> None:

@@ -184,8 +184,8 @@ async def test_budget_and_limit_follow_the_settings_that_the_replicas_report() -
     bench.client._admission.limit = 120
 
 
-async def test_ingress_replicas_with_waiting_tokens_share_calls_and_limit() -> None:
-    shared = replace(IDLE_REPLICA, waiting_callers=("another",))
+async def test_ingress_replicas_share_calls_and_limit() -> None:
+    shared = replace(IDLE_REPLICA, callers=("another",))
     bench = Bench(RunningReplica(4, shared))
 
     accepted = await bench.accepted(10)
@@ -196,7 +196,7 @@ async def test_ingress_replicas_with_waiting_tokens_share_calls_and_limit() -> N
 
 async def test_an_ingress_replica_does_not_count_itself_twice() -> None:
     bench = Bench(READY)
-    own = replace(IDLE_REPLICA, waiting_callers=(bench.client._queue.name,))
+    own = replace(IDLE_REPLICA, callers=(bench.client._queue.name,))
     bench.replicas = [RunningReplica(2, own)]
 
     await bench.send(*[5] * 8)
