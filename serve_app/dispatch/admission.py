@@ -34,7 +34,7 @@ class Admission:
         """Return whether this many more units fit.
 
         - Interactive units: only the interactive units count, because interactive requests go first.
-          If there are none, any number of units fits, unless the limit is 0.
+          If there are none, any number of units fits.
         - Bulk units: all units count; see `_BULK_SHARE` and `_BULK_ALONE_SHARE`.
         """
         if self.limit is None:
@@ -45,9 +45,7 @@ class Admission:
                 return True
             return self.units + units <= limit * _BULK_SHARE
         interactive = self.units - self._bulk_units
-        if not interactive:
-            return limit > 0
-        return interactive + units <= limit
+        return not interactive or interactive + units <= limit
 
     def add(self, units: int, *, is_bulk: bool = False) -> None:
         """Count more units."""

@@ -8,7 +8,7 @@ from grpc import RpcError
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
-from serve_app.dispatch.queue import ReplicaDiedError, ReplicaRejectedError
+from serve_app.dispatch.queue import ReplicaDiedError, ReplicaRejectedError, TooManyCallsError
 from serve_app.dispatch.refusals import Refusals
 from serve_app.errors import UnavailableError
 from serve_app.messages import EmbedCall, EmbedResult, ReplicaRejected
@@ -57,7 +57,7 @@ class ReplicaCaller:
         Raises:
             ReplicaDiedError: the replica died.
             ReplicaRejectedError: the replica cannot take the call now.
-            OverloadedError: Ray Serve's queue of calls is full.
+            TooManyCallsError: Ray Serve's queue of calls is full.
             UnavailableError: the deployment failed to start.
         """
         try:
@@ -69,7 +69,7 @@ class ReplicaCaller:
         except (RayError, RpcError):  # RpcError: Ray Serve uses gRPC between replicas
             raise ReplicaDiedError from None
         except BackPressureError:
-            raise self._refusals.overloaded("serve_queue") from None
+            raise TooManyCallsError from None
         except DeploymentUnavailableError:
             raise self._refusals.unavailable("its deployment failed to start") from None
         if isinstance(result, ReplicaRejected):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from serve_app.dispatch.admission import Admission
 from serve_app.dispatch.chunks import join, split
 from serve_app.dispatch.drain_rate import DrainRate
-from serve_app.dispatch.queue import Caller, CallQueue, ReplicaRejectedError
+from serve_app.dispatch.queue import Caller, CallQueue, ReplicaRejectedError, TooManyCallsError
 from serve_app.dispatch.refusals import Refusals
 from serve_app.dispatch.replica_monitor import ReplicaMonitor
 from serve_app.messages import EmbedResult, ReplicaState, RunningReplica, TokenizedInputs
@@ -103,6 +103,8 @@ class ModelClient:
         chunks = split(inputs, chunk_tokens=-(-self._queue.budget // 2), request_id=request_id)
         try:
             return join(chunks, await self._queue.send(chunks, is_bulk=is_bulk))
+        except TooManyCallsError:
+            raise self._refusals.overloaded("serve_queue") from None
         except ReplicaRejectedError:
             raise self._refusals.unavailable("its replicas reject the call") from None
 
@@ -135,6 +137,7 @@ class ModelClient:
         # replicas share the limit and send no more.
         self._queue.max_in_flight = max(calls // self._admission.sharers, 1)
         self._queue.eager_calls = _EAGER_CALLS * max(len(replicas), 1)
+        self._queue.start_calls()
         timeout_s = self._settings.replica_wait_timeout_s
         if absent_s >= timeout_s:  # Ray Serve lets a call wait forever if there is no replica
             self._queue.fail_waiting(

@@ -70,6 +70,10 @@ class ReplicaRejectedError(Exception):
     """The replica cannot take the call at the moment. The call's chunks are not at fault."""
 
 
+class TooManyCallsError(Exception):
+    """Too many calls already wait for the replicas."""
+
+
 class Caller(Protocol):
     """Makes the calls of a queue."""
 
@@ -186,7 +190,8 @@ class CallQueue:
         Raises:
             InferenceError: two replicas died while they held the same chunk.
             ReplicaRejectedError: replicas rejected a chunk for more than `wait_timeout_s` seconds.
-            Exception: the error raised by the call or passed to `fail_waiting`.
+            Exception: the error raised by the call, such as `TooManyCallsError`, or passed to
+                `fail_waiting`.
         """
         loop = asyncio.get_running_loop()
         now, virtual_start = time.perf_counter(), self._sent_tokens
@@ -201,7 +206,7 @@ class CallQueue:
             self._drain_rate.start(ticket.tokens)
             self._enqueue(ticket)
             virtual_start += _PACE * ticket.tokens
-        self._start_calls()
+        self.start_calls()
         if len(answers) == 1:
             return [await answers[0]]
         try:
@@ -217,6 +222,18 @@ class CallQueue:
             if ticket.enqueued_at <= latest:
                 ticket.fail(error)
 
+    def start_calls(self) -> None:
+        """Start as many calls as the limits allow. Call this after a limit was raised."""
+        while (self._interactive or self._bulk) and len(self._in_flight) < self.max_in_flight:
+            tickets = self.schedule()
+            if not tickets:
+                return
+            task = asyncio.create_task(self._run(tickets), context=Context())
+            self._in_flight[task] = tickets
+            for ticket in tickets:
+                ticket.call = task
+            task.add_done_callback(self._call_ended)
+
     def schedule(self) -> list[_Ticket]:
         """Take the chunks of the next call out of the queue; none if the call can wait."""
         both_wait = bool(self._interactive and self._bulk)
@@ -231,7 +248,8 @@ class CallQueue:
         self._sent_tokens += sent
         self._admission.remove(sent, is_bulk=is_bulk)
         if both_wait:
-            owed = self._owed_to_bulk + self._bulk_share * sent - is_bulk * sent
+            share = self._bulk_share - 1 if is_bulk else self._bulk_share
+            owed = self._owed_to_bulk + share * sent
             self._owed_to_bulk = min(max(owed, -self.budget), self.budget)
         return tickets
 
@@ -254,20 +272,9 @@ class CallQueue:
         elif not _unanswered(self._in_flight.get(ticket.call, ())):
             ticket.call.cancel()
 
-    def _start_calls(self) -> None:
-        while (self._interactive or self._bulk) and len(self._in_flight) < self.max_in_flight:
-            tickets = self.schedule()
-            if not tickets:
-                return
-            task = asyncio.create_task(self._run(tickets), context=Context())
-            self._in_flight[task] = tickets
-            for ticket in tickets:
-                ticket.call = task
-            task.add_done_callback(self._call_ended)
-
     def _call_ended(self, task: asyncio.Task[None]) -> None:
         del self._in_flight[task]
-        self._start_calls()
+        self.start_calls()
 
     async def _run(self, tickets: Sequence[_Ticket]) -> None:
         died = await self._attempt(tickets)
@@ -280,7 +287,7 @@ class CallQueue:
     async def _attempt(self, tickets: Sequence[_Ticket]) -> bool:
         """Make a call with these chunks. Return whether its replica died."""
         try:
-            result = await self._caller.call(self._pack(tickets))
+            _settle(tickets, await self._caller.call(self._pack(tickets)))
         except ReplicaDiedError:
             for ticket in tickets:
                 ticket.note_death()
@@ -291,8 +298,6 @@ class CallQueue:
         except Exception as error:
             for ticket in tickets:
                 ticket.fail(error)
-        else:
-            _settle(tickets, result)
         return False
 
     def _pack(self, tickets: Sequence[_Ticket]) -> EmbedCall:

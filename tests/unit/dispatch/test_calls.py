@@ -11,9 +11,9 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from serve_app.dispatch.calls import ReplicaCaller
 from serve_app.dispatch.chunks import EmbedChunk, pack
 from serve_app.dispatch.drain_rate import DrainRate
-from serve_app.dispatch.queue import ReplicaDiedError, ReplicaRejectedError
+from serve_app.dispatch.queue import ReplicaDiedError, ReplicaRejectedError, TooManyCallsError
 from serve_app.dispatch.refusals import Refusals
-from serve_app.errors import OverloadedError, UnavailableError
+from serve_app.errors import UnavailableError
 from serve_app.messages import EmbedCall, EmbedResult, ReplicaRejected
 from serve_app.observability.metrics import Metrics
 from tests.support.fakes import MODEL, FakeHandle, counted, result_of, tokenized
@@ -77,16 +77,11 @@ async def test_the_death_of_a_replica_is_translated(error: Exception) -> None:
         await caller_of(FakeHandle(failing(error))).call(CALL)
 
 
-async def test_back_pressure_of_ray_serve_is_a_429_with_a_reason() -> None:
-    metrics = Metrics()
+async def test_back_pressure_of_ray_serve_is_translated() -> None:
     error = BackPressureError(num_queued_requests=4, max_queued_requests=4)
 
-    with pytest.raises(OverloadedError) as raised:
-        await caller_of(FakeHandle(failing(error)), metrics).call(CALL)
-
-    assert raised.value.status == 429
-    assert raised.value.retry_after_s == 1
-    assert counted(metrics, "embeddings_overload_refusals_total", reason="serve_queue") == 1
+    with pytest.raises(TooManyCallsError):
+        await caller_of(FakeHandle(failing(error))).call(CALL)
 
 
 async def test_a_failed_deployment_is_unavailable() -> None:

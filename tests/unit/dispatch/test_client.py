@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from serve_app.dispatch.client import ClientSettings, ModelClient
 from serve_app.dispatch.drain_rate import DrainRate
-from serve_app.dispatch.queue import ReplicaRejectedError
+from serve_app.dispatch.queue import ReplicaRejectedError, TooManyCallsError
 from serve_app.dispatch.refusals import Refusals
 from serve_app.errors import OverloadedError, UnavailableError
 from serve_app.messages import EmbedCall, EmbedResult, RunningReplica
@@ -36,6 +36,7 @@ class Bench:
 
     def __init__(self, *replicas: RunningReplica, **settings: Any) -> None:
         self.replicas: Sequence[RunningReplica] = replicas
+        self.is_seen = asyncio.Event()
         self.metrics = Metrics()
         self.drain_rate = DrainRate(unknown_s=1)
         self.caller = FakeCaller(self._answer)
@@ -47,12 +48,31 @@ class Bench:
         self.client = ModelClient(
             self.caller,
             replace(defaults, **settings),
-            replicas=lambda: self.replicas,
+            replicas=self._look,
             drain_rate=self.drain_rate,
             refusals=Refusals(
                 MODEL, drain_rate=self.drain_rate, retry_after_s=7, metrics=self.metrics
             ),
         )
+
+    def _look(self) -> Sequence[RunningReplica]:
+        self.is_seen.set()
+        return self.replicas
+
+    async def look(self) -> None:
+        """Wait until the client has looked at the replicas again."""
+        self.is_seen.clear()
+        await self.is_seen.wait()
+
+    @property
+    def in_flight(self) -> list[asyncio.Future[None]]:
+        """The calls in flight."""
+        return [end for end in self.ends if not end.done()]
+
+    async def end(self) -> None:
+        """End the oldest call."""
+        self.in_flight[0].set_result(None)
+        await settle()
 
     async def _answer(self, call: EmbedCall) -> EmbedResult:
         end = asyncio.get_running_loop().create_future()
@@ -65,8 +85,7 @@ class Bench:
         """Send a request of inputs with these numbers of tokens."""
         inputs = tokenized(*([7] * length for length in lengths))
         task = asyncio.create_task(self.client.embed(inputs, request_id="an-id", is_bulk=is_bulk))
-        for _ in range(16):
-            await asyncio.sleep(0)
+        await settle()
         return task
 
     async def accepted(self, tokens: int) -> int:
@@ -77,6 +96,12 @@ class Bench:
                 assert isinstance(task.exception(), OverloadedError)
                 return number
         raise AssertionError("no request was refused")
+
+
+async def settle() -> None:
+    """Run the event loop until no task is ready."""
+    for _ in range(16):
+        await asyncio.sleep(0)
 
 
 async def test_a_small_request_is_one_call() -> None:
@@ -143,6 +168,52 @@ async def test_fewer_ongoing_requests_bring_the_429_earlier() -> None:
     assert accepted == {1: 11, 2: 12, 4: 14}
 
 
+async def test_a_limit_that_is_lowered_takes_effect_as_calls_end() -> None:
+    bench = Bench(replace(READY, max_ongoing_requests=4))
+    for _ in range(8):
+        await bench.send(10)
+    bench.replicas = [replace(READY, max_ongoing_requests=1)]
+    await bench.look()
+
+    in_flight = []
+    for _ in range(4):
+        in_flight.append(len(bench.in_flight))
+        await bench.end()
+
+    assert in_flight == [4, 3, 2, 1]
+    assert len(bench.in_flight) == 1
+
+
+async def test_a_new_replica_gets_calls_at_once() -> None:
+    """The calls in flight may take long, and no other request may arrive."""
+    bench = Bench(READY)
+    for _ in range(8):
+        await bench.send(10)
+    before = len(bench.in_flight)
+
+    bench.replicas = [READY, READY]
+    await bench.look()
+    await settle()
+
+    assert (before, len(bench.in_flight)) == (2, 4)
+
+
+async def test_each_request_that_ray_serve_refuses_is_counted() -> None:
+    bench = Bench(READY)
+    for _ in range(2):
+        await bench.send(10)
+    refused = [await bench.send(2), await bench.send(2)]
+    await bench.end()
+
+    bench.ends[2].set_exception(TooManyCallsError())
+
+    for task in refused:
+        with pytest.raises(OverloadedError):
+            await task
+    assert len(bench.caller.calls) == 3
+    assert counted(bench.metrics, "embeddings_overload_refusals_total", reason="serve_queue") == 2
+
+
 async def test_a_refused_request_is_counted_and_told_when_to_retry() -> None:
     bench = Bench(READY)
     await bench.accepted(10)
@@ -181,7 +252,7 @@ async def test_budget_and_limit_follow_the_settings_that_the_replicas_report() -
     await bench.send(*[2] * 8)
 
     assert [call.tokens for call in bench.caller.calls] == [2, 2]
-    bench.client._admission.limit = 120
+    assert bench.client._admission.limit == 120
 
 
 async def test_ingress_replicas_share_calls_and_limit() -> None:
@@ -247,7 +318,9 @@ async def test_a_call_waits_while_a_replica_runs() -> None:
     bench = Bench(RunningReplica(2, None), replica_wait_timeout_s=0.01)
     task = await bench.send(1)
 
-    await asyncio.wait([task], timeout=0.6)
+    for _ in range(2):
+        await bench.look()
+    await settle()
 
     assert not task.done()
     bench.ends[0].set_result(None)

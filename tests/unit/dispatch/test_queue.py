@@ -21,6 +21,10 @@ pytestmark = pytest.mark.anyio
 BUDGET = 10
 Sending = asyncio.Task[Sequence[EmbedResult]]
 UNAVAILABLE = UnavailableError("no replica", "model_unavailable")
+# How a request can end in the last test, other than with its result.
+EXPECTED = (
+    asyncio.CancelledError, InferenceError, ReplicaRejectedError, UnavailableError, ZeroDivisionError
+)  # fmt: skip
 
 
 class Bench:
@@ -353,6 +357,22 @@ async def test_an_error_reaches_exactly_the_requests_of_its_call() -> None:
     bench.assert_empty()
 
 
+async def test_a_result_that_cannot_be_read_fails_its_requests() -> None:
+    """Otherwise they would wait forever. A replica of another version may return such a result."""
+
+    async def answer(_call: EmbedCall) -> Any:
+        return "a result of another version"
+
+    bench = Bench()
+    bench.caller._answer = answer
+
+    task = await bench.send(1)
+
+    with pytest.raises(AttributeError):
+        await task
+    bench.assert_empty()
+
+
 async def test_the_first_failure_ends_a_request() -> None:
     bench = Bench(max_in_flight=2)
     large = await bench.send(1, 2, 3, 4)
@@ -457,40 +477,85 @@ async def test_a_request_that_is_cancelled_while_its_retry_pauses_is_not_sent_ag
 # Everything together.
 
 
-@pytest.mark.parametrize("seed", range(30))
-async def test_nothing_is_lost_and_nothing_is_left(seed: int) -> None:
-    """Random requests, ends, deaths, rejections and cancellations: each request gets one outcome."""
-    chance = random.Random(seed)
-    bench = Bench(max_in_flight=chance.randint(1, 4))
-    sent: list[tuple[Sending, list[list[int]]]] = []
-    for _ in range(120):
-        step = chance.random()
-        if step < 0.5:
-            inputs = [
-                [chance.randint(1, 99)] * chance.randint(1, 6) for _ in range(chance.randint(1, 8))
-            ]
-            chunks = split(tokenized(*inputs), chunk_tokens=BUDGET // 2, request_id="an-id")
-            task = asyncio.create_task(bench.queue.send(chunks, is_bulk=chance.random() < 0.4))
-            sent.append((task, inputs))
-            await settle()
-        elif step < 0.6 and sent:
-            chance.choice(sent)[0].cancel()
-            await settle()
-        elif bench.in_flight:
-            errors: list[Exception | None] = [
-                ReplicaDiedError(), ReplicaRejectedError(), ZeroDivisionError(), *[None] * 7
-            ]  # fmt: skip
-            await bench.end(chance.choice(bench.in_flight), chance.choice(errors))
-    await bench.end_all()
+class Chaos:
+    """Random events on a queue, at random turns of the event loop."""
 
-    assert all(task.done() for task, _ in sent)
-    for task, inputs in sent:
-        if task.cancelled():
-            continue
-        error = task.exception()
-        if error is None:
-            rows = [row for result in task.result() for row in result.vectors.tolist()]
-            assert rows == result_of(tokenized(*inputs)).vectors.tolist()
+    def __init__(self, seed: int) -> None:
+        self.chance = random.Random(seed)
+        self.bench = Bench(wait_timeout_s=self.chance.choice([60, -1]))
+        self.bench.caller.pause = self.pause  # type: ignore[method-assign]
+        self.sent: list[tuple[Sending, list[list[int]]]] = []
+
+    async def turns(self, most: int) -> None:
+        """Run the event loop for up to this many turns."""
+        for _ in range(self.chance.randint(0, most)):
+            await asyncio.sleep(0)
+
+    async def pause(self, *, retries: int) -> None:  # noqa: ARG002
+        """Pause before a retry, often longer than other events take."""
+        await self.turns(12)
+
+    def happen(self) -> None:
+        """Cause one event."""
+        events = [self.send, self.end, self.cancel, self.change_limits, self.fail_waiting]
+        self.chance.choices(events, weights=[40, 40, 15, 3, 2])[0]()
+
+    def send(self) -> None:
+        """Send a request, rarely a large one."""
+        count = self.chance.choice([1, 1, 1, 2, 20])
+        inputs = [[self.chance.randint(1, 99)] * self.chance.randint(1, 6) for _ in range(count)]
+        chunks = split(tokenized(*inputs), chunk_tokens=BUDGET // 2, request_id="an-id")
+        sending = self.bench.queue.send(chunks, is_bulk=self.chance.random() < 0.4)
+        self.sent.append((asyncio.create_task(sending), inputs))
+
+    def end(self) -> None:
+        """End one call, mostly with its results."""
+        errors = [ReplicaDiedError(), ReplicaRejectedError(), ZeroDivisionError()]
+        in_flight = self.bench.in_flight
+        if not in_flight:
+            return
+        end = self.bench.ends[self.chance.choice(in_flight)]
+        if self.chance.random() < 0.3:
+            end.set_exception(self.chance.choice(errors))
         else:
-            assert isinstance(error, InferenceError | ZeroDivisionError)
-    bench.assert_empty()
+            end.set_result(None)
+
+    def cancel(self) -> None:
+        """Cancel one of the last requests."""
+        if self.sent:
+            self.chance.choice(self.sent[-12:])[0].cancel()
+
+    def change_limits(self) -> None:
+        """Change the limits as the replicas do."""
+        self.bench.queue.max_in_flight = self.chance.randint(1, 4)
+        self.bench.queue.eager_calls = self.chance.randint(1, 4)
+        self.bench.queue.budget = self.chance.choice([4, BUDGET, 30])
+        self.bench.queue.start_calls()
+
+    def fail_waiting(self) -> None:
+        """Fail all chunks."""
+        self.bench.queue.fail_waiting(UNAVAILABLE, after_s=0)
+
+
+@pytest.mark.parametrize("seed", range(20))
+async def test_nothing_is_lost_and_nothing_is_left(seed: int) -> None:
+    """Each request gets its result or one of the expected errors."""
+    chaos = Chaos(seed)
+    for _ in range(300):
+        chaos.happen()
+        await chaos.turns(3)
+    await settle()
+    while chaos.bench.in_flight:
+        await chaos.bench.end_all()
+        await settle()
+
+    chaos.bench.assert_empty()
+    tasks = [task for task, _ in chaos.sent]
+    assert all(task.done() for task in tasks)
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    for outcome, (_, inputs) in zip(outcomes, chaos.sent, strict=True):
+        if isinstance(outcome, BaseException):
+            assert isinstance(outcome, EXPECTED)
+        else:
+            rows = [row for result in outcome for row in result.vectors.tolist()]
+            assert rows == result_of(tokenized(*inputs)).vectors.tolist()
