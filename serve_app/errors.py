@@ -131,7 +131,7 @@ class MethodNotAllowedError(ServiceError):
 
 
 class RequestTimeoutError(ServiceError):
-    """408: the body did not arrive in time."""
+    """408: the head or the body did not arrive in time."""
 
     status = 408
     error = "Request timeout"
@@ -167,7 +167,7 @@ class UriTooLongError(ServiceError):
 
 
 class HeadersTooLargeError(ServiceError):
-    """431: the headers of the request are larger than the limit."""
+    """431: the head of the request is larger than the limit, or has too many headers."""
 
     status = 431
     error = "Request header fields too large"

@@ -21,9 +21,18 @@ from serve_app.api.error_responses import error_reply, is_sane_request_id
 from serve_app.api.operations import OperationTable
 from serve_app.api.request import ApiRequest
 from serve_app.config.http import ErrorFormat, HttpConfig
-from serve_app.errors import InvalidRequestError, ServiceError
+from serve_app.errors import (
+    HeadersTooLargeError,
+    InvalidRequestError,
+    ServiceError,
+    UriTooLongError,
+)
 from serve_app.service.requests import Requests, RequestScope
 
+# Limits on the head of a request. Tokens of Azure AD and Keycloak with many groups come close to the size. Both proxies
+# can read larger heads (`serve_app.proxy`).
+_MAX_HEAD_BYTES = 32_768
+_MAX_HEADERS = 500
 # The response headers that scripts in a browser may read.
 _EXPOSED = (
     "x-request-id",
@@ -98,12 +107,34 @@ class RequestMiddleware:
             await response(scope, receive, send)
 
     async def _respond(self, request: RequestScope, scope: Scope, receive: Receive) -> Response:
+        _check_head(scope)
         _normalize_path(scope)
         operation = self._table.find(scope)
         request.record.route = operation.path
         if operation.needs_key:
             request.record.key = self._keys.authenticate(scope["headers"])
         return await operation.handler(ApiRequest(scope, receive, request))
+
+
+def _check_head(scope: Scope) -> None:
+    """Check the size of the target, and of the target and all headers together.
+
+    Raises:
+        UriTooLongError: the target is too long.
+        HeadersTooLargeError: there are too many headers, or they are too large.
+    """
+    headers: list[tuple[bytes, bytes]] = scope["headers"]
+    size = len(scope.get("raw_path", b"")) + len(scope.get("query_string", b""))
+    if size > _MAX_HEAD_BYTES:
+        message = f"The target of the request is longer than {_MAX_HEAD_BYTES} bytes."
+        raise UriTooLongError(message, "uri_too_long")
+    if len(headers) > _MAX_HEADERS:
+        message = f"The request has {len(headers)} headers. The maximum is {_MAX_HEADERS}."
+        raise HeadersTooLargeError(message, "headers_too_large")
+    size += sum(len(name) + len(value) for name, value in headers)
+    if size > _MAX_HEAD_BYTES:
+        message = f"The head of the request is larger than {_MAX_HEAD_BYTES} bytes."
+        raise HeadersTooLargeError(message, "headers_too_large")
 
 
 def _normalize_path(scope: Scope) -> None:

@@ -19,7 +19,7 @@ from serve_app.config.http import ErrorFormat
 from serve_app.config.models import BatchSettings, ServerConfig, format_validation_error
 from serve_app.errors import ModelLoadError
 
-_ALL_ADDRESSES = ("0.0.0.0", "::", "")  # noqa: S104 - only compared with, never bound
+_ALL_ADDRESSES = ("0.0.0.0", "::", "::0", "")  # noqa: S104  # only compared with, never bound
 
 
 class PrepareError(Exception):

@@ -36,7 +36,8 @@ class Address:
     @property
     def url(self) -> str:
         """The application's root, without a trailing slash."""
-        return f"http://{self.host}:{self.port}{self.prefix}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}{self.prefix}"
 
 
 class Progress:

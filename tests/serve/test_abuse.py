@@ -8,11 +8,12 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from http.client import HTTPResponse
 
 import pytest
 import requests
 
-from tests.support.http import post
+from tests.support.http import FLAT_ERROR_KEYS, post
 from tests.support.load import sending
 from tests.support.metrics import total
 from tests.support.server import Server, wait_for
@@ -101,6 +102,54 @@ def test_endless_headers_are_refused(server: Server) -> None:
 
         wait_for(lambda: is_closed(connection), timeout_s=20, what="the connection is closed")
     assert_others_are_served(server)
+
+
+# Requests that are odd but are HTTP, each with the status of its response.
+ODD = {
+    "unknown method": (b"BREW /health HTTP/1.1\r\n", 405),
+    "lowercase method": (b"get /health HTTP/1.1\r\n", 405),
+    "CONNECT": (b"CONNECT example.org:443 HTTP/1.1\r\n", 404),
+    "long target": (b"GET /health?" + b"a" * 20_000 + b" HTTP/1.1\r\n", 200),
+    "too long target": (b"GET /health?" + b"a" * 40_000 + b" HTTP/1.1\r\n", 414),
+    "large header": (b"GET /health HTTP/1.1\r\nAuthorization: Bearer " + b"a" * 32_000 + b"\r\n", 200),
+    "too large header": (b"GET /health HTTP/1.1\r\nAuthorization: Bearer " + b"a" * 50_000 + b"\r\n", 431),
+    "many headers": (b"GET /health HTTP/1.1\r\n" + b"x-a: 1\r\n" * 480, 200),
+    "too many headers": (b"GET /health HTTP/1.1\r\n" + b"x-a: 1\r\n" * 600, 431),
+    "HTTP/2": (b"GET /health HTTP/1.1\r\nConnection: upgrade\r\nUpgrade: h2c\r\n", 200),
+    "POST WebSocket": (b"POST /health HTTP/1.1\r\nConnection: upgrade\r\nUpgrade: websocket\r\n", 405),
+}  # fmt: skip
+
+
+@pytest.mark.both_modes
+@pytest.mark.parametrize("name", ODD)
+def test_an_odd_request_gets_json(server: Server, name: str) -> None:
+    head, status = ODD[name]
+    with connect(server) as connection:
+        connection.sendall(head + b"Host: test\r\nX-Request-ID: odd\r\n\r\n")
+        response = HTTPResponse(connection)
+        response.begin()
+        answer = json.loads(response.read())
+
+    assert response.status == status
+    assert response.headers["x-request-id"] == "odd"
+    assert status == 200 or answer.keys() == FLAT_ERROR_KEYS
+
+
+@pytest.mark.both_modes
+def test_a_client_that_closes_its_sending_side_gets_json(server: Server) -> None:
+    """Both proxies treat it as one that has left. Its request may still finish before they notice."""
+    body = json.dumps({"input": "slow " * 40}).encode()
+    head = b"POST /plumbing/v1/embeddings HTTP/1.1\r\nHost: test\r\nContent-Length: %d\r\n\r\n"
+    with connect(server) as connection:
+        connection.sendall(head % len(body) + body)
+        connection.shutdown(socket.SHUT_WR)
+        response = HTTPResponse(connection)
+        response.begin()
+        answer = json.loads(response.read())
+
+    assert response.status == 400
+    assert response.headers["x-request-id"]
+    assert answer["code"] == "invalid_http"
 
 
 @pytest.mark.parametrize(

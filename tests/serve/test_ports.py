@@ -3,6 +3,7 @@
 import contextlib
 import ipaddress
 from dataclasses import dataclass
+from pathlib import Path
 
 import grpc
 import psutil
@@ -10,9 +11,10 @@ import pytest
 import requests
 
 from serve_app.cli.process_group import session_members
-from tests.support.server import Server, wait_for
+from tests.support.applications import GUARDED
+from tests.support.server import Server, needs_ipv6, running_server, wait_for
 
-pytestmark = pytest.mark.both_modes
+pytestmark = pytest.mark.both_modes  # of the tests that use the server
 
 # One method of each of Ray's gRPC services. A port rejects the methods of other services before it checks the token.
 METHODS = (
@@ -113,3 +115,15 @@ def test_http_listens_only_on_the_configured_host(server: Server) -> None:
         # HAProxy's statistics and metrics, Ray's fallback proxy, and the ingress replicas.
         assert {8404, 9101, 8500} <= internal
         assert any(port >= 30_000 for port in internal)
+
+
+@pytest.mark.slow
+@needs_ipv6
+def test_host_0_listens_at_ipv4_and_ipv6(cache: Path) -> None:
+    """Through Ray's default proxy. The unit tests show the same for HAProxy."""
+    config = {"applications": [GUARDED]}
+
+    with running_server(config, mode="default", cache=cache, host="::0") as server:
+        urls = [server.url, server.url.replace("127.0.0.1", "[::1]")]
+
+        assert all(requests.get(f"{url}/guarded/health", timeout=30).ok for url in urls)

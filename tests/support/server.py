@@ -4,6 +4,7 @@ import contextlib
 import os
 import random
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import psutil
+import pytest
 import requests
 import yaml
 
@@ -120,6 +122,17 @@ def wait_for(condition: Callable[[], bool], *, timeout_s: float, what: str) -> N
         time.sleep(0.1)
 
 
+def _has_ipv6() -> bool:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
+needs_ipv6 = pytest.mark.skipif(not _has_ipv6(), reason="this machine has no IPv6")
+
+
 def answers(url: str, others: list[tuple[int, str]] | None = None) -> bool:
     """Return whether a GET request gets a 200.
 
@@ -135,18 +148,21 @@ def answers(url: str, others: list[tuple[int, str]] | None = None) -> bool:
 
 
 @contextmanager
-def running_server(config: Mapping[str, Any], *, mode: ProxyMode, cache: Path) -> Iterator[Server]:
+def running_server(
+    config: Mapping[str, Any], *, mode: ProxyMode, cache: Path, host: str = "127.0.0.1"
+) -> Iterator[Server]:
     """Run a server with `serve run` until the block ends, then stop all its processes.
 
     Args:
         config: the contents of the Serve config file, without `http_options`.
         mode: the proxy mode.
         cache: the folder for converted models.
+        host: the address to listen on, which must include 127.0.0.1.
     """
     folder = Path(tempfile.mkdtemp(prefix="srv", dir="/tmp"))  # Ray's sockets need a short path
     port = free_port()
     path = folder / "serve_config.yaml"
-    path.write_text(yaml.safe_dump({**config, "http_options": {"host": "127.0.0.1", "port": port}}))
+    path.write_text(yaml.safe_dump({**config, "http_options": {"host": host, "port": port}}))
     environment = _environment(mode, folder, cache)
     command = [str(Path(sys.executable).with_name("serve")), "run", str(path)]
     session = Session.start(command, environment, folder / "serve_run.log")

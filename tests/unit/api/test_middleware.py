@@ -115,6 +115,39 @@ async def test_an_error_response_has_the_request_id() -> None:
     assert response.headers["x-request-id"] == "an-id"
 
 
+# The size of the head.
+
+
+async def test_a_head_within_the_limits_is_accepted() -> None:
+    headers = {f"x-{number}": "1" for number in range(480)}
+
+    many = await send(build(answering), **headers)
+    large = await send(build(answering), authorization="Bearer " + "a" * 32_000)
+    long = await send(build(answering), path="/open?" + "a" * 32_000)
+
+    assert {many.status_code, large.status_code, long.status_code} == {200}
+
+
+async def test_a_longer_target_is_414() -> None:
+    response = await send(build(answering), path="/open?" + "a" * 33_000)
+
+    assert response.status_code == 414
+    assert response.json()["code"] == "uri_too_long"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"x-large": "a" * 33_000}, {f"x-{number}": "1" for number in range(501)}],
+    ids=["large", "many"],
+)
+async def test_larger_or_more_headers_are_431(headers: dict[str, str]) -> None:
+    response = await send(build(answering), x_request_id="an-id", **headers)
+
+    assert response.status_code == 431
+    assert response.json()["code"] == "headers_too_large"
+    assert response.headers["x-request-id"] == "an-id"
+
+
 # Operations.
 
 

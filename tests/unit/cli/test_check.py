@@ -25,6 +25,7 @@ def test_shipped_configs_pass_the_check() -> None:
     [
         ("{}", Address("localhost", 8000)),
         ("{http_options: {host: 0.0.0.0, port: 9000}}", Address("localhost", 9000)),
+        ("{http_options: {host: '::0'}}", Address("localhost", 8000)),
         ("{http_options: {host: 127.0.0.1}}", Address("127.0.0.1", 8000)),
     ],
 )

@@ -194,6 +194,7 @@ def test_progress_is_printed_on_changes_and_periodically() -> None:
 
 def test_the_url_of_an_address_has_no_trailing_slash() -> None:
     assert Address("localhost", 8000, "/embed").url == "http://localhost:8000/embed"
+    assert Address("::1", 8000).url == "http://[::1]:8000"
 
 
 def test_ray_folder_finds_the_cluster_of_a_process(tmp_path: Path) -> None:
