@@ -98,18 +98,22 @@ def test_a_server_whose_replicas_are_full_is_ready(server: Server) -> None:
 
 
 def test_a_refusal_of_ray_serve_is_the_same_429(server: Server) -> None:
-    if server.mode == "default":
-        pytest.skip(
-            "Ray Serve counts a call as queued only until it is assigned, which takes too short a time"
-        )
+    """Another handle keeps the replica full, so that Ray Serve queues one call of each ingress replica."""
     start(server, BOUNDED)
     before = refusals(server, "serve_queue")
 
-    # Each ingress replica sends a second call while the first one is in flight. Ray Serve counts that one as queued.
-    outcome = crowd(server, BOUNDED, "slow", 60)
+    with ThreadPoolExecutor(1) as other:
+        occupied = other.submit(server.run_script, "occupy.py", "plumbing", BOUNDED, "15")
+        wait_for(
+            lambda: max(states(server, BOUNDED), default=0) > 8 or occupied.done(),
+            timeout_s=60,
+            what="the replica is full",
+        )
+        outcome = crowd(server, BOUNDED, "slow", 40)
+        occupied.result()
 
-    assert outcome.count(200) + outcome.count(429) == 60
-    assert refusals(server, "serve_queue") > before
+    assert outcome.count(200) + outcome.count(429) == 40
+    assert refusals(server, "serve_queue") - before == outcome.count(429) > 0
     refused = [answer for answer in outcome.answers if answer.status_code == 429]
     for answer in refused:
         assert answer.json().keys() == FLAT_ERROR_KEYS

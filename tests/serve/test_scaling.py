@@ -44,11 +44,11 @@ class Load:
         answer = post(self._server.plumbing_url, {"input": SLOW, "model": ELASTIC})
         self.statuses[answer.status_code] += 1
 
-    def hold(self, seconds: float) -> None:
-        """Send for some seconds and record the number of replicas over time."""
+    def hold(self, seconds: float, *, until: int | None = None) -> None:
+        """Send for some seconds, or until there is this number of replicas, and record their number over time."""
         self._starter.start()
         end = time.monotonic() + seconds
-        while time.monotonic() < end:
+        while time.monotonic() < end and self.replicas[-1:] != [until]:
             self.replicas.append(len(replicas(self._server, ELASTIC)))
             self._ends.wait(0.25)
         self._ends.set()
@@ -63,8 +63,8 @@ def test_replicas_follow_the_load(server: Server) -> None:
 
     low, high, low_again = Load(server, 0.5), Load(server, 2.0), Load(server, 0.5)
     low.hold(8)
-    high.hold(25)
-    low_again.hold(15)
+    high.hold(90, until=MOST)
+    low_again.hold(60, until=1)
 
     assert set(low.statuses + high.statuses + low_again.statuses) == {200}
     assert set(low.replicas) == {1}

@@ -71,7 +71,7 @@ PLUMBING: dict[str, Any] = {
             # These two differ in one setting.
             _on_demand(STRICT, max_ongoing_requests=1),
             _on_demand(WIDE, max_ongoing_requests=8),
-            _on_demand(BOUNDED, max_ongoing_requests=8, max_queued_requests=1),
+            _on_demand(BOUNDED, max_ongoing_requests=12, max_queued_requests=1),
             # Scales up within seconds, but its queue is full before that.
             _on_demand(
                 CROWDED,
