@@ -5,7 +5,8 @@ to the router of every handle. Neither step is a call that `max_ongoing_requests
 state too. A broadcast, in contrast, waits until the replica has a free slot, and takes the slot from a call.
 
 Ray Serve offers the states only to a request router, which may not exist before the first call. This module therefore
-reads private attributes of Ray Serve's handle. `connect` fails if a later version of Ray does not have them.
+reads private attributes of Ray Serve's handle. `connect` fails if a version of Ray lacks those that are
+used before the first call.
 """
 
 from dataclasses import fields

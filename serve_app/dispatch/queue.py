@@ -9,15 +9,16 @@ Theory of operation. Each chunk is waiting, in flight or done:
   request. Under load, a call therefore carries a full batch. Without load, a chunk is sent at once.
   A large request that is alone is sent in calls of half a budget, so that a request that arrives
   later waits less. While at least `eager_calls` calls run, only full calls are sent: those that
-  leave out a chunk for lack of budget. More calls at once would otherwise only be smaller ones.
+  use up the budget, leave out a chunk that does not fit, or retry a chunk. Otherwise, more calls at
+  once would only be smaller ones.
 - A chunk is *done* when it has a result or an error, or when its request was cancelled. Then it
   leaves the queue. A call is cancelled once all its chunks are done.
 
 The virtual clock counts the tokens that were sent. The first chunk of a request starts at the time
 of its arrival. Each later chunk starts later than its predecessor, by `_PACE` times the
-predecessor's tokens, so that requests that arrive later find room between the chunks of a large one.
-They get half of the tokens sent before they delay it, and two thirds if they alone would use all
-tokens. This is start-time fair queueing in which each request is a flow. The clock never stands
+predecessor's tokens, so that requests that arrive later find room between the chunks of a large one:
+they can take up to half of the tokens sent without delaying it, and take two thirds if they alone
+could keep the replicas busy. This is start-time fair queueing in which each request is a flow. The clock never stands
 still while tokens are sent, so a steady stream of new requests cannot starve an old one.
 
 Two events move a chunk from in flight back to waiting:
@@ -56,7 +57,8 @@ from serve_app.dispatch.drain_rate import DrainRate
 from serve_app.messages import EmbedCall, EmbedResult
 
 # Embedding is idempotent, so a chunk can be sent again after its replica died. A replica holds at
-# most one retry at a time. A chunk that two replicas held when they died is therefore the cause.
+# most one retry at a time. A chunk that two replicas held when they died is therefore taken for the
+# cause.
 _MAX_ATTEMPTS = 2
 # Distance between the virtual start times of a request's chunks, in multiples of their tokens.
 _PACE = 2
@@ -310,7 +312,7 @@ class CallQueue:
 
 
 def _fill_call(waiting: Iterable[_Ticket], *, budget: int) -> tuple[list[_Ticket], bool]:
-    """Return the chunks of one call, and whether others do not fit.
+    """Return the chunks of one call, and whether the call is full.
 
     A call has at most one chunk of each request. A retried chunk is a call of its own.
     """

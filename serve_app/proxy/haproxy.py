@@ -5,8 +5,8 @@ Ray Serve has written, then replaces itself with HAProxy. What the patches chang
 
 - HAProxy's own responses are JSON with a request id. HAProxy responds itself while no application is deployed, when an
   ingress replica has died, and when a body does not arrive.
-- A request is sent to another replica if the first one died before it sent any part of a response. This is safe because
-  embedding is idempotent.
+- A request is sent to another replica if the first one died before it sent any part of a response. This is safe for
+  embedding, which is idempotent. It applies to other applications in the cluster, too.
 - Requests may have more than 101 headers, so that the server's own limit applies (`serve_app.api.middleware`). The size
   of a head is limited by `RAY_SERVE_HAPROXY_TUNE_BUFSIZE`.
 - The ingress replicas' HTTP parser rejects unknown methods, and stops at an offer to upgrade to HTTP/2. So an unknown

@@ -134,6 +134,8 @@ class _Rewriter:
         for name in _KEPT_HEADERS:
             if name in headers:
                 merged[name.encode()] = headers[name].encode()
+        if "retry-after" in headers:  # the error's own delay differs
+            merged.pop(b"retry-after-ms", None)
         start = {"type": "http.response.start", "status": status, "headers": [*merged.items()]}
         await self._send(start)
         await self._send({"type": "http.response.body", "body": body})

@@ -33,8 +33,8 @@ from serve_app.tokenization.tokenizer import Prompt
 # 2 ms.
 _INLINE_CHARACTERS = 10_000
 _TOKENIZER_THREADS = 2
-# Tokenizing a request of at least this many characters takes seconds and gigabytes, so such requests are tokenized one
-# at a time, in a thread of their own.
+# Tokenizing a request of this many characters can take a second and a quarter of a gigabyte, and a larger one more. Such
+# requests are therefore tokenized one at a time, in a thread of their own.
 _LARGE_CHARACTERS = 1_000_000
 
 _FAILURE_MESSAGES = {
@@ -71,7 +71,7 @@ class EmbeddingService:
         self._cl100k = cl100k
 
     def not_ready(self) -> list[str]:
-        """Return the names of the embedding models that have no ready replica."""
+        """Return the names of the embedding models that are not ready."""
         return [model.name for model in self.models.embedding if not model.embedder.is_ready]
 
     async def embed(

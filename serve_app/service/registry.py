@@ -31,7 +31,7 @@ class Embedder(Protocol):
 
     @property
     def is_ready(self) -> bool:
-        """Whether at least one replica can embed now."""
+        """Whether a replica can embed now, or the first request would start one."""
 
 
 @dataclass(frozen=True, slots=True)

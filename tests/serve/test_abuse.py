@@ -104,11 +104,12 @@ def test_endless_headers_are_refused(server: Server) -> None:
     assert_others_are_served(server)
 
 
+KEY = b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n"
 # Requests that are odd but are HTTP, each with the status of its response.
 ODD = {
     "unknown method": (b"BREW /health HTTP/1.1\r\n", 405),
     "lowercase method": (b"get /health HTTP/1.1\r\n", 405),
-    "CONNECT": (b"CONNECT example.org:443 HTTP/1.1\r\n", 404),
+    "CONNECT": (b"CONNECT example.org:443 HTTP/1.1\r\nHost: example.org:443\r\n", 404),
     "long target": (b"GET /health?" + b"a" * 20_000 + b" HTTP/1.1\r\n", 200),
     "too long target": (b"GET /health?" + b"a" * 40_000 + b" HTTP/1.1\r\n", 414),
     "large header": (b"GET /health HTTP/1.1\r\nAuthorization: Bearer " + b"a" * 32_000 + b"\r\n", 200),
@@ -116,7 +117,7 @@ ODD = {
     "many headers": (b"GET /health HTTP/1.1\r\n" + b"x-a: 1\r\n" * 480, 200),
     "too many headers": (b"GET /health HTTP/1.1\r\n" + b"x-a: 1\r\n" * 600, 431),
     "HTTP/2": (b"GET /health HTTP/1.1\r\nConnection: upgrade\r\nUpgrade: h2c\r\n", 200),
-    "POST WebSocket": (b"POST /health HTTP/1.1\r\nConnection: upgrade\r\nUpgrade: websocket\r\n", 405),
+    "POST WebSocket": (b"POST /health HTTP/1.1\r\nConnection: upgrade\r\nUpgrade: websocket\r\n" + KEY, 405),
 }  # fmt: skip
 
 
@@ -124,8 +125,9 @@ ODD = {
 @pytest.mark.parametrize("name", ODD)
 def test_an_odd_request_gets_json(server: Server, name: str) -> None:
     head, status = ODD[name]
+    host = b"" if b"Host: " in head else b"Host: test\r\n"
     with connect(server) as connection:
-        connection.sendall(head + b"Host: test\r\nX-Request-ID: odd\r\n\r\n")
+        connection.sendall(head + host + b"X-Request-ID: odd\r\n\r\n")
         response = HTTPResponse(connection)
         response.begin()
         answer = json.loads(response.read())
