@@ -78,8 +78,9 @@ class BatchSettings(Settings):
                 "Maximum number of tokens that wait for each model replica. Tokens wait while the "
                 "replicas hold as many calls as `deployment.max_ongoing_requests` allows. The limit "
                 "counts the tokens that wait in all ingress replicas together. Requests above it are "
-                "rejected with 429. A request of any size is accepted if no other one waits. Ingress replicas discover each other within seconds of a burst; "
-                "until then, each one may accept up to the full limit."
+                "rejected with 429. A request of any size is accepted if no other one waits. Ingress "
+                "replicas discover each other within seconds of a burst; until then, each one may "
+                "accept up to the full limit."
             )
         ),
     ] = 200_000

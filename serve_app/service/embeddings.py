@@ -33,8 +33,8 @@ from serve_app.tokenization.tokenizer import Prompt
 # 2 ms.
 _INLINE_CHARACTERS = 10_000
 _TOKENIZER_THREADS = 2
-# Tokenizing a request of this many characters can take a second and a quarter of a gigabyte, and a larger one more. Such
-# requests are therefore tokenized one at a time, in a thread of their own.
+# Tokenizing a request of this many characters can take a second and a quarter of a gigabyte, and a larger one more.
+# Such requests are therefore tokenized one at a time, in a thread of their own.
 _LARGE_CHARACTERS = 1_000_000
 
 _FAILURE_MESSAGES = {

