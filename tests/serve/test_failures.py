@@ -9,7 +9,7 @@ import requests
 import yaml
 
 from tests.support.http import FLAT_ERROR_KEYS, post
-from tests.support.metrics import known_replicas, replicas, total
+from tests.support.metrics import known_replicas, replicas
 from tests.support.server import Server, answers, wait_for
 
 
