@@ -140,8 +140,7 @@ class ReplicaState:
 
     Attributes:
         replica: the replica's id, unique in the cluster.
-        queued_calls: the calls that wait for the model; each carries one or more chunks.
-        queued_tokens: the number of tokens in those calls.
+        ongoing_calls: the number of calls in the replica; each carries one or more chunks.
         busy_seconds: the total seconds that the model's thread has been busy since the replica started. This includes
             the time to load the model.
         memory_bytes: the resident memory of the replica's process, in bytes.
@@ -152,8 +151,7 @@ class ReplicaState:
     """
 
     replica: str
-    queued_calls: int
-    queued_tokens: int
+    ongoing_calls: int
     busy_seconds: float
     memory_bytes: int
     max_batch_tokens: int

@@ -1,27 +1,7 @@
-"""Token budget arithmetic, shared by the ingress's queue, the replicas' gate and the code that splits requests.
-
-The functions are pure: they only read numbers of tokens.
-"""
-
-from collections.abc import Iterable
+"""Splits inputs by a token budget: a request's into chunks, and a batch's into forward passes."""
 
 import numpy as np
 import numpy.typing as npt
-
-
-def take_batch(costs: Iterable[int], *, budget: int) -> int:
-    """Return how many of the first costs fit the budget together.
-
-    The first cost always counts as fitting, so that a queue never stalls. The function stops reading
-    `costs` at the first one that does not fit.
-    """
-    count = total = 0
-    for cost in costs:
-        total += cost
-        if count and total > budget:
-            break
-        count += 1
-    return count
 
 
 def split_by_budget(lengths: npt.NDArray[np.int32], *, budget: int) -> list[slice]:

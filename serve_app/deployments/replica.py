@@ -1,7 +1,7 @@
 """The deployment of one model: each replica holds the model and batches incoming calls.
 
-A replica is a thin wrapper. The gate admits calls, `@serve.batch` combines them into one batch, and
-the model's thread encodes the batch. This module does not depend on HTTP, on texts or on metrics.
+A replica is a thin wrapper. `@serve.batch` combines the calls that wait into one batch, and the
+model's thread encodes it. This module does not depend on HTTP, on texts or on metrics.
 """
 
 import asyncio
@@ -18,7 +18,6 @@ from pydantic import ValidationError
 from ray import serve
 
 from serve_app.config.models import BatchSettings, ModelConfig, format_validation_error
-from serve_app.deployments.batch_gate import Gate
 from serve_app.deployments.load_report import LoadReport
 from serve_app.deployments.model_thread import ModelThread, ModelThreadError
 from serve_app.encoder import Encoder, EncoderBrokenError, default_batch_tokens, load_encoder
@@ -27,14 +26,14 @@ from serve_app.messages import EmbedCall, EmbedResult, ReplicaRejected, ReplicaS
 
 logger = logging.getLogger("ray.serve.embeddings")
 
-# Calls in one batch of `@serve.batch`. The token budget, which the gate keeps, is what bounds a batch in practice.
+# Most calls in one batch. `reconfigure` lowers it to half of `max_ongoing_requests`: to one, by default.
 _MAX_BATCH_CALLS = 256
 # Time for a failed replica to send its last replies before its process exits.
 _EXIT_DELAY_S = 0.2
 
 
 class EmbeddingReplica:
-    """One loaded model behind a gate.
+    """One loaded model.
 
     Args:
         model: the model's settings.
@@ -50,7 +49,7 @@ class EmbeddingReplica:
         self._thread.start()
         # The thread that computes also loads the model: OpenMP and CUDA keep state per thread.
         self._encoder: Encoder = self._thread.submit(self._load).result()
-        self._gate = Gate(budget=self._budget, max_calls=_MAX_BATCH_CALLS)
+        self._ongoing_calls = 0
         self._is_ending = False
         self._has_retry = False
         # Loading does not count as busy time.
@@ -92,13 +91,10 @@ class EmbeddingReplica:
         # together hold more calls than `max_ongoing_requests`.
         calls = max(self._model.deployment.max_ongoing_requests // 2, 1)
         self._encode.set_max_batch_size(min(calls, _MAX_BATCH_CALLS))
-        self._gate.max_calls = min(calls, _MAX_BATCH_CALLS)
-        self._gate.budget = self._budget
-        self._gate.open()
         logger.info("batch settings: %s", self._settings.model_dump())
 
     async def embed(self, call: EmbedCall) -> EmbedResult | ReplicaRejected:
-        """Encode the inputs of one call once the gate admits it.
+        """Encode the inputs of one call.
 
         The replica rejects the call in two cases:
 
@@ -121,15 +117,17 @@ class EmbeddingReplica:
             self._has_retry = False
 
     async def _embed(self, call: EmbedCall) -> EmbedResult:
+        self._ongoing_calls += 1
         try:
-            async with self._gate.enter(call.tokens):
-                result: EmbedResult = await self._encode(call)
-                return result
+            result: EmbedResult = await self._encode(call)
         except (EncoderBrokenError, ModelThreadError) as error:
             self._end(type(error).__name__, call.request_id)
             raise UnavailableError(
                 "The model's replica is being replaced.", "model_unavailable"
             ) from None
+        finally:
+            self._ongoing_calls -= 1
+        return result
 
     # Two batches at once: one is computed and one is ready in the model thread's queue.
     @serve.batch(  # type: ignore[untyped-decorator]
@@ -154,11 +152,10 @@ class EmbeddingReplica:
             return {}
         state = ReplicaState(
             replica=self._name,
-            queued_calls=self._gate.queued_calls,
-            queued_tokens=self._gate.queued_tokens,
+            ongoing_calls=self._ongoing_calls,
             busy_seconds=self._thread.busy_seconds,
             memory_bytes=psutil.Process().memory_info().rss,
-            max_batch_tokens=self._gate.budget,
+            max_batch_tokens=self._budget,
             max_queued_tokens=self._settings.max_queued_tokens,
             callers=self._load_report.callers(),
         )

@@ -207,12 +207,9 @@ def _replica_families(models: Mapping[str, Iterable[ReplicaState]]) -> list[Metr
     """Return the metric families of the models' replicas."""
     name, labels = "embeddings_replica", ["model", "replica"]
     calls = GaugeMetricFamily(
-        f"{name}_queued_calls",
-        "Calls waiting in the replica. Each call carries one or more chunks.",
+        f"{name}_ongoing_calls",
+        "Calls in the replica, computed or ready. Each call carries one or more chunks.",
         labels=labels,
-    )
-    tokens = GaugeMetricFamily(
-        f"{name}_queued_tokens", "Tokens waiting in the replica.", labels=labels
     )
     busy = CounterMetricFamily(
         f"{name}_busy_seconds",
@@ -225,11 +222,10 @@ def _replica_families(models: Mapping[str, Iterable[ReplicaState]]) -> list[Metr
     for model, states in models.items():
         for state in states:
             values = [model, state.replica]
-            calls.add_metric(values, state.queued_calls)
-            tokens.add_metric(values, state.queued_tokens)
+            calls.add_metric(values, state.ongoing_calls)
             busy.add_metric(values, state.busy_seconds)
             memory.add_metric(values, state.memory_bytes)
-    return [calls, tokens, busy, memory]
+    return [calls, busy, memory]
 
 
 class _Gathered(CollectorRegistry):

@@ -52,8 +52,7 @@ MODEL, ALIAS, RANKER = "acme/tiny", "tiny", "acme/ranker"
 RANKER_REASON = "it is BertForSequenceClassification"
 IDLE_REPLICA = ReplicaState(
     "r1",
-    queued_calls=0,
-    queued_tokens=0,
+    ongoing_calls=0,
     busy_seconds=0,
     memory_bytes=0,
     max_batch_tokens=10,

@@ -52,7 +52,7 @@ def _yaml(value: object) -> str:
 
 def metrics_table() -> str:
     """Return every metric with its type and meaning, from a scrape that has a sample of each."""
-    state = ReplicaState("r", 0, 0, 0.0, 0, 0, 0)
+    state = ReplicaState("r", 0, 0.0, 0, 0, 0)
     text = exposition({"r": Metrics().snapshot()}, {"m": [state]}).decode()
     helps = dict(re.findall(r"^# HELP (\S+) (.*)$", text, re.MULTILINE))
     kinds = dict(re.findall(r"^# TYPE (\S+) (.*)$", text, re.MULTILINE))

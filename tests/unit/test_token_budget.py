@@ -3,31 +3,8 @@ from itertools import pairwise
 import numpy as np
 from hypothesis import given
 
-from serve_app.token_budget import split_by_budget, take_batch
+from serve_app.token_budget import split_by_budget
 from tests.support.strategies import budgets, costs, some_costs
-
-
-@given(some_costs, budgets)
-def test_a_batch_takes_everything_that_fits(costs: list[int], budget: int) -> None:
-    count = take_batch(costs, budget=budget)
-
-    assert count >= 1
-    assert sum(costs[:count]) <= budget or count == 1
-    assert count == len(costs) or sum(costs[: count + 1]) > budget
-
-
-def test_an_empty_queue_gives_an_empty_batch() -> None:
-    assert take_batch([], budget=10) == 0
-
-
-def test_a_batch_reads_no_further_than_the_first_misfit() -> None:
-    """A long queue must not make a batch slower."""
-    costs = iter([6, 6, 6, 6])
-
-    count = take_batch(costs, budget=10)
-
-    assert count == 1
-    assert list(costs) == [6, 6]
 
 
 @given(costs, budgets)

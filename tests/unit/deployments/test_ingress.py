@@ -56,8 +56,7 @@ REPLICA = "replica-1"
 MARKER = "xyzzy"
 STATE = ReplicaState(
     replica=REPLICA,
-    queued_calls=2,
-    queued_tokens=17,
+    ongoing_calls=2,
     busy_seconds=3.0,
     memory_bytes=1000,
     max_batch_tokens=2048,
@@ -596,10 +595,10 @@ async def test_the_states_of_replicas_arrive_before_the_first_call(
 
 
 async def test_a_scrape_has_the_states_of_the_model_s_replicas(build: Build) -> None:
-    (tokens,) = await scrape(build(), "embeddings_replica_queued_tokens")
+    (calls,) = await scrape(build(), "embeddings_replica_ongoing_calls")
 
-    assert tokens.labels == {"model": MODEL, "replica": REPLICA}
-    assert tokens.value == 17
+    assert calls.labels == {"model": MODEL, "replica": REPLICA}
+    assert calls.value == 2
 
 
 async def test_a_snapshot_names_its_replica(build: Build) -> None:

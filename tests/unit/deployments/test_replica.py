@@ -188,7 +188,7 @@ async def test_a_batch_is_cut_back_to_its_calls(build: Build, encoder: FakeEncod
     first = asyncio.create_task(replica.embed(call_of([0], [0], [0])))
     await encoder.begins()
     calls = [asyncio.create_task(replica.embed(call)) for call in (one, two)]
-    await until(lambda: replica._gate.queued_calls == 2)
+    await until(lambda: replica._ongoing_calls == 3)
 
     encoder.may_end.set()
     await first
@@ -323,7 +323,7 @@ async def test_other_calls_are_accepted_beside_a_retry(build: Build, encoder: Fa
     retry = asyncio.create_task(replica.embed(call_of([1], is_retry=True)))
     await encoder.begins()
     other = asyncio.create_task(replica.embed(call_of([2])))
-    await until(lambda: replica._gate.queued_calls == 1)
+    await until(lambda: replica._ongoing_calls == 2)
 
     encoder.may_end.set()
 
@@ -531,25 +531,6 @@ async def test_without_a_token_budget_the_device_s_default_applies(
     assert encoder.budgets == [2048]
 
 
-async def test_a_smaller_budget_admits_a_call_that_waits(
-    build: Build, encoder: FakeEncoder
-) -> None:
-    replica = build()
-    encoder.may_end.clear()
-    running = asyncio.create_task(replica.embed(call_of([1])))
-    await encoder.begins()
-    waiting = asyncio.create_task(replica.embed(call_of([1, 2, 3])))
-    await until(lambda: replica._gate.queued_calls == 1)
-
-    replica.reconfigure({"max_batch_tokens": 3})
-    state = await state_of(replica)
-    encoder.may_end.set()
-    await asyncio.gather(running, waiting)
-
-    assert state is not None
-    assert state.queued_calls == 0
-
-
 @pytest.mark.parametrize(
     ("max_ongoing_requests", "calls"), [(1, 1), (64, 32), (512, 256), (4000, 256)]
 )
@@ -561,7 +542,7 @@ async def test_two_batches_hold_no_more_calls_than_a_replica(
 
     replica.reconfigure({})
 
-    assert replica._encode._get_max_batch_size() == replica._gate.max_calls == calls
+    assert replica._encode._get_max_batch_size() == calls
 
 
 @pytest.mark.parametrize(
@@ -593,7 +574,7 @@ async def test_invalid_settings_are_logged_and_ignored(
 # Reports.
 
 
-async def test_the_state_describes_the_replica_and_its_queue(
+async def test_the_state_describes_the_replica(
     build: Build, encoder: FakeEncoder, clock: Clock
 ) -> None:
     replica = build(max_queued_tokens=500)
@@ -601,7 +582,7 @@ async def test_the_state_describes_the_replica_and_its_queue(
     calls = [asyncio.create_task(replica.embed(call_of([1])))]
     await encoder.begins()
     calls += [asyncio.create_task(replica.embed(call_of([1, 2], [3]))) for _ in range(2)]
-    await until(lambda: replica._gate.queued_calls == 2)
+    await until(lambda: replica._ongoing_calls == 3)
     clock.now += 4
 
     state = await state_of(replica)
@@ -610,7 +591,7 @@ async def test_the_state_describes_the_replica_and_its_queue(
 
     assert state is not None
     assert state.replica == NAME
-    assert (state.queued_calls, state.queued_tokens) == (2, 6)
+    assert state.ongoing_calls == 3
     assert state.busy_seconds == 4
     assert (state.max_batch_tokens, state.max_queued_tokens) == (2048, 500)
     assert state.memory_bytes > 1_000_000

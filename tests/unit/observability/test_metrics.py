@@ -10,8 +10,7 @@ from tests.support.fakes import counted, result_of, tokenized
 
 STATE = ReplicaState(
     "r1",
-    queued_calls=3,
-    queued_tokens=40,
+    ongoing_calls=3,
     busy_seconds=1.5,
     memory_bytes=1000,
     max_batch_tokens=10,
@@ -93,8 +92,7 @@ def test_a_scrape_contains_the_series_of_all_replicas() -> None:
     quiet, busy = Metrics().snapshot(), used().snapshot()
     other = ReplicaState(
         "r2",
-        queued_calls=0,
-        queued_tokens=0,
+        ongoing_calls=0,
         busy_seconds=9,
         memory_bytes=2000,
         max_batch_tokens=10,
@@ -119,8 +117,7 @@ def test_a_scrape_contains_the_state_of_a_model_replica() -> None:
 
     values = {name: [s.value for s in family.samples] for name, family in families.items()}
     assert values == {
-        "embeddings_replica_queued_calls": [3],
-        "embeddings_replica_queued_tokens": [40],
+        "embeddings_replica_ongoing_calls": [3],
         "embeddings_replica_busy_seconds": [1.5],
         "embeddings_replica_memory_bytes": [1000],
     }
