@@ -17,8 +17,8 @@ from serve_app.api.auth import ApiKeys
 from serve_app.checkpoints.metadata import read_checkpoint
 from serve_app.config.http import HttpConfig
 from serve_app.config.models import ModelConfig, ServerConfig
+from serve_app.deployments.broadcast import ask_all
 from serve_app.deployments.running_replicas import connect, running_replicas
-from serve_app.dispatch.broadcast import ask_all
 from serve_app.dispatch.calls import ReplicaCaller
 from serve_app.dispatch.client import ClientSettings, ModelClient
 from serve_app.dispatch.drain_rate import DrainRate

@@ -9,7 +9,7 @@ from grpc.aio import AioRpcError, Metadata
 from ray.exceptions import ActorDiedError
 from ray.serve.exceptions import DeploymentUnavailableError
 
-from serve_app.dispatch.broadcast import ask_all
+from serve_app.deployments.broadcast import ask_all
 
 pytestmark = pytest.mark.anyio
 
