@@ -12,6 +12,7 @@ application.
 import math
 import re
 from collections.abc import Iterable
+from http import HTTPStatus
 
 from pydantic import BaseModel
 
@@ -65,6 +66,19 @@ def error_reply(
     if not error.may_retry:
         headers.append((b"x-should-retry", b"false"))
     return error.status, headers, body
+
+
+def error_message(error: ServiceError, *, error_format: ErrorFormat, more: Headers = ()) -> bytes:
+    """Return an error as a whole HTTP/1.1 response. `auto` means `flat`.
+
+    Args:
+        error: the error to report.
+        error_format: as in `error_reply`.
+        more: further headers.
+    """
+    status, headers, body = error_reply(error, error_format=error_format, request_headers=())
+    head = b"".join(b"%b: %b\r\n" % header for header in (dict(headers) | dict(more)).items())
+    return b"HTTP/1.1 %d %b\r\n%b\r\n%b" % (status, HTTPStatus(status).phrase.encode(), head, body)
 
 
 def _wants_openai(error_format: ErrorFormat, request_headers: Headers) -> bool:

@@ -11,9 +11,9 @@ from collections.abc import Callable
 
 from serve_app.deployments.autoscaling import BUSY, WAITING_S
 
-# A reported backlog expires after this many seconds, or the last report of an ingress replica that
-# died would count forever.
-_BACKLOG_S = 10.0
+# A reported backlog expires after this many seconds, and at the earliest after this many times the
+# last batch, or the last report of an ingress replica that died would count forever.
+_BACKLOG_S, _BACKLOG_BATCHES = 10.0, 4
 # Time constant of the throughput average, in seconds of inference.
 _MEMORY_S = 10.0
 
@@ -32,7 +32,7 @@ class LoadReport:
         self._clock = clock
         # The time of the last report and the number of waiting tokens, by ingress replica.
         self._backlogs: dict[str, tuple[float, int]] = {}
-        self._tokens = self._seconds = 0.0
+        self._tokens = self._seconds = self._batch_s = 0.0
         self._since, self._busy_seconds = clock(), busy_seconds
 
     def computed(self, tokens: int, seconds: float) -> None:
@@ -42,6 +42,7 @@ class LoadReport:
             tokens: the number of tokens in the batch, without padding.
             seconds: the inference time of the batch.
         """
+        self._batch_s = seconds
         kept = math.exp(-seconds / _MEMORY_S)
         self._tokens = self._tokens * kept + tokens
         self._seconds = self._seconds * kept + seconds
@@ -57,10 +58,11 @@ class LoadReport:
 
     def _drop_expired(self) -> None:
         now = self._clock()
+        expires_s = max(_BACKLOG_S, _BACKLOG_BATCHES * self._batch_s)
         self._backlogs = {
             name: (reported_at, tokens)
             for name, (reported_at, tokens) in self._backlogs.items()
-            if now - reported_at < _BACKLOG_S
+            if now - reported_at < expires_s
         }
 
     def report(self, busy_seconds: float) -> dict[str, float]:

@@ -111,10 +111,15 @@ class EmbeddingReplica:
         if not call.is_retry:
             return await self._embed(call)
         self._has_retry = True
-        try:
-            return await self._embed(call)
-        finally:
-            self._has_retry = False
+        embedding = asyncio.create_task(self._embed(call))
+        embedding.add_done_callback(self._retry_ended)
+        return await asyncio.shield(embedding)
+
+    def _retry_ended(self, embedding: asyncio.Future[EmbedResult]) -> None:
+        # Not when its caller leaves: the batch may still be computed, and end this process.
+        self._has_retry = False
+        if not embedding.cancelled():
+            embedding.exception()  # asyncio would log one that nobody retrieves
 
     async def _embed(self, call: EmbedCall) -> EmbedResult:
         self._ongoing_calls += 1

@@ -42,7 +42,8 @@ def running_replicas(handle: DeploymentHandle) -> list[RunningReplica]:
     if router._request_router is None:  # no call has been made yet
         replicas = router._running_replicas or ()
     else:
-        replicas = router._request_router.curr_replicas.values()
+        # A copy: Ray Serve may change the dict in another thread.
+        replicas = tuple(router._request_router.curr_replicas.values())
     return [_read(replica.max_ongoing_requests, replica.routing_stats) for replica in replicas]
 
 

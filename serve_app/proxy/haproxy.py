@@ -30,7 +30,7 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from serve_app.api.error_responses import SANE_REQUEST_ID, error_reply
+from serve_app.api.error_responses import SANE_REQUEST_ID, error_message
 from serve_app.config.http import ErrorFormat
 from serve_app.errors import (
     InvalidRequestError,
@@ -69,8 +69,9 @@ _STATS_HOST_VARIABLE = "EMBEDDINGS_HAPROXY_STATS_HOST"
 # id otherwise.
 _REQUEST_RULES = f"""
     unique-id-format %[uuid]
-    http-request set-var(txn.request_id) req.hdr(x-request-id) if {{ req.hdr(x-request-id) -m reg ^{SANE_REQUEST_ID}$ }}
-    http-request set-var(txn.request_id) unique-id if !{{ var(txn.request_id) -m found }}
+    acl is_sane_id req.fhdr(x-request-id) -m reg ^{SANE_REQUEST_ID}$
+    http-request set-var(txn.request_id) req.fhdr(x-request-id) if is_sane_id
+    http-request set-var(txn.request_id) unique-id if !is_sane_id
     acl was_read var(txn.request_id) -m found
     acl has_id res.hdr(x-request-id) -m found
     http-after-response set-header x-request-id %[var(txn.request_id)] if was_read !has_id
@@ -133,13 +134,7 @@ def write_answers(folder: Path, *, error_format: ErrorFormat = "flat") -> None:
     """Write the files that a patched config refers to. With `auto`, they have the flat format."""
     shape: ErrorFormat = "openai" if error_format == "openai" else "flat"
     for status, error in _ERRORS.items():
-        (folder / f"{status}.http").write_bytes(_message(error, shape))
-
-
-def _message(error: ServiceError, error_format: ErrorFormat) -> bytes:
-    status, headers, body = error_reply(error, error_format=error_format, request_headers=())
-    head = b"".join(b"%b: %b\r\n" % header for header in headers)
-    return b"HTTP/1.1 %d %b\r\n%b\r\n%b" % (status, error.error.encode(), head, body)
+        (folder / f"{status}.http").write_bytes(error_message(error, error_format=shape))
 
 
 def main() -> None:

@@ -57,9 +57,8 @@ _ERRORS: dict[int, ServiceError] = {
 
 
 def middlewares() -> list[Middleware]:
-    """Return the middleware for Ray Serve. Without HAProxy, make its HTTP server use `uvicorn_protocol`."""
-    if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") != "1":
-        uvicorn_protocol.use()
+    """Return the middleware for Ray Serve, and make its HTTP server use `uvicorn_protocol`."""
+    uvicorn_protocol.use(behind_haproxy=os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1")
     return [Middleware(ProxyMiddleware, error_format=proxy_error_format(os.environ))]
 
 

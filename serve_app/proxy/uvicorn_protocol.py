@@ -1,13 +1,14 @@
-"""uvicorn's HTTP/1.1 protocol on h11, with limits on request heads and with errors in JSON.
+"""uvicorn's HTTP/1.1 protocols with errors in JSON, and with limits on request heads.
 
-Ray's default proxy uses this protocol. In front of an ingress replica, HAProxy does the same work.
+In an ingress replica behind HAProxy, `JsonProtocol` changes only uvicorn's own 400. Ray's default proxy talks to
+clients itself and uses `BoundedProtocol`:
 
 - Time. A timer runs while a head (the request line and the headers) or the rest of a rejected body is missing. When it
   expires, a 408 is sent if there is no response yet, and the connection is closed. uvicorn itself waits forever.
 - Size. h11 reads incomplete heads and trailers of up to 64 KiB. uvicorn's own limit is 16 KiB. The application has a
   lower limit for complete heads (`serve_app.api.middleware`).
 - Errors. Malformed data is a 400 in this server's format. So is a request whose client closes its sending side before
-  the response, as with HAProxy: most clients that do so have left.
+  the response, as with HAProxy: most clients that do so have left. Empty lines before a request are ignored.
 - Offers to upgrade to HTTP/2 are ignored. This is why the parser is h11: uvicorn's other parser, httptools, loses the
   body of such a request, and the JDK's HTTP client sends one first.
 
@@ -18,14 +19,17 @@ import asyncio
 import os
 import sys
 import uuid
+from importlib.metadata import version
 from typing import Any
 
 import h11
 import uvicorn
+from h11._receivebuffer import ReceiveBuffer
 from uvicorn.protocols.http import auto
-from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from serve_app.api.error_responses import error_reply
+from serve_app.api.error_responses import error_message
 from serve_app.errors import (
     HeadersTooLargeError,
     InvalidRequestError,
@@ -39,10 +43,17 @@ _HEAD_TIMEOUT_S = 30.0
 # Limit on the size of an incomplete head.
 _MAX_HEAD_BYTES = 65_536
 
-# The methods of uvicorn, not of asyncio, that `BoundedProtocol` overrides.
-_OVERRIDDEN = (
-    "handle_events", "send_400_response", "_should_upgrade", "_unsupported_upgrade_warning"
-)  # fmt: skip
+# What these protocols use or override of uvicorn and h11, apart from what asyncio defines.
+_USED: dict[object, tuple[str, ...]] = {
+    auto: ("AutoHTTPProtocol",),
+    HttpToolsProtocol: ("send_400_response",),
+    H11Protocol: (
+        "handle_events", "send_400_response", "_should_upgrade", "_unsupported_upgrade_warning",
+        "_unset_keepalive_if_required",
+    ),
+    ReceiveBuffer: ("_extract",),
+    h11.Connection(h11.SERVER): ("_receive_buffer",),
+}  # fmt: skip
 
 _INVALID = InvalidRequestError("The request is not valid HTTP.", "invalid_http")
 _HAS_LEFT = InvalidRequestError("The client closed its side of the connection.", "invalid_http")
@@ -54,21 +65,37 @@ _TOO_LARGE = HeadersTooLargeError(
 )
 
 
-def use() -> None:
-    """Make all uvicorn servers that are started in this process from now on use this protocol.
+def use(*, behind_haproxy: bool) -> None:
+    """Make all uvicorn servers that are started in this process from now on use these protocols.
 
     Raises:
-        RuntimeError: the installed uvicorn lacks a method that this protocol overrides.
+        RuntimeError: the installed uvicorn or h11 lacks something that these protocols use.
     """
-    if missing := [name for name in _OVERRIDDEN if not hasattr(H11Protocol, name)]:
+    used = [(source, name) for source, names in _USED.items() for name in names]
+    if missing := [name for source, name in used if not hasattr(source, name)]:
         raise RuntimeError(
-            f"uvicorn {uvicorn.__version__} is not supported: its H11Protocol lacks {', '.join(missing)}."
+            f"uvicorn {uvicorn.__version__} with h11 {version('h11')} is not supported: it has no "
+            f"{', '.join(missing)}."
         )
-    auto.AutoHTTPProtocol = BoundedProtocol
+    auto.AutoHTTPProtocol = JsonProtocol if behind_haproxy else BoundedProtocol
+
+
+def _message(error: ServiceError) -> bytes:
+    own = [(b"connection", b"close"), (b"x-request-id", uuid.uuid4().hex.encode())]
+    return error_message(error, error_format=proxy_error_format(os.environ), more=own)
+
+
+class JsonProtocol(HttpToolsProtocol):
+    """uvicorn's protocol on httptools with its own error in JSON."""
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002  # uvicorn's signature
+        """Send an error for data that httptools rejects, and close the connection."""
+        self.transport.write(_message(_INVALID))
+        self.transport.close()
 
 
 class BoundedProtocol(H11Protocol):
-    """The protocol of one connection. Upgrades to WebSocket are left to uvicorn."""
+    """uvicorn's protocol on h11 with limits. Upgrades to WebSocket are left to uvicorn."""
 
     _timer: asyncio.TimerHandle | None = None
 
@@ -88,6 +115,10 @@ class BoundedProtocol(H11Protocol):
 
     def handle_events(self) -> None:
         """Handle what was read, and start or stop the timer."""
+        data = self.conn.trailing_data[0]
+        if self.conn.their_state is h11.IDLE and data[:1] in {b"\r", b"\n"}:
+            # h11 rejects empty lines before a request. RFC 9112, section 2.2, asks to ignore them.
+            self.conn._receive_buffer._extract(len(data) - len(data.lstrip(b"\r\n")))
         super().handle_events()
         self._wait()
 
@@ -119,18 +150,11 @@ class BoundedProtocol(H11Protocol):
 
     def _refuse(self, error: ServiceError) -> None:
         """Send an error, unless a response has begun, and close the connection."""
+        message = _message(error)
+        if self.conn.our_state is h11.SEND_RESPONSE and self.scope["method"] == "HEAD":
+            message = message[: message.index(b"\r\n\r\n") + 4]
         if self.conn.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
-            status, headers, body = error_reply(
-                error, error_format=proxy_error_format(os.environ), request_headers=()
-            )
-            own = {b"connection": b"close", b"x-request-id": uuid.uuid4().hex.encode()}
-            response = h11.Response(
-                status_code=status,
-                headers=[*(dict(headers) | own).items()],
-                reason=STATUS_PHRASES[status],
-            )
-            for event in (response, h11.Data(data=body), h11.EndOfMessage()):
-                self.transport.write(self.conn.send(event) or b"")
+            self.transport.write(message)
         # The cycle is None before the first request.
         if not getattr(self.cycle, "response_complete", True):
             self.cycle.disconnected = True

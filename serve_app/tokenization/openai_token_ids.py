@@ -70,10 +70,11 @@ class Cl100k:
             PayloadTooLargeError: the texts exceed `max_bytes`.
             InvalidRequestError: an id is not in the encoding, or the encoding is not available.
         """
+        loading = asyncio.wrap_future(self._encoding)
+        # asyncio would log an exception that nobody retrieves because the request timed out.
+        loading.add_done_callback(lambda done: done.cancelled() or done.exception())
         try:
-            encoding = await asyncio.wait_for(
-                asyncio.shield(asyncio.wrap_future(self._encoding)), _LOAD_TIMEOUT_S
-            )
+            encoding = await asyncio.wait_for(asyncio.shield(loading), _LOAD_TIMEOUT_S)
         except Exception:
             raise InvalidRequestError(
                 f"This server cannot decode token ids because the {NAME} encoding file is missing. Send "

@@ -56,6 +56,19 @@ def test_a_backlog_expires_after_some_seconds(clock: Clock) -> None:
     assert report.report(1.0)[WAITING_S] == pytest.approx(1.0)
 
 
+def test_a_backlog_lasts_for_four_batches_of_a_slow_model(clock: Clock) -> None:
+    """Otherwise, two ingress replicas that take turns would not learn of each other."""
+    report = LoadReport(clock=clock)
+    report.record_backlog("one", 100)
+    report.computed(100, 15.0)
+
+    clock.now += 45
+    before = report.callers()
+    clock.now += 16
+
+    assert (before, report.callers()) == (("one",), ())
+
+
 def test_the_throughput_is_that_of_recent_batches(clock: Clock) -> None:
     """A model that was slow while it warmed up must not look slow forever."""
     report = LoadReport(clock=clock)

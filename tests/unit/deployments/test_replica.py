@@ -330,9 +330,10 @@ async def test_other_calls_are_accepted_beside_a_retry(build: Build, encoder: Fa
     assert [len(accepted(await call).vectors) for call in (retry, other)] == [1, 1]
 
 
-async def test_a_cancelled_retry_leaves_room_for_another(
+async def test_a_cancelled_retry_leaves_room_for_another_when_its_batch_has_ended(
     build: Build, encoder: FakeEncoder
 ) -> None:
+    """Until then, it may still end the process, and another retry would be taken for the cause."""
     replica = build()
     encoder.may_end.clear()
     cancelled = asyncio.create_task(replica.embed(call_of([1], is_retry=True)))
@@ -340,11 +341,14 @@ async def test_a_cancelled_retry_leaves_room_for_another(
 
     cancelled.cancel()
     await asyncio.wait([cancelled])
+    before = await replica.embed(call_of([2], is_retry=True))
     encoder.may_end.set()
-    answer = await replica.embed(call_of([2], is_retry=True))
+    await until(lambda: not replica._has_retry)
+    after = await replica.embed(call_of([2], is_retry=True))
 
     assert cancelled.cancelled()
-    assert len(accepted(answer).vectors) == 1
+    assert before == ReplicaRejected()
+    assert len(accepted(after).vectors) == 1
 
 
 # The end of a replica.

@@ -158,7 +158,7 @@ def test_a_dead_replica_is_503_with_retry_after(tmp_path: Path) -> None:
     head, _, body = (tmp_path / "502.http").read_bytes().partition(b"\r\n\r\n")
 
     lines = head.decode().lower().splitlines()
-    assert lines[0] == "http/1.1 503 model is unavailable"
+    assert lines[0] == "http/1.1 503 service unavailable"
     assert {"content-type: application/json", "retry-after: 1"} <= set(lines)
     assert f"content-length: {len(body)}" in lines
     assert json.loads(body)["error"] == "Model is unavailable"

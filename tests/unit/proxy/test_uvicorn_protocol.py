@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http import auto
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from serve_app.proxy.uvicorn_protocol import BoundedProtocol, use
+from serve_app.proxy.uvicorn_protocol import BoundedProtocol, JsonProtocol, use
 from tests.support.http import FLAT_ERROR_KEYS
 
 BODY = b'{"input": "a text"}'
@@ -78,10 +78,10 @@ def slow_port() -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def serving(app: Any) -> Iterator[int]:
-    """Run an application with the tested protocol on uvloop, like Ray Serve's replicas."""
+def serving(app: Any, protocol: type = BoundedProtocol) -> Iterator[int]:
+    """Run an application with a protocol on uvloop, like Ray Serve's replicas."""
     listener = socket.create_server(("127.0.0.1", 0))
-    config: Any = uvicorn.Config(app, http=BoundedProtocol, lifespan="off", log_config=None)
+    config: Any = uvicorn.Config(app, http=protocol, lifespan="off", log_config=None)
     server = uvicorn.Server(config)
     thread = threading.Thread(
         target=lambda: uvloop.run(server.serve(sockets=[listener])), daemon=True
@@ -92,10 +92,10 @@ def serving(app: Any) -> Iterator[int]:
     thread.join(timeout=10)
 
 
-def exchange(port: int, *pieces: bytes, responses: int = 1) -> bytes:
+def exchange(port: int, *pieces: bytes, responses: int = 1, timeout_s: float = 10) -> bytes:
     """Send pieces over one connection, and return the data received up to a number of echoed bodies."""
     received = b""
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=timeout_s) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for piece in pieces:
             connection.sendall(piece)
@@ -202,6 +202,39 @@ def test_a_client_that_closes_its_sending_side_gets_an_error(
 
     assert response.startswith(b"HTTP/1.1 400")
     assert code_of(response) == "invalid_http"
+
+
+@pytest.mark.parametrize(
+    ("message", "closes"),
+    [
+        (b"HEAD / HTTP/1.1\r\nHost: test\r\n\r\n", True),
+        (b"HEAD / HTTP/1.1\r\nHost: test\r\n" + CHUNKED + b"\r\nzz\r\n", False),
+    ],
+    ids=["half-closed", "malformed"],
+)
+def test_an_error_for_a_head_request_has_no_body(
+    slow_port: int, message: bytes, *, closes: bool
+) -> None:
+    with socket.create_connection(("127.0.0.1", slow_port), timeout=10) as connection:
+        connection.sendall(message)
+        if closes:
+            connection.shutdown(socket.SHUT_WR)
+        response = connection.recv(65536)
+
+    assert response.startswith(b"HTTP/1.1 400")
+    assert response.endswith(b"\r\n\r\n")
+
+
+def test_empty_lines_between_requests_are_ignored(port: int) -> None:
+    response = exchange(port, b"\r\n" + request(LENGTH) + b"\r\n\n" + request(LENGTH), responses=2)
+
+    assert response.count(b"HTTP/1.1") == response.count(b"HTTP/1.1 200") == 2
+
+
+def test_an_empty_line_after_a_request_gets_no_response(slow_port: int) -> None:
+    response = exchange(slow_port, request(LENGTH) + b"\r\n", responses=2, timeout_s=1)
+
+    assert response.count(b"HTTP/1.1") == 1
 
 
 def test_a_client_that_closes_an_idle_connection_gets_nothing(slow_port: int) -> None:
@@ -375,18 +408,32 @@ def test_malformed_data_does_not_drop_the_previous_response(slow_port: int, bad:
 
 
 def test_another_uvicorn_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(H11Protocol, "send_400_response")
+    monkeypatch.delattr(H11Protocol, "handle_events")
 
-    with pytest.raises(RuntimeError, match=r"uvicorn [\d.]+ .* lacks send_400_response"):
-        use()
+    with pytest.raises(RuntimeError, match=r"uvicorn [\d.]+ .* it has no handle_events\."):
+        use(behind_haproxy=True)
 
 
-def test_uvicorn_uses_the_protocol(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("behind_haproxy", "protocol"), [(False, BoundedProtocol), (True, JsonProtocol)]
+)
+def test_uvicorn_uses_the_protocol(
+    monkeypatch: pytest.MonkeyPatch, *, behind_haproxy: bool, protocol: type
+) -> None:
     monkeypatch.setattr(auto, "AutoHTTPProtocol", H11Protocol)
 
-    use()
+    use(behind_haproxy=behind_haproxy)
 
-    assert auto.AutoHTTPProtocol is BoundedProtocol
+    assert auto.AutoHTTPProtocol is protocol
+
+
+def test_behind_haproxy_malformed_data_gets_json() -> None:
+    """HAProxy forwards control characters in headers."""
+    with serving(echo, JsonProtocol) as port:
+        response = exchange(port, b"GET / HTTP/1.1\r\nHost: test\r\nX-A: a\x01b\r\n\r\n")
+
+    assert response.startswith(b"HTTP/1.1 400 Bad Request")
+    assert code_of(response) == "invalid_http"
 
 
 def test_no_writes_after_a_client_has_disconnected(
