@@ -17,6 +17,11 @@ from serve_app.token_budget import split_by_budget
 logger = logging.getLogger("ray.serve.embeddings")
 
 
+# Most inputs in a call. Their vectors are one message, which Ray Serve limits to 64 MiB (throughput.env): with 4,096
+# dimensions, these are 32 MiB.
+MAX_INPUTS = 2048
+
+
 @dataclass(frozen=True, slots=True)
 class EmbedChunk:
     """Inputs of one request that are sent to a replica together.
@@ -35,9 +40,14 @@ class EmbedChunk:
 def split(inputs: TokenizedInputs, *, chunk_tokens: int, request_id: str) -> list[EmbedChunk]:
     """Split a request into chunks in input order.
 
-    A chunk has at most `chunk_tokens` tokens, unless a single input is longer.
+    A chunk has at most `chunk_tokens` tokens, unless a single input is longer, and at most
+    `MAX_INPUTS` inputs.
     """
-    runs = split_by_budget(inputs.lengths, budget=chunk_tokens)
+    runs = [
+        slice(start, min(start + MAX_INPUTS, run.stop))
+        for run in split_by_budget(inputs.lengths, budget=chunk_tokens)
+        for start in range(run.start, run.stop, MAX_INPUTS)
+    ]
     if len(runs) == 1:
         return [EmbedChunk(inputs, request_id)]
     ends = np.concatenate([[0], np.cumsum(inputs.lengths, dtype=np.int64)])

@@ -52,7 +52,7 @@ from operator import attrgetter
 from typing import Protocol
 
 from serve_app.dispatch.admission import Admission
-from serve_app.dispatch.chunks import EmbedChunk, pack, poison_pill
+from serve_app.dispatch.chunks import MAX_INPUTS, EmbedChunk, pack, poison_pill
 from serve_app.dispatch.drain_rate import DrainRate
 from serve_app.messages import EmbedCall, EmbedResult
 
@@ -314,16 +314,18 @@ class CallQueue:
 def _fill_call(waiting: Iterable[_Ticket], *, budget: int) -> tuple[list[_Ticket], bool]:
     """Return the chunks of one call, and whether the call is full.
 
-    A call has at most one chunk of each request. A retried chunk is a call of its own.
+    A call has at most one chunk of each request, and at most `MAX_INPUTS` inputs. A retried chunk is a
+    call of its own.
     """
     tickets: list[_Ticket] = []
     requests: set[int] = set()
-    tokens = 0
+    tokens = inputs = 0
     for ticket in waiting:
         if ticket.request in requests:
             continue
         tokens += ticket.tokens
-        if tickets and (ticket.deaths or tokens > budget):
+        inputs += len(ticket.chunk.inputs)
+        if tickets and (ticket.deaths or tokens > budget or inputs > MAX_INPUTS):
             return tickets, True
         tickets.append(ticket)
         requests.add(ticket.request)

@@ -61,6 +61,16 @@ def test_chunks_are_filled_in_input_order() -> None:
     assert [chunk.first_input for chunk in chunks] == [0, 2, 3, 4]
 
 
+def test_a_chunk_has_a_limited_number_of_inputs() -> None:
+    """The vectors of a call have to fit one message."""
+    packed = tokenized(*[[7]] * 5000)
+
+    chunks = split(packed, chunk_tokens=10_000, request_id="an-id")
+
+    assert [len(chunk.inputs) for chunk in chunks] == [2048, 2048, 904]
+    assert [chunk.first_input for chunk in chunks] == [0, 2048, 4096]
+
+
 @given(requests, budgets)
 def test_splitting_keeps_each_input_and_respects_the_limit(
     inputs: list[list[int]], chunk_tokens: int

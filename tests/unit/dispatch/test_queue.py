@@ -344,6 +344,22 @@ async def test_a_call_is_cancelled_once_nobody_waits_for_it() -> None:
     bench.assert_empty()
 
 
+async def test_a_call_has_a_limited_number_of_inputs() -> None:
+    """Their vectors have to fit one message."""
+    bench = Bench(budget=10_000)
+    blocking = await bench.send(1)
+    inputs = tokenized(*[[1]] * 1500)
+    large = [
+        asyncio.create_task(bench.queue.send([EmbedChunk(inputs, "an-id")])) for _ in range(2)
+    ]
+    await settle()
+
+    await bench.end_all()
+    await asyncio.gather(blocking, *large)
+
+    assert [len(call) for call in bench.caller.calls] == [1, 1500, 1500]
+
+
 async def test_an_error_reaches_exactly_the_requests_of_its_call() -> None:
     bench = Bench(max_in_flight=2)
     failed, answered = await bench.send(1), await bench.send(2)
