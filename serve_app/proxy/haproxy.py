@@ -12,6 +12,7 @@ Ray Serve has written, then replaces itself with HAProxy. What the patches chang
 - The ingress replicas' HTTP parser rejects unknown methods, and stops at an offer to upgrade to HTTP/2. So an unknown
   method becomes PATCH, which no operation has, and the offer is dropped. Offers to upgrade to WebSocket are kept for
   other applications.
+- A client that reads nothing of its response for a minute is disconnected.
 - The pages for operators are bound to localhost. Ray Serve binds them to all addresses.
 
 HAProxy answers itself, in HTML and without a request id, what its parser rejects before there is a request; docs/api.md
@@ -45,6 +46,8 @@ from serve_app.proxy.environment import haproxy_binary, proxy_error_format
 _MAX_HEADERS = 2000
 # Time limit, in seconds, for a request's head and for the part of its body that HAProxy buffers.
 _REQUEST_TIMEOUT_S = 30
+# Time, in seconds, after which a client that reads nothing of its response is disconnected.
+_READ_TIMEOUT_S = 60
 
 _UNAVAILABLE = UnavailableError("No replica is available.", "model_unavailable", retry_after_s=1)
 _NOT_FOUND = NotFoundError("Path not found.", "not_found")
@@ -121,7 +124,9 @@ def _patches(config: str, folder: Path, stats_host: str) -> dict[str, str]:
             f"    timeout http-request {_REQUEST_TIMEOUT_S}s"
         ),
         r"^    errorfile .*(\n    errorfile .*)*$": errors,
-        r"^frontend http_frontend$": r"\g<0>" + _REQUEST_RULES.rstrip(),
+        r"^frontend http_frontend\n    bind \S+$": (
+            rf"\g<0> tcp-ut {_READ_TIMEOUT_S}s{_REQUEST_RULES.rstrip()}"
+        ),
         r"^    http-request return status 404 content-type text/plain .*$": (
             f"    http-request return status {unknown_path} default-errorfiles"
         ),

@@ -9,6 +9,8 @@ clients itself and uses `BoundedProtocol`:
   lower limit for complete heads (`serve_app.api.middleware`).
 - Errors. Malformed data is a 400 in this server's format. So is a request whose client closes its sending side before
   the response, as with HAProxy: most clients that do so have left. Empty lines before a request are ignored.
+- A client that reads nothing of its response for a minute is disconnected. Otherwise, it could keep many responses in
+  memory.
 - Offers to upgrade to HTTP/2 are ignored. This is why the parser is h11: uvicorn's other parser, httptools, loses the
   body of such a request, and the JDK's HTTP client sends one first.
 
@@ -17,6 +19,7 @@ h11 takes 0.09 ms more than httptools for each request. This module does not dep
 
 import asyncio
 import os
+import socket
 import sys
 import uuid
 from importlib.metadata import version
@@ -40,6 +43,8 @@ from serve_app.proxy.environment import proxy_error_format
 
 # Time limit for a head, in seconds.
 _HEAD_TIMEOUT_S = 30.0
+# Time, in seconds, after which a client that reads nothing of its response is disconnected.
+_READ_TIMEOUT_S = 60.0
 # Limit on the size of an incomplete head.
 _MAX_HEAD_BYTES = 65_536
 
@@ -106,6 +111,10 @@ class BoundedProtocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn's signature
         """Start the timer for the first request."""
         super().connection_made(transport)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # on Linux
+            connection = transport.get_extra_info("socket")
+            timeout_ms = round(1000 * _READ_TIMEOUT_S)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ms)
         self._wait()
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -349,9 +349,7 @@ async def test_a_call_has_a_limited_number_of_inputs() -> None:
     bench = Bench(budget=10_000)
     blocking = await bench.send(1)
     inputs = tokenized(*[[1]] * 1500)
-    large = [
-        asyncio.create_task(bench.queue.send([EmbedChunk(inputs, "an-id")])) for _ in range(2)
-    ]
+    large = [asyncio.create_task(bench.queue.send([EmbedChunk(inputs, "an-id")])) for _ in range(2)]
     await settle()
 
     await bench.end_all()

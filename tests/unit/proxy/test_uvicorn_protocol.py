@@ -17,6 +17,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from serve_app.proxy.uvicorn_protocol import BoundedProtocol, JsonProtocol, use
 from tests.support.http import FLAT_ERROR_KEYS
+from tests.support.server import wait_for
 
 BODY = b'{"input": "a text"}'
 OFFER = (
@@ -405,6 +406,28 @@ def test_malformed_data_does_not_drop_the_previous_response(slow_port: int, bad:
     assert received.startswith(b"HTTP/1.1 200 ")
     assert BODY in received
     assert code_of(received) == "invalid_http"
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="needs Linux")
+def test_a_client_that_does_not_read_is_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve_app.proxy.uvicorn_protocol._READ_TIMEOUT_S", 0.5)
+    protocols: list[BoundedProtocol] = []
+
+    class Recorded(BoundedProtocol):
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            protocols.append(self)
+
+    body = b"a" * 20_000_000
+    with serving(echo, Recorded) as port, socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", port))
+        connection.sendall(request(b"Content-Length: %d\r\n" % len(body), body=body))
+        wait_for(
+            lambda: protocols[0] not in protocols[0].connections,
+            timeout_s=20,
+            what="the connection is closed",
+        )
 
 
 def test_another_uvicorn_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
