@@ -293,7 +293,7 @@ def read_priority(sent: str | None, *, name: str) -> Priority | None:
         return None
     known: tuple[Priority, ...] = get_args(Priority)
     for priority in known:
-        if sent.strip().lower() == priority:
+        if str(sent).strip().lower() == priority:  # Python callers can pass any type
             return priority
     raise InvalidRequestError(f"{name} must be {' or '.join(known)}.", "invalid_priority", name)
 

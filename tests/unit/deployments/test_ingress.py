@@ -317,11 +317,12 @@ async def test_every_python_call_has_an_id_of_its_own(
     assert len(set(ids)) == 2
 
 
-async def test_an_unknown_priority_is_an_error_that_names_it(build: Build) -> None:
+@pytest.mark.parametrize("priority", ["urgent", 5])
+async def test_an_unknown_priority_is_an_error_that_names_it(build: Build, priority: Any) -> None:
     ingress = build()
 
     with pytest.raises(errors.InvalidRequestError) as raised:
-        await ingress.embed("a", priority="urgent")  # type: ignore[arg-type]
+        await ingress.embed("a", priority=priority)
 
     assert (raised.value.code, raised.value.param) == ("invalid_priority", "priority")
 
