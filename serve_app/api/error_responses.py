@@ -68,7 +68,7 @@ def error_reply(
     return error.status, headers, body
 
 
-def error_message(error: ServiceError, *, error_format: ErrorFormat, more: Headers = ()) -> bytes:
+def raw_error_reply(error: ServiceError, *, error_format: ErrorFormat, more: Headers = ()) -> bytes:
     """Return an error as a whole HTTP/1.1 response. `auto` means `flat`.
 
     Args:

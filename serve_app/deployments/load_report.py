@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 from serve_app.deployments.autoscaling import BUSY, WAITING_S
 
-# A reported backlog expires after this many seconds, and at the earliest after this many times the
-# last batch, or the last report of an ingress replica that died would count forever.
+# A reported backlog expires after this many seconds, or after this many times the duration of the last
+# batch if that is longer. Otherwise, the report of an ingress replica that died would count forever.
 _BACKLOG_S, _BACKLOG_BATCHES = 10.0, 4
 # Time constant of the throughput average, in seconds of inference.
 _MEMORY_S = 10.0

@@ -18,8 +18,9 @@ The virtual clock counts the tokens that were sent. The first chunk of a request
 of its arrival. Each later chunk starts later than its predecessor, by `_PACE` times the
 predecessor's tokens, so that requests that arrive later find room between the chunks of a large one:
 they can take up to half of the tokens sent without delaying it, and take two thirds if they alone
-could keep the replicas busy. This is start-time fair queueing in which each request is a flow. The clock never stands
-still while tokens are sent, so a steady stream of new requests cannot starve an old one.
+could keep the replicas busy. This is start-time fair queueing in which each request is a flow. The
+clock never stands still while tokens are sent, so a steady stream of new requests cannot starve an
+old one.
 
 Two events move a chunk from in flight back to waiting:
 

@@ -31,7 +31,7 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from serve_app.api.error_responses import SANE_REQUEST_ID, error_message
+from serve_app.api.error_responses import SANE_REQUEST_ID, raw_error_reply
 from serve_app.config.http import ErrorFormat
 from serve_app.errors import (
     InvalidRequestError,
@@ -105,7 +105,7 @@ def patch_config(config: str, folder: Path, *, stats_host: str = "127.0.0.1") ->
         if matches != 1:
             raise UnsupportedConfigError(
                 f"Ray {version('ray')} is not supported with HAProxy: its HAProxy config has {matches} matches of "
-                f"{pattern!r} instead of one. Use Ray's default proxy (RAY_SERVE_ENABLE_HA_PROXY=0), or the version of "
+                f"'{pattern}' instead of one. Use Ray's default proxy (RAY_SERVE_ENABLE_HA_PROXY=0), or the version of "
                 "Ray that this server requires."
             )
     return f"{_PATCHED}\n{config}"
@@ -139,7 +139,7 @@ def write_answers(folder: Path, *, error_format: ErrorFormat = "flat") -> None:
     """Write the files that a patched config refers to. With `auto`, they have the flat format."""
     shape: ErrorFormat = "openai" if error_format == "openai" else "flat"
     for status, error in _ERRORS.items():
-        (folder / f"{status}.http").write_bytes(error_message(error, error_format=shape))
+        (folder / f"{status}.http").write_bytes(raw_error_reply(error, error_format=shape))
 
 
 def main() -> None:

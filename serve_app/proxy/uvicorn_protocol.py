@@ -14,7 +14,8 @@ clients itself and uses `BoundedProtocol`:
 - Offers to upgrade to HTTP/2 are ignored. This is why the parser is h11: uvicorn's other parser, httptools, loses the
   body of such a request, and the JDK's HTTP client sends one first.
 
-h11 takes 0.09 ms more than httptools for each request. This module does not depend on the application.
+For a short request, h11 takes 0.09 ms of processor time, and httptools 0.03 ms. This module does not depend on the
+application.
 """
 
 import asyncio
@@ -32,7 +33,7 @@ from uvicorn.protocols.http import auto
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from serve_app.api.error_responses import error_message
+from serve_app.api.error_responses import raw_error_reply
 from serve_app.errors import (
     HeadersTooLargeError,
     InvalidRequestError,
@@ -87,7 +88,7 @@ def use(*, behind_haproxy: bool) -> None:
 
 def _message(error: ServiceError) -> bytes:
     own = [(b"connection", b"close"), (b"x-request-id", uuid.uuid4().hex.encode())]
-    return error_message(error, error_format=proxy_error_format(os.environ), more=own)
+    return raw_error_reply(error, error_format=proxy_error_format(os.environ), more=own)
 
 
 class JsonProtocol(HttpToolsProtocol):
@@ -115,12 +116,12 @@ class BoundedProtocol(H11Protocol):
             connection = transport.get_extra_info("socket")
             timeout_ms = round(1000 * _READ_TIMEOUT_S)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ms)
-        self._wait()
+        self._update_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the timer."""
         super().connection_lost(exc)
-        self._wait()
+        self._update_timer()
 
     def handle_events(self) -> None:
         """Handle what was read, and start or stop the timer."""
@@ -129,9 +130,9 @@ class BoundedProtocol(H11Protocol):
             # h11 rejects empty lines before a request. RFC 9112, section 2.2, asks to ignore them.
             self.conn._receive_buffer._extract(len(data) - len(data.lstrip(b"\r\n")))
         super().handle_events()
-        self._wait()
+        self._update_timer()
 
-    def _wait(self) -> None:
+    def _update_timer(self) -> None:
         """Let the timer run while the client has to send more, unless uvicorn's keep-alive timer runs."""
         if self._has_begun_a_head():
             self._unset_keepalive_if_required()
@@ -172,7 +173,7 @@ class BoundedProtocol(H11Protocol):
 
     def _should_upgrade(self) -> bool:
         # Only a GET may become a WebSocket. Other methods have a body, which must be read.
-        return super()._should_upgrade() if self.scope["method"] == "GET" else False
+        return self.scope["method"] == "GET" and super()._should_upgrade()
 
     def _unsupported_upgrade_warning(self) -> None:
         """Log nothing: a server may ignore an offer."""

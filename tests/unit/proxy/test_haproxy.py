@@ -98,12 +98,12 @@ def test_haproxy_accepts_the_patched_config(
 )
 def test_a_config_of_another_ray_is_an_error(tmp_path: Path, running: str, text: str) -> None:
     """The error names Ray's version and the line that the patch looks for."""
-    first = text.split()[-1].replace(".", r"\.")
+    last_word = text.split()[-1].replace(".", r"\.")  # the error has a regular expression
 
     with pytest.raises(UnsupportedConfigError, match=r"Ray [\d.]+ is not supported") as error:
         patch_config(running.replace(text, "another"), tmp_path)
 
-    assert first in str(error.value).replace("\\\\", "\\")
+    assert last_word in str(error.value)
 
 
 def test_a_config_with_a_line_twice_is_an_error(tmp_path: Path, running: str) -> None:
